@@ -1,0 +1,283 @@
+"""The small sealed objects of a store, one class each; docs/format.md lists their fields.
+
+All are frozen, keyword-only and compared by value. Times are UTC in ISO 8601
+with a ``Z`` and are for people: nothing is ever ordered or decided by them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from holdfast.ids import Digest, ObjectName, Order, RecordAddress, RecordId, RunNumber
+
+
+class _Sealed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all small objects share."""
+
+
+class Kind(StrEnum):
+    """Why a checkpoint was made."""
+
+    REGULAR = "regular"
+    BEST = "best"
+    PREEMPTED = "preempted"
+    FAILED = "failed"
+    MANUAL = "manual"
+    FINAL = "final"
+    REDUCED = "reduced"
+    IMPORTED = "imported"
+
+
+class MarkKind(StrEnum):
+    """A fact about a record that came after it."""
+
+    GOOD = "good"
+    VERIFIED = "verified"
+    PINNED = "pinned"
+    UNPINNED = "unpinned"
+    QUARANTINED = "quarantined"
+    NOTE = "note"
+    METRIC = "metric"
+    FINAL = "final"
+
+
+class Owner(_Sealed):
+    """The process behind a launch, a hold or a sweep; enough to tell whether it is still there."""
+
+    host: str
+    boot: str
+    """The kernel's boot id: another one means that every process of that host is gone."""
+    pid: int
+    started: str
+    """Start time of the process in kernel ticks, so that a recycled pid is not taken for it."""
+
+
+class Target(_Sealed):
+    """A record as other objects name it."""
+
+    run: int
+    launch: int
+    timeline: int
+    step: int
+    id: str
+
+    @classmethod
+    def of(cls, address: RecordAddress) -> Target:
+        """From an address."""
+        return cls(run=int(address.run), id=str(address.id), **address.order._asdict())
+
+    @property
+    def address(self) -> RecordAddress:
+        """As an address."""
+        order = Order(self.launch, self.timeline, self.step)
+        return RecordAddress(RunNumber(self.run), order, RecordId(self.id))
+
+
+class StoreInfo(_Sealed):
+    """``holdfast.json``: what makes a folder a store."""
+
+    id: str
+    created: str
+
+
+class RunInfo(_Sealed):
+    """``catalog/runs/<number>/run.json``: its creation claims the number."""
+
+    number: int
+    name: str | None
+    created: str
+    forked_from: Target | None = None
+    job: str | None = None
+    """The launcher's job token that created the run."""
+    config: dict[str, Any] = {}
+    config_digest: str | None = None
+    attempt: str
+    """Nonce of the creator, so that it knows its own object after a lost answer."""
+
+
+class LaunchInfo(_Sealed):
+    """``launches/<number>.json``: one start of the job; its creation fences every older one."""
+
+    run: int
+    number: int
+    created: str
+    owner: Owner
+    job: str | None = None
+    command: list[str] = []
+    policies: dict[str, str] = {}
+    """The save and keep policies as text, so that other processes can explain them."""
+    environment: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    config_digest: str | None = None
+    attempt: str
+
+
+class StartInfo(_Sealed):
+    """``launches/<number>.<timeline>.json``: a completed restore (or a fresh start) within a launch.
+
+    The head of a run hangs on these as well as on records, so lineage does not wait for the first save.
+    """
+
+    run: int
+    launch: int
+    timeline: int
+    created: str
+    resumed_from: Target | None
+    """None: started from zero."""
+    why: str
+    attempt: str
+
+
+class Hold(_Sealed):
+    """``holds/<id>.json``: a save in flight (``publishes`` set) or a reader at work (``publishes`` None)."""
+
+    run: int
+    created: str
+    owner: Owner
+    publishes: Target | None
+    reads: list[Target] = []
+    """Records whose segments may be reused (a save) or are being read (a reader)."""
+    reads_shared: bool = False
+    """Whether any pack of ``data/shared`` may be reused."""
+    attempt: str
+
+
+class Aborted(_Sealed):
+    """Lies under a record's name: that save was given up by somebody who won the race for the name."""
+
+    run: int
+    launch: int
+    timeline: int
+    step: int
+    id: str
+    created: str
+    by: Owner
+    saver: Owner | None
+    reason: str
+    attempt: str
+
+
+class Exactness(_Sealed):
+    """Whether one side of the state resumes bit for bit, and if not, why."""
+
+    exact: bool
+    reason: str
+
+
+class Sizes(_Sealed):
+    """Bytes of one save: of the state, not seen before, and as stored after the codec."""
+
+    logical: int
+    new: int
+    stored: int
+
+
+class Timing(_Sealed):
+    """Seconds of one save, by the monotonic clock."""
+
+    stall: float
+    staging: float
+    hashing: float
+    writing: float
+
+
+class Record(_Sealed):
+    """The commit point: a checkpoint exists if and only if its record does."""
+
+    id: str
+    run: int
+    launch: int
+    timeline: int
+    step: int
+    """Completed optimizer steps."""
+    epoch: int | None = None
+    parent: Target | None
+    created: str
+    kind: Kind
+    reason: str
+    """Which policy or call asked for it."""
+    metrics: dict[str, Any] = {}
+    manifest: str
+    """Digest of the manifest head, 64 hexadecimal digits."""
+    packs: list[str] = []
+    """Packs that held the segments when this was written: a hint, never trusted."""
+    tensors: int
+    bytes: Sizes
+    world: int = 1
+    exactness: dict[str, Exactness] = {}
+    anomalies: list[str] = []
+    """What looked wrong at the save: bit-identical to the parent, NaN inside, keys lost."""
+    timing: Timing
+    codec: str
+    survives: str = "nothing"
+    environment: dict[str, str] = {}
+    config_digest: str | None = None
+    owner: Owner
+    attempt: str
+
+    @property
+    def address(self) -> RecordAddress:
+        """Where it lies."""
+        order = Order(self.launch, self.timeline, self.step)
+        return RecordAddress(RunNumber(self.run), order, RecordId(self.id))
+
+    @property
+    def manifest_digest(self) -> Digest:
+        """The manifest's digest."""
+        return Digest.parse(self.manifest)
+
+    @property
+    def name(self) -> ObjectName:
+        """Its object name."""
+        return self.address.name
+
+
+class Mark(_Sealed):
+    """``marks/<record>/<kind>-<nonce>.json``: append-only facts about a record."""
+
+    kind: MarkKind
+    target: Target
+    created: str
+    by: str
+    data: dict[str, Any] = {}
+    attempt: str
+
+
+class Tag(_Sealed):
+    """``catalog/tags/<name>.json``: a name that does not move."""
+
+    tag: str
+    target: Target
+    created: str
+    note: str = ""
+    attempt: str
+
+
+class Event(_Sealed):
+    """One line of a journal."""
+
+    time: str
+    kind: str
+    message: str
+    data: dict[str, Any] = {}
+
+
+class Batch(_Sealed):
+    """``journal/<writer>/<n>.json``: what happened, in order, by one writer."""
+
+    run: int
+    writer: str
+    number: int
+    events: list[Event]
+
+
+class Sweep(_Sealed):
+    """``catalog/sweeps/<id>.json``: tombstones of one sweeper for the objects that it means to delete."""
+
+    id: str
+    created: str
+    owner: Owner
+    objects: list[str]

@@ -1,0 +1,86 @@
+"""Small objects as sealed JSON: readable by people, and every bit of them is covered.
+
+A sealed object is UTF-8 JSON, two spaces of indent, fields in the order of
+their declaration, and ends in exactly ``  "seal": "<64 hex>"\\n}\\n``. The seal
+is the BLAKE3 digest of every byte before that last line, so no canonical form
+is needed to check it. The object states its own name, so two objects that were
+swapped are found too. Source: docs/format.md, "Small objects".
+
+Example:
+    >>> from holdfast.ids import ObjectName
+    >>> from holdfast.records import StoreInfo
+    >>> info = StoreInfo(id="00ff00ff00ff00ff", created="2026-01-01T00:00:00Z")
+    >>> data = seal(ObjectName("holdfast.json"), info)
+    >>> unseal(ObjectName("holdfast.json"), data, StoreInfo) == info
+    True
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, TypeVar, cast
+
+import msgspec
+from blake3 import blake3
+
+from holdfast import values
+from holdfast.errors import Corrupt, UnknownFormat
+from holdfast.ids import ObjectName
+
+FORMAT = 0
+"""The format version that this package writes."""
+
+READABLE = frozenset({0})
+"""The format versions that this package reads."""
+
+_TAIL = re.compile(rb'  "seal": "([0-9a-f]{64})"\n}\n')
+_TAIL_LENGTH = len('  "seal": ""\n}\n') + 64
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def seal(name: ObjectName, content: msgspec.Struct) -> bytes:
+    """The bytes of a small object: ``content`` with its type, format and name, sealed."""
+    fields = {"format": FORMAT, "type": _type_of(type(content)), "name": str(name)}
+    fields |= {key: values.encode(value) for key, value in msgspec.to_builtins(content).items()}
+    body = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False)[:-2].encode() + b",\n"
+    return body + b'  "seal": "' + blake3(body).hexdigest().encode() + b'"\n}\n'
+
+
+def unseal(name: ObjectName, data: bytes, type_: type[T] | tuple[type[T], ...]) -> T:
+    """The content of a small object, checked: seal first, then format, name, type and every field.
+
+    Raises:
+        Corrupt: the seal does not match, the object belongs elsewhere, or a field is malformed.
+        UnknownFormat: the seal is right, but the format is not one that this version reads.
+    """
+    fields = _checked(name, data)
+    types = {_type_of(t): t for t in (type_ if isinstance(type_, tuple) else (type_,))}
+    found = types.get(fields.pop("type", None))
+    if found is None:
+        raise Corrupt(f"{name} is sealed but is no {' or '.join(types)}; an object was moved here by hand")
+    try:
+        decoded = {key: values.decode(value) for key, value in fields.items()}
+        return cast(T, msgspec.convert(decoded, found, strict=True))
+    except (msgspec.ValidationError, ValueError) as error:
+        raise Corrupt(f"{name} is sealed but malformed: {error}") from error
+
+
+def _checked(name: ObjectName, data: bytes) -> dict[str, Any]:
+    body, tail = data[:-_TAIL_LENGTH], _TAIL.fullmatch(data[-_TAIL_LENGTH:])
+    if tail is None or blake3(body).hexdigest().encode() != tail[1]:
+        raise Corrupt(f"{name} does not match its seal; run 'holdfast verify' to see what still holds")
+    fields: dict[str, Any] = json.loads(data)
+    fields.pop("seal")
+    version = fields.pop("format", None)
+    if version not in READABLE:
+        raise UnknownFormat(f"{name} has format {version!r}; this holdfast reads {sorted(READABLE)}; upgrade holdfast")
+    stated = fields.pop("name", None)
+    if stated != name:
+        raise Corrupt(f"{name} says that it is {stated!r}; objects were swapped or renamed")
+    return fields
+
+
+def _type_of(type_: type[msgspec.Struct]) -> str:
+    return type_.__name__.lower()
