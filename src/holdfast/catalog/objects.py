@@ -1,0 +1,101 @@
+"""Reading and creating small sealed objects: what is damaged is collected, what is one's own is recognised.
+
+"Exists" on create is not yet an answer: the object may be one's own, after an
+answer that was lost on the way. So it is read back and compared, and every
+small object carries a nonce of its attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from holdfast.errors import Damaged, ObjectExists, ObjectMissing
+from holdfast.ids import ObjectName
+from holdfast.seals import seal, unseal
+from holdfast.storage.protocol import Storage
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+READERS = 16
+"""Small objects read at once where a read has latency."""
+
+
+class DamagedObject(NamedTuple):
+    """A small object that could not be read, and why."""
+
+    name: ObjectName
+    error: Damaged
+
+
+def create_once(storage: Storage, name: ObjectName, content: msgspec.Struct) -> None:
+    """Creates a small object, durably; safe to repeat with the same content, whose nonce tells it from others'.
+
+    Raises:
+        ObjectExists: another attempt's object has the name.
+        StorageError: not known to be created; repeat with the same content.
+    """
+    data = seal(name, content)
+    try:
+        storage.create(name, data)
+    except ObjectExists:
+        if not _is_mine(storage, name, data):
+            raise
+
+
+def _is_mine(storage: Storage, name: ObjectName, data: bytes) -> bool:
+    try:
+        return storage.read(name) == data
+    except ObjectMissing:
+        return False
+
+
+def load(storage: Storage, name: ObjectName, type_: type[T]) -> T:
+    """One small object, checked.
+
+    Raises:
+        ObjectMissing: no such object.
+        Damaged: its seal, format or fields are wrong.
+    """
+    return unseal(name, storage.read(name), type_)
+
+
+def load_each(
+    storage: Storage, names: Iterable[ObjectName], type_: type[T] | tuple[type[T], ...]
+) -> tuple[list[T], list[DamagedObject]]:
+    """Those of ``names`` that could be read, in order, and those that are damaged; vanished ones are left out."""
+    wanted = list(names)
+    found: list[T] = []
+    damaged: list[DamagedObject] = []
+    for name, data in zip(wanted, _read_each(storage, wanted), strict=True):
+        if data is None:
+            continue
+        try:
+            found.append(unseal(name, data, type_))
+        except Damaged as error:
+            damaged.append(DamagedObject(name, error))
+    return found, damaged
+
+
+def _read_each(storage: Storage, names: list[ObjectName]) -> list[bytes | None]:
+    if len(names) < 3:
+        return _read_some(storage, names)
+    # One stripe per thread: a task per object would cost more than a local read.
+    stripe = -(-len(names) // READERS)
+    stripes = [names[at : at + stripe] for at in range(0, len(names), stripe)]
+    with ThreadPoolExecutor(len(stripes), "holdfast-read") as pool:
+        return [data for part in pool.map(lambda names: _read_some(storage, names), stripes) for data in part]
+
+
+def _read_some(storage: Storage, names: list[ObjectName]) -> list[bytes | None]:
+    return [_read_or_none(storage, name) for name in names]
+
+
+def _read_or_none(storage: Storage, name: ObjectName) -> bytes | None:
+    try:
+        return storage.read(name)
+    except ObjectMissing:
+        return None

@@ -1,0 +1,145 @@
+"""A run: a line of records, the launches that made them, and the holds of saves in flight.
+
+Listings go by names where names are enough, and never fail over one damaged
+object: what cannot be read is collected in `Run.damaged`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from holdfast.catalog import layout
+from holdfast.catalog.lineage import Lineage
+from holdfast.catalog.objects import DamagedObject, load, load_each
+from holdfast.errors import Corrupt, InvalidName, ObjectMissing, UnknownReference
+from holdfast.ids import ObjectName, RecordAddress, RecordId, RunNumber
+from holdfast.records import Aborted, LaunchInfo, Record, RunInfo, StartInfo
+
+if TYPE_CHECKING:
+    from holdfast.catalog.store import Store
+
+_LAUNCH = re.compile(r"(\d{6,})\.json")
+_START = re.compile(r"(\d{6,})\.(\d{3,})\.json")
+
+
+class Published(NamedTuple):
+    """Everything that lies under the record names of a run, read at one time."""
+
+    records: list[Record]
+    """Committed, by order."""
+    aborted: list[Aborted]
+    """Saves that were given up, by order."""
+    damaged: list[DamagedObject]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a store. Thread-safe; nothing is locked, so every call sees what is there at that moment."""
+
+    store: Store
+    info: RunInfo
+    # Records never change, so those that were read once are not read again.
+    _seen: dict[ObjectName, Record | Aborted] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def number(self) -> RunNumber:
+        """Its number in the store."""
+        return RunNumber(self.info.number)
+
+    def addresses(self) -> list[RecordAddress]:
+        """All record names by order, from the names alone: given-up saves and damaged records are among them."""
+        listed = self.store.storage.list(layout.records_folder(self.number))
+        found = (_address(one.name) for one in listed)
+        return sorted(address for address in found if address is not None and address.run == self.number)
+
+    def records(self) -> list[Record]:
+        """The committed records that can be read, by order."""
+        return self.published().records
+
+    def damaged(self) -> list[DamagedObject]:
+        """Record objects that cannot be read, each with its error."""
+        return self.published().damaged
+
+    def published(self) -> Published:
+        """Committed records, given-up saves and damaged objects, from one listing."""
+        names = [address.name for address in self.addresses()]
+        read, damaged = load_each(
+            self.store.storage, [name for name in names if name not in self._seen], (Record, Aborted)
+        )
+        wrong = [DamagedObject(content_name(one), _misplaced(one)) for one in read if not _fits(self, one)]
+        self._seen.update((content_name(one), one) for one in read if _fits(self, one))
+        contents = [self._seen[name] for name in names if name in self._seen]
+        return Published(
+            [one for one in contents if isinstance(one, Record)],
+            [one for one in contents if isinstance(one, Aborted)],
+            damaged + wrong,
+        )
+
+    def record(self, id_: RecordId) -> Record:
+        """The committed record of this id.
+
+        Raises:
+            UnknownReference: no such record, or its save was given up.
+            Damaged: it is there and cannot be read.
+        """
+        address = next((address for address in self.addresses() if address.id == id_), None)
+        content = None if address is None else read_record(self.store, address)
+        if not isinstance(content, Record):
+            raise UnknownReference(f"no record {id_} in {self.number}; list what there is with 'holdfast list'")
+        return content
+
+    def launch_numbers(self) -> list[int]:
+        """The numbers of all launches, ascending, from their names alone."""
+        matches = (_LAUNCH.fullmatch(name.leaf) for name in self._launch_names())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def launches(self) -> list[LaunchInfo]:
+        """The launches that can be read, by number."""
+        names = [layout.launch(self.number, number) for number in self.launch_numbers()]
+        return load_each(self.store.storage, names, LaunchInfo)[0]
+
+    def starts(self) -> list[StartInfo]:
+        """The starts that can be read: completed restores and fresh starts, by launch and timeline."""
+        names = [name for name in self._launch_names() if _START.fullmatch(name.leaf)]
+        return sorted(
+            load_each(self.store.storage, names, StartInfo)[0], key=lambda start: (start.launch, start.timeline)
+        )
+
+    def lineage(self) -> Lineage:
+        """Head and ancestors, as of now."""
+        return Lineage.of(self.records(), self.starts(), self.info.forked_from)
+
+    def _launch_names(self) -> list[ObjectName]:
+        return [listed.name for listed in self.store.storage.list(f"{layout.run_folder(self.number)}launches/")]
+
+
+def read_record(store: Store, address: RecordAddress) -> Record | Aborted | None:
+    """What lies under the name of a record; None: nothing.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    from holdfast.seals import unseal
+
+    try:
+        return unseal(address.name, store.storage.read(address.name), (Record, Aborted))
+    except ObjectMissing:
+        return None
+
+
+def content_name(content: Record | Aborted) -> ObjectName:
+    """The name under which a record or a given-up save lies."""
+    return content.name
+
+
+def _address(name: ObjectName) -> RecordAddress | None:
+    try:
+        return RecordAddress.from_name(name)
+    except InvalidName:
+        return None
+
+
+_UNUSED: Iterable[object] = (load, Corrupt)

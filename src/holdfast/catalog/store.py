@@ -1,0 +1,216 @@
+"""A store: one folder or prefix that holds runs, and whoever opened it.
+
+Example:
+    >>> from holdfast.storage import memory_storage
+    >>> store = create_store(memory_storage())
+    >>> run = store.create_run("gpt2-small")
+    >>> str(run.number), [info.name for info in store.runs()]
+    ('run-001', ['gpt2-small'])
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from holdfast.catalog import layout
+from holdfast.catalog.objects import DamagedObject, create_once, load, load_each
+from holdfast.catalog.owners import Liveness, liveness, this_process
+from holdfast.catalog.readers import reading
+from holdfast.catalog.runs import Run
+from holdfast.catalog.waiting import Waiter
+from holdfast.clock import utc_now
+from holdfast.errors import Missing, NotFound, ObjectExists, ObjectMissing, StorageUnavailable, UnknownReference
+from holdfast.ids import ObjectName, RecordAddress, RunName, RunNumber, nonce
+from holdfast.records import Owner, RunInfo, StoreInfo, Target
+from holdfast.storage import open_storage
+from holdfast.storage.protocol import Storage
+
+_RUN_INFO = re.compile(r"catalog/runs/(\d{3,})/run\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """A store that is open. Thread-safe; holds no lock and no connection, so there is nothing to close."""
+
+    storage: Storage
+    info: StoreInfo
+    whoami: Callable[[], Owner] = this_process
+    """Who stands behind the holds and sweeps made through this object."""
+    liveness: Callable[[Owner], Liveness] = liveness
+    waiter: Waiter = field(default_factory=Waiter)
+    visibility: float = 0.0
+    """Seconds until every host's listings show a new object: 0, except on network filesystems that cache listings."""
+
+    @property
+    def owner(self) -> Owner:
+        """The process that acts through this object."""
+        return self.whoami()
+
+    @property
+    def url(self) -> str:
+        """Where it is, for messages."""
+        return self.storage.url
+
+    def numbers(self) -> list[RunNumber]:
+        """The numbers of all runs, ascending, from their names alone."""
+        matches = (_RUN_INFO.fullmatch(listed.name) for listed in self.storage.list(layout.RUNS))
+        return sorted(RunNumber(int(match[1])) for match in matches if match)
+
+    def runs(self) -> list[RunInfo]:
+        """All runs by number; a damaged one is left out here and found in `damaged`."""
+        return self._run_infos()[0]
+
+    def damaged(self) -> list[DamagedObject]:
+        """The ``run.json`` that could not be read, each with its error."""
+        return self._run_infos()[1]
+
+    def run(self, number: int) -> Run:
+        """One run.
+
+        Raises:
+            UnknownReference: there is no run of this number.
+            Damaged: its ``run.json`` cannot be read.
+        """
+        wanted = RunNumber(number)
+        try:
+            return Run(self, load(self.storage, layout.run_info(wanted), RunInfo))
+        except ObjectMissing:
+            known = ", ".join(map(str, self.numbers()[-5:])) or "no runs yet"
+            raise UnknownReference(f"no {wanted} in {self.url}; there is: {known}") from None
+
+    def named(self, name: str) -> list[RunInfo]:
+        """All runs of this name, by number: the last one is what a reference means."""
+        return [info for info in self.runs() if info.name == name]
+
+    def create_run(
+        self,
+        name: str | None = None,
+        *,
+        config: Mapping[str, Any] | None = None,
+        config_digest: str | None = None,
+        forked_from: RecordAddress | None = None,
+        job: str | None = None,
+    ) -> Run:
+        """A new run under the next free number: claimed atomically, durable, safe against others who do the same.
+
+        Raises:
+            InvalidName: ``name`` cannot be a run name.
+            BeingDeleted: a sweep is about to delete ``forked_from``.
+            Missing: ``forked_from`` is not there.
+        """
+        info = RunInfo(
+            number=1,
+            name=None if name is None else RunName(name),
+            created=utc_now(),
+            forked_from=None if forked_from is None else Target.of(forked_from),
+            job=job,
+            config=dict(config or {}),
+            config_digest=config_digest,
+            attempt=nonce(),
+        )
+        # The parent is held until run.json names it, so that no sweep falls in between.
+        with reading(self, [] if forked_from is None else [forked_from]):
+            return self._claim(info)
+
+    def _claim(self, info: RunInfo) -> Run:
+        number = max(self.numbers(), default=0) + 1
+        while True:
+            info = msgspec.structs.replace(info, number=number)
+            try:
+                create_once(self.storage, layout.run_info(RunNumber(number)), info)
+            except ObjectExists:
+                number += 1
+            else:
+                return Run(self, info)
+
+    def _run_infos(self) -> tuple[list[RunInfo], list[DamagedObject]]:
+        return load_each(self.storage, map(layout.run_info, self.numbers()), RunInfo)
+
+
+def open_store(url: str | Path, *, create: bool = False, visibility: float = 0.0) -> Store:
+    """The store at ``url``; with ``create`` it is made if it is not there, also when several do so at once.
+
+    Raises:
+        NotFound: no store here, and ``create`` was not asked for.
+        Missing: ``holdfast.json`` is gone, or the folder's ``catalog`` or ``data`` is not holdfast's; untouched.
+        UnknownFormat: written by a newer holdfast.
+        StorageError: it cannot be reached or written.
+    """
+    try:
+        storage = open_storage(url, create=create)
+    except (StorageUnavailable, ObjectMissing) as error:
+        if create or not _is_absent(url):
+            raise
+        raise NotFound(f"no store at {url}: there is no such folder{_nearby(Path(url))}") from error
+    store = create_store(storage) if create else existing_store(storage)
+    return replace(store, visibility=visibility)
+
+
+def existing_store(storage: Storage) -> Store:
+    """The store in ``storage``; errors as in `open_store`."""
+    try:
+        return Store(storage=storage, info=load(storage, layout.STORE, StoreInfo))
+    except ObjectMissing:
+        _refuse_orphans(storage)
+        near = _nearby(Path(storage.url.removeprefix("file://")))
+        raise NotFound(f"no store at {storage.url}: it has no {layout.STORE}{near}") from None
+
+
+def create_store(storage: Storage) -> Store:
+    """The store in ``storage``, made if there is none; errors as in `open_store`."""
+    try:
+        return existing_store(storage)
+    except NotFound:
+        info = StoreInfo(id=nonce(), created=utc_now())
+    try:
+        create_once(storage, layout.STORE, info)
+    except ObjectExists:
+        return existing_store(storage)
+    return Store(storage=storage, info=info)
+
+
+def _refuse_orphans(storage: Storage) -> None:
+    found = next((prefix for prefix in ("catalog/", "data/") if _has_any(storage, prefix)), None)
+    # Somebody who creates the store right now writes holdfast.json before anything else: look again.
+    if found and not _exists(storage, layout.STORE):
+        raise Missing(
+            f"{storage.url} has a folder {found} but no {layout.STORE}: either the copy of a store that is not complete"
+            f" (copy {layout.STORE} too) or a folder that holds something else (choose another); nothing was changed"
+        )
+
+
+def _has_any(storage: Storage, prefix: str) -> bool:
+    return next(iter(storage.list(prefix)), None) is not None
+
+
+def _exists(storage: Storage, name: ObjectName) -> bool:
+    try:
+        storage.size(name)
+    except ObjectMissing:
+        return False
+    return True
+
+
+def _is_absent(url: str | Path) -> bool:
+    return "://" not in str(url) and not Path(url).exists()
+
+
+def _nearby(path: Path) -> str:
+    """A hint at stores around a local path, or nothing."""
+    stores = sorted(str(place) for place in _places(path) if (place / layout.STORE).is_file())
+    return f"; did you mean {' or '.join(stores[:3])}?" if stores else "; is the path right, and is it mounted?"
+
+
+def _places(path: Path) -> Iterable[Path]:
+    for folder in (path, path.parent):
+        yield folder
+        try:
+            yield from sorted(place for place in folder.iterdir() if place.is_dir())[:200]
+        except OSError:
+            continue

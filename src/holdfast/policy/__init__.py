@@ -1,0 +1,40 @@
+"""When to save and what to keep: pure objects over facts.
+
+``save=every(steps=500) | best("val_loss")`` and ``keep=latest(3) | best("val_loss", 2)``.
+
+Example:
+    >>> policy = every(steps=500) | best("val_loss")
+    >>> policy.due(SaveFacts(step=500, steps_since_save=120))
+    'every(steps=500)'
+    >>> parse(str(policy)) == policy
+    True
+"""
+
+from __future__ import annotations
+
+from holdfast.policy.base import AnyOf, Policy, any_of, for_keeping, for_saving
+from holdfast.policy.best import Best, Mode, best
+from holdfast.policy.every import Every, Unit, every
+from holdfast.policy.facts import CheckpointFacts, SaveFacts, measured
+from holdfast.policy.latest import Latest, latest
+from holdfast.policy.text import parse
+
+__all__ = [
+    "AnyOf",
+    "Best",
+    "CheckpointFacts",
+    "Every",
+    "Latest",
+    "Mode",
+    "Policy",
+    "SaveFacts",
+    "Unit",
+    "any_of",
+    "best",
+    "every",
+    "for_keeping",
+    "for_saving",
+    "latest",
+    "measured",
+    "parse",
+]

@@ -1,0 +1,81 @@
+"""What a policy may look at: plain facts that were gathered before it is asked.
+
+No clock, disk or network is reached from a policy, so its decisions can be
+replayed, tested and explained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from holdfast.ids import RecordId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveFacts:
+    """One boundary between two optimizer steps, as a save policy sees it."""
+
+    step: int
+    """Completed optimizer steps."""
+    steps_since_save: int
+    """Steps since the checkpoint that this line of work has last saved or resumed from; ``step`` if none."""
+    seconds_since_save: float = 0.0
+    """By the monotonic clock, since that save or since the loop began: the wall clock may jump."""
+    epoch: int = 0
+    """The epoch, from 0, that the boundary lies in."""
+    epoch_ended: bool = False
+    """Whether this boundary is the last one of its epoch."""
+    epochs_since_save: int = 0
+    """Epochs that ended since that save, this boundary's included."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """What was logged at this very boundary."""
+    saved: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Per metric, its values in the checkpoints of this line that exist: a save that failed does not count."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs completed."""
+        return self.epoch + (1 if self.epoch_ended else 0)
+
+
+class CheckpointFacts(Protocol):
+    """A committed, intact checkpoint on the ancestor line of the head, as a keep policy sees it."""
+
+    @property
+    def id(self) -> RecordId:
+        """Its record id."""
+
+    @property
+    def step(self) -> int:
+        """Completed optimizer steps."""
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch, from 0, that it was saved in; None where the loop has no epochs."""
+
+    @property
+    def seconds(self) -> float:
+        """When it was created, in seconds since any fixed instant."""
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """What was logged at its step, and later through metric marks."""
+
+
+def measured(value: object) -> float | None:
+    """The number that a metric value stands for; None if it is no finite number, for such a one is never best.
+
+    Example:
+        >>> measured(2), measured(float("nan")), measured("n/a")
+        (2.0, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,77 @@
+"""What the launcher says about this process: the only module that reads the environment.
+
+Sources: torchrun's worker environment (torch.distributed.elastic) and Slurm's
+output environment variables (man srun).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_TOLD = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_NNODES", "TORCHELASTIC_RUN_ID", "CUDA_VISIBLE_DEVICES")
+"""Environment variables that a record may repeat; nothing else is ever copied, so no secret can be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LauncherFacts:
+    """Where this process stands in its job."""
+
+    job: str | None
+    """Equal for every restart of one job, different for other jobs; None where nobody says."""
+    restarts: int
+    """How often the launcher has restarted the job: evidence of earlier work."""
+    rank: int
+    world: int
+
+
+def launcher_facts(environ: Mapping[str, str] | None = None) -> LauncherFacts:
+    """The facts of torchrun and Slurm, or those of a plain process.
+
+    Example:
+        >>> launcher_facts({"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "2"}).restarts
+        2
+    """
+    env = os.environ if environ is None else environ
+    restarts = max(_number(env, "TORCHELASTIC_RESTART_COUNT"), _number(env, "SLURM_RESTART_COUNT"))
+    return LauncherFacts(
+        job=_job(env),
+        restarts=restarts,
+        rank=_number(env, "RANK"),
+        world=max(1, _number(env, "WORLD_SIZE")),
+    )
+
+
+def environment_facts(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a record says about where it was made: an allow-list, so no secret can slip in."""
+    env = os.environ if environ is None else environ
+    told = {key.lower(): env[key] for key in _TOLD if key in env}
+    return {"python": platform.python_version(), "system": platform.platform(), **told}
+
+
+def command_line() -> list[str]:
+    """The command of this process, with the values of options that look like secrets removed."""
+    shown: list[str] = []
+    hide = False
+    for word in sys.argv:
+        secret = any(key in word.lower() for key in ("token", "secret", "password", "api-key", "api_key"))
+        shown.append("<redacted>" if hide else word.partition("=")[0] + "=<redacted>" if secret and "=" in word else word)
+        hide = secret and "=" not in word and word.startswith("-")
+    return shown
+
+
+def _job(env: Mapping[str, str]) -> str | None:
+    if "SLURM_JOB_ID" in env:
+        array = env.get("SLURM_ARRAY_TASK_ID")
+        return f"slurm:{env['SLURM_JOB_ID']}" + (f":{array}" if array else "")
+    if "TORCHELASTIC_RUN_ID" in env:
+        return f"torchrun:{env['TORCHELASTIC_RUN_ID']}"
+    return None
+
+
+def _number(env: Mapping[str, str], key: str) -> int:
+    text = env.get(key, "")
+    return int(text) if text.isdecimal() else 0
