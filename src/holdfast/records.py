@@ -69,6 +69,10 @@ class Target(_Sealed):
         """From an address."""
         return cls(run=int(address.run), id=str(address.id), **address.order._asdict())
 
+    def fields(self) -> dict[str, Any]:
+        """Its fields by name, as records, holds and given-up saves have them too."""
+        return {"run": self.run, "launch": self.launch, "timeline": self.timeline, "step": self.step, "id": self.id}
+
     @property
     def address(self) -> RecordAddress:
         """As an address."""
@@ -158,6 +162,17 @@ class Aborted(_Sealed):
     saver: Owner | None
     reason: str
     attempt: str
+
+    @property
+    def address(self) -> RecordAddress:
+        """The record name that is taken."""
+        order = Order(self.launch, self.timeline, self.step)
+        return RecordAddress(RunNumber(self.run), order, RecordId(self.id))
+
+    @property
+    def name(self) -> ObjectName:
+        """Its object name, the one of the record that will not be."""
+        return self.address.name
 
 
 class Exactness(_Sealed):

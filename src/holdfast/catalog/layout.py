@@ -89,3 +89,8 @@ def sweep(id_: str) -> ObjectName:
 def private_packs(run: RunNumber) -> str:
     """Packs of one run."""
     return f"data/runs/{run.folder}/"
+
+
+def repacked_packs(run: RunNumber) -> str:
+    """Packs of one run that a repack wrote: complete and durable before anything names them."""
+    return f"{private_packs(run)}repacked/"

@@ -7,16 +7,16 @@ object: what cannot be read is collected in `Run.damaged`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.catalog import layout
 from holdfast.catalog.lineage import Lineage
-from holdfast.catalog.objects import DamagedObject, load, load_each
-from holdfast.errors import Corrupt, InvalidName, ObjectMissing, UnknownReference
+from holdfast.catalog.objects import DamagedObject, load_each
+from holdfast.errors import InvalidName, ObjectMissing, UnknownReference
 from holdfast.ids import ObjectName, RecordAddress, RecordId, RunNumber
 from holdfast.records import Aborted, LaunchInfo, Record, RunInfo, StartInfo
+from holdfast.seals import unseal
 
 if TYPE_CHECKING:
     from holdfast.catalog.store import Store
@@ -69,13 +69,13 @@ class Run:
         read, damaged = load_each(
             self.store.storage, [name for name in names if name not in self._seen], (Record, Aborted)
         )
-        wrong = [DamagedObject(content_name(one), _misplaced(one)) for one in read if not _fits(self, one)]
-        self._seen.update((content_name(one), one) for one in read if _fits(self, one))
+        self._seen.update((one.name, one) for one in read)
         contents = [self._seen[name] for name in names if name in self._seen]
+        _forget_others(self._seen, names)
         return Published(
             [one for one in contents if isinstance(one, Record)],
             [one for one in contents if isinstance(one, Aborted)],
-            damaged + wrong,
+            damaged,
         )
 
     def record(self, id_: RecordId) -> Record:
@@ -122,17 +122,10 @@ def read_record(store: Store, address: RecordAddress) -> Record | Aborted | None
     Raises:
         Damaged: it cannot be read.
     """
-    from holdfast.seals import unseal
-
     try:
         return unseal(address.name, store.storage.read(address.name), (Record, Aborted))
     except ObjectMissing:
         return None
-
-
-def content_name(content: Record | Aborted) -> ObjectName:
-    """The name under which a record or a given-up save lies."""
-    return content.name
 
 
 def _address(name: ObjectName) -> RecordAddress | None:
@@ -142,4 +135,6 @@ def _address(name: ObjectName) -> RecordAddress | None:
         return None
 
 
-_UNUSED: Iterable[object] = (load, Corrupt)
+def _forget_others(seen: dict[ObjectName, Record | Aborted], names: list[ObjectName]) -> None:
+    for gone in seen.keys() - set(names):
+        seen.pop(gone, None)

@@ -28,6 +28,7 @@ from holdfast.clock import utc_now
 from holdfast.errors import Missing, NotFound, ObjectExists, ObjectMissing, StorageUnavailable, UnknownReference
 from holdfast.ids import ObjectName, RecordAddress, RunName, RunNumber, nonce
 from holdfast.records import Owner, RunInfo, StoreInfo, Target
+from holdfast.packs.index import Footers
 from holdfast.storage import open_storage
 from holdfast.storage.protocol import Storage
 
@@ -46,6 +47,11 @@ class Store:
     waiter: Waiter = field(default_factory=Waiter)
     visibility: float = 0.0
     """Seconds until every host's listings show a new object: 0, except on network filesystems that cache listings."""
+    footers: Footers = field(init=False, repr=False, compare=False)
+    """Footers of packs, each read once."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "footers", Footers(self.storage))
 
     @property
     def owner(self) -> Owner:
@@ -56,6 +62,11 @@ class Store:
     def url(self) -> str:
         """Where it is, for messages."""
         return self.storage.url
+
+    def await_visibility(self) -> None:
+        """Returns when what was created before is in everybody's listings, and the other way round."""
+        if self.visibility > 0:
+            self.waiter.sleep(2 * self.visibility)
 
     def numbers(self) -> list[RunNumber]:
         """The numbers of all runs, ascending, from their names alone."""

@@ -1,12 +1,10 @@
-"""Page-aligned memory of fixed size, and copies that let other threads run."""
+"""Memory by address: copies that let other threads run, and of read-only memory too."""
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 
 from holdfast.errors import InvalidInput
-from holdfast.trees import SEGMENT_BYTES
 
 _HOLD_GIL_BELOW = 64 * 1024
 """Shorter copies are over before another thread could have taken the interpreter."""
@@ -27,11 +25,6 @@ class _PyBuffer(ctypes.Structure):
         ("suboffsets", ctypes.c_void_p),
         ("internal", ctypes.c_void_p),
     )
-
-
-def aligned_buffer(size: int = SEGMENT_BYTES) -> memoryview:
-    """Zeroed private memory that begins at a page; freed with its last view."""
-    return memoryview(mmap.mmap(-1, size))
 
 
 def flat(view: memoryview) -> memoryview:

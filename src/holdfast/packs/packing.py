@@ -11,17 +11,9 @@ from typing import Self
 
 from holdfast.errors import ObjectExists, StorageError
 from holdfast.ids import ObjectName
-from holdfast.packs.buffers import aligned_buffer
-from holdfast.packs.format import (
-    BLOCK,
-    Entry,
-    Footer,
-    FooterBuilder,
-    aligned,
-    encode_header,
-    pack_name,
-    tail_bytes,
-)
+from holdfast.packs.footer import Entry, Footer, FooterBuilder
+from holdfast.packs.format import BLOCK, aligned, encode_header, pack_name, tail_bytes
+from holdfast.storage.direct import aligned_buffer
 from holdfast.storage.protocol import Sink, Storage
 
 log = logging.getLogger(__name__)
@@ -101,16 +93,14 @@ class Packing:
         """Set a range of ``length`` bytes, a multiple of 4096, aside for segments with offsets within that range.
 
         Raises:
-            StorageError: no pack could be begun.
+            StorageError: no pack could be begun, or the full one not committed.
         """
         with self._lock:
-            pack = self._with_room(length, len(entries))
-            place = Place(pack, pack.cursor)
-            for entry in entries:
-                pack.index.add(entry._replace(offset=entry.offset + place.offset))
-            pack.cursor += length
-            pack.pending += 1
-            return place
+            full = self._roll_over(length, len(entries))
+            place = self._append(entries, length)
+        if full is not None:
+            self._commit(full)
+        return place
 
     def done(self, place: Place) -> None:
         """The range was written; the last one of a full pack commits it, while others write on."""
@@ -126,25 +116,31 @@ class Packing:
             self._commit(self._open)
             self._open = None
 
-    def _with_room(self, length: int, segments: int) -> OpenPack:
+    def _roll_over(self, length: int, segments: int) -> OpenPack | None:
+        """Make sure that the open pack has room; gives the previous one if it is full and nobody writes to it."""
+        previous = self._open
+        if previous is not None and previous.fits(length, segments, self._cap):
+            return None
+        self._open = OpenPack(self._storage, self._folder, self._reserve(length))
+        self._unfinished.append(self._open)
+        if previous is not None:
+            previous.full = True
+        return previous if previous is not None and not previous.pending else None
+
+    def _append(self, entries: Sequence[Entry], length: int) -> Place:
         pack = self._open
-        if pack is None or not pack.fits(length, segments, self._cap):
-            full, pack = pack, OpenPack(self._storage, self._folder, self._reserve(length))
-            self._unfinished.append(pack)
-            self._open = pack
-            self._close(full)
+        assert pack is not None
+        place = Place(pack, pack.cursor)
+        for entry in entries:
+            pack.index.add(entry._replace(offset=entry.offset + place.offset))
+        pack.cursor += length
+        pack.pending += 1
         self._expected = max(0, self._expected - length)
-        return pack
+        return place
 
     def _reserve(self, length: int) -> int:
         # Only what is expected: a save that reuses nearly everything must not fail for want of 512 MiB.
         return min(self._cap, BLOCK + max(self._expected, length) + tail_bytes(1))
-
-    def _close(self, pack: OpenPack | None) -> None:
-        if pack is not None:
-            pack.full = True
-            if not pack.pending:
-                self._commit_locked(pack)
 
     def _commit(self, pack: OpenPack) -> None:
         footer = pack.commit()

@@ -12,10 +12,11 @@ Example:
 
 from __future__ import annotations
 
+from holdfast.catalog.metrics import Mode, measured
 from holdfast.policy.base import AnyOf, Policy, any_of, for_keeping, for_saving
-from holdfast.policy.best import Best, Mode, best
+from holdfast.policy.best import Best, best
 from holdfast.policy.every import Every, Unit, every
-from holdfast.policy.facts import CheckpointFacts, SaveFacts, measured
+from holdfast.policy.facts import CheckpointFacts, SaveFacts
 from holdfast.policy.latest import Latest, latest
 from holdfast.policy.text import parse
 

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
+from holdfast.catalog.metrics import Mode, is_metric_name, measured
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.base import Policy
-from holdfast.policy.facts import CheckpointFacts, SaveFacts, measured
+from holdfast.policy.facts import CheckpointFacts, SaveFacts
 from holdfast.policy.latest import check_count
-
-_METRIC = re.compile(r"[^\s:\x00-\x1f\x7f\ud800-\udfff]{1,200}")
-
-
-class Mode(StrEnum):
-    """Which end of a metric is the good one."""
-
-    MIN = "min"
-    MAX = "max"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +37,18 @@ class Best(Policy):
         to_beat = self._to_beat(facts.saved.get(self.metric, ()))
         if to_beat is None:
             return f"{self}: {value:g}"
-        if self._cost(value) < self._cost(to_beat) - self.min_delta:
+        if self.mode.cost(value) < self.mode.cost(to_beat) - self.min_delta:
             return f"{self}: {value:g} after {to_beat:g}"
         return None
 
     def _to_beat(self, saved: Sequence[object]) -> float | None:
-        known = sorted((number for value in saved if (number := measured(value)) is not None), key=self._cost)
+        known = sorted((number for value in saved if (number := measured(value)) is not None), key=self.mode.cost)
         return known[self.n - 1] if len(known) >= self.n else None
-
-    def _cost(self, value: float) -> float:
-        return value if self.mode is Mode.MIN else -value
 
     def _kept(self, line: Sequence[CheckpointFacts]) -> dict[RecordId, str]:
         values = ((measured(one.metrics.get(self.metric)), one) for one in line[::-1])
         known = [(value, one) for value, one in values if value is not None]
-        ranked = sorted(known, key=lambda pair: self._cost(pair[0]))
+        ranked = sorted(known, key=lambda pair: self.mode.cost(pair[0]))
         # The sort is stable and began with the oldest: an equal value does not displace what was there first.
         return {one.id: f"{self}: {value:g}" for value, one in ranked[: self.n]}
 
@@ -97,6 +84,6 @@ def check_metric(metric: object) -> str:
     Raises:
         InvalidPolicy: no string, empty, longer than 200 characters, or with spaces or ``:``.
     """
-    if not isinstance(metric, str) or not _METRIC.fullmatch(metric):
+    if not isinstance(metric, str) or not is_metric_name(metric):
         raise InvalidPolicy(f"best(metric) wants 1 to 200 characters without spaces and ':', not {metric!r}")
     return metric

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from holdfast.catalog.metrics import measured
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.base import Policy
-from holdfast.policy.facts import CheckpointFacts, SaveFacts, measured
+from holdfast.policy.facts import CheckpointFacts, SaveFacts
 
 
 class Unit(StrEnum):

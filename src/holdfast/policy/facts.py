@@ -6,7 +6,6 @@ replayed, tested and explained.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -63,19 +62,3 @@ class CheckpointFacts(Protocol):
     @property
     def metrics(self) -> Mapping[str, Any]:
         """What was logged at its step, and later through metric marks."""
-
-
-def measured(value: object) -> float | None:
-    """The number that a metric value stands for; None if it is no finite number, for such a one is never best.
-
-    Example:
-        >>> measured(2), measured(float("nan")), measured("n/a")
-        (2.0, None, None)
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None

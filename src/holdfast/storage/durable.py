@@ -75,18 +75,18 @@ class DurableWriter:
 
     def begin(self, path: Path) -> Unfinished:
         """A locked temporary file in the folder of ``path``; folders below the root are made, durably."""
-        self._make_folders(path.parent)
         try:
+            self._make_folders(path.parent)
             return self._open(path.parent)
         except FileNotFoundError:
-            # Somebody removed the folder since it was known to be durable.
+            # Somebody removed a folder since it was known to be durable.
             self._durable = {self._root}
             self._make_folders(path.parent)
             return self._open(path.parent)
 
     def write(self, unfinished: Unfinished, data: memoryview) -> None:
         """Write all of ``data`` from the start of the file."""
-        _write_all(self.files, unfinished.descriptor, data, 0)
+        write_all(self.files, unfinished.descriptor, data, 0)
 
     def finish(self, unfinished: Unfinished, path: Path, length: int) -> None:
         """Give the file, ``length`` bytes long, the name ``path``; durable when it returns.
@@ -105,13 +105,13 @@ class DurableWriter:
             raise ObjectExists(
                 f"{path} exists already; read it back to see whose it is", errno=errno.EEXIST
             ) from None
-        self._drop_name(unfinished)
+        self._drop_name(unfinished.path)
         self.files.sync_folder(path.parent)
         self._close(unfinished)
 
     def discard(self, unfinished: Unfinished) -> None:
         """Remove a file that is not to be finished; never raises ``OSError``, for there is an error already."""
-        self._drop_name(unfinished)
+        self._drop_name(unfinished.path)
         self._close(unfinished)
 
     def _make_folders(self, folder: Path) -> None:
@@ -173,24 +173,22 @@ class DurableWriter:
         try:
             for offset in range(0, length, _COPY):
                 chunk = os.pread(unfinished.descriptor, min(_COPY, length - offset), offset)
-                _write_all(self.files, descriptor, memoryview(chunk), offset)
+                write_all(self.files, descriptor, memoryview(chunk), offset)
             self.files.sync(descriptor)
             if not _is_named(descriptor, path):
                 raise StorageUnavailable(f"{path} was removed while it was being written")
         except BaseException:
             if _is_named(descriptor, path):
-                self._unlink(path)
+                self._drop_name(path)
             raise
         finally:
             self.files.close(descriptor)
 
-    def _drop_name(self, unfinished: Unfinished) -> None:
-        if unfinished.path.exists():
-            self._unlink(unfinished.path)
-
-    def _unlink(self, path: Path) -> None:
+    def _drop_name(self, path: Path) -> None:
         try:
             self.files.unlink(path)
+        except FileNotFoundError:
+            pass  # renamed, or swept
         except OSError as error:
             log.warning("%s is left over (%s); a later sweep removes it", path, error)
 
@@ -212,17 +210,33 @@ def sweep(files: Files, path: Path) -> int:
     except (FileNotFoundError, PermissionError):
         return 0
     try:
+        return _remove(files, path, os.fstat(descriptor)) if _is_dead(descriptor) else 0
+    finally:
+        os.close(descriptor)
+
+
+def write_all(files: Files, descriptor: int, data: memoryview, offset: int) -> None:
+    """Write until nothing is left: one call may write less than it is given."""
+    while data:
+        written = files.write(descriptor, data, offset)
+        if written <= 0:
+            raise OSError(errno.EIO, "nothing was written, and no reason given")
+        data, offset = data[written:], offset + written
+
+
+def _is_dead(descriptor: int) -> bool:
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        facts = os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _remove(files: Files, path: Path, facts: os.stat_result) -> int:
+    try:
         files.unlink(path)
     except FileNotFoundError:
         return 0
-    except OSError as error:
-        if path.exists() and error.errno not in (errno.EAGAIN, errno.EACCES, errno.ENOLCK, *_CANNOT):
-            raise
-        return 0
-    finally:
-        os.close(descriptor)
     return facts.st_size if facts.st_nlink == 1 else 0
 
 
@@ -235,12 +249,6 @@ def _hold(unfinished: Unfinished) -> bool:
         log.debug("no locks at %s (%s); its leftovers will not be swept", unfinished.path.parent, error)
     # A sweeper may have been quicker between the opening and the lock.
     return unfinished.path.exists()
-
-
-def _write_all(files: Files, descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = files.write(descriptor, data, offset)
-        data, offset = data[written:], offset + written
 
 
 def _check_length(unfinished: Unfinished, length: int) -> None:

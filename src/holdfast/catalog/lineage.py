@@ -1,0 +1,90 @@
+"""Where a run stands and where it came from, decided from records and starts alone.
+
+Records are in total order by (launch, timeline, step). A start (a completed
+restore, or a fresh start) comes before all records of its timeline. The head
+is the newest of both: after a rollback it is the record that was rolled back
+to, not the poisoned one with the higher step.
+
+Ancestors follow parent links. Retention removes records from the middle of a
+line, so a link may lead to a record that is gone; then the line goes on at the
+newest remaining record of that timeline before it, or where the timeline
+started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from holdfast.ids import Order, RecordAddress
+from holdfast.records import Record, StartInfo, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The family tree of one run. Pure: no storage, no clock."""
+
+    head: Target | None
+    """The newest state: a record, or the one that the newest start resumed from; None: nothing, or fresh."""
+    order: tuple[Record, ...]
+    """All records, oldest first, whatever line they are on."""
+    _starts: dict[tuple[int, int], StartInfo] = field(repr=False)
+
+    @property
+    def run(self) -> int | None:
+        """The number of the run; None: nothing has happened in it."""
+        return next((one.run for one in (*self.order, *self._starts.values())), None)
+
+    @classmethod
+    def of(cls, records: Iterable[Record], starts: Iterable[StartInfo], forked_from: Target | None = None) -> Lineage:
+        """The lineage of a run.
+
+        Args:
+            records: its committed records.
+            starts: its starts.
+            forked_from: another run's record from which it was forked; the head while there is nothing else.
+        """
+        order = tuple(sorted(records, key=lambda record: record.address.order))
+        begun = {(start.launch, start.timeline): start for start in starts}
+        return cls(_head(order, begun, forked_from), order, begun)
+
+    def ancestors(self, target: Target) -> Iterator[Target]:
+        """``target`` and what it came from, newest first; only records that are there.
+
+        A target in another run (the fork's origin) ends the line: its ancestors are in that run's lineage.
+        """
+        by_address = {record.address: record for record in self.order}
+        at: Target | None = target
+        seen: set[RecordAddress] = set()
+        while at is not None and at.address not in seen:
+            seen.add(at.address)
+            if at.run != self.run:
+                yield at
+                return
+            record = by_address.get(at.address)
+            if record is not None:
+                yield at
+            at = self._before(at) if record is None else record.parent
+
+    def line(self) -> list[Target]:
+        """The head and its ancestors, newest first."""
+        return [] if self.head is None else list(self.ancestors(self.head))
+
+    def _before(self, gone: Target) -> Target | None:
+        """What remains on the line of a record that is gone."""
+        key = Order(gone.launch, gone.timeline, gone.step)
+        earlier = [one for one in self.order if one.address.order[:2] == key[:2] and one.step < gone.step]
+        if earlier:
+            return Target.of(earlier[-1].address)
+        start = self._starts.get((gone.launch, gone.timeline))
+        return None if start is None else start.resumed_from
+
+
+def _head(
+    order: tuple[Record, ...], starts: dict[tuple[int, int], StartInfo], forked_from: Target | None
+) -> Target | None:
+    last = order[-1] if order else None
+    newest = max(starts, default=None)
+    if newest is not None and (last is None or newest > (last.launch, last.timeline)):
+        return starts[newest].resumed_from
+    return forked_from if last is None else Target.of(last.address)

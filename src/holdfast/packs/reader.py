@@ -1,0 +1,178 @@
+"""Read segments back: in parallel, in order, straight into place where alignment allows, and verified."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from holdfast.errors import Corrupt, Missing
+from holdfast.ids import Digest, ObjectName
+from holdfast.packs.buffers import address, copy, flat
+from holdfast.packs.codec import Codec, decode
+from holdfast.packs.footer import Entry
+from holdfast.packs.format import CHECK_BYTES
+from holdfast.packs.index import Location, open_pack
+from holdfast.packs.parallel import THREADS, run_threads
+from holdfast.packs.plan import Piece, Wanted, read_plan
+from holdfast.storage.direct import aligned_buffer
+from holdfast.storage.protocol import Source, Storage
+from holdfast.trees import SEGMENT_BYTES
+
+
+def read_segments(
+    storage: Storage,
+    index: Callable[[Digest], Location | None],
+    wanted: Iterable[tuple[Digest, memoryview]],
+    *,
+    threads: int = THREADS,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Fill each memory in ``wanted`` with the raw bytes of its digest; every digest is checked before it returns.
+
+    Memory: 8 MiB a thread, and as much again for decoding. After an error the targets' contents are undefined.
+
+    Args:
+        storage: where from.
+        index: for example `SegmentIndex.get`.
+        wanted: digests, each with writable contiguous memory of exactly the segment's length; any order.
+        threads: how many read and check.
+        progress: called with raw bytes as they are in place, by one thread at a time.
+
+    Raises:
+        Missing: a digest that ``index`` does not know, or a pack that is not there.
+        Corrupt: stored bytes are not what was written; the message has pack, offset and digest.
+        StorageError: of the storage.
+    """
+    plan = read_plan(_located(index, wanted))
+    with Sources(storage, plan) as sources:
+        run_threads(min(threads, len(plan)), _Work(plan, sources, progress).run)
+
+
+def _located(
+    index: Callable[[Digest], Location | None], wanted: Iterable[tuple[Digest, memoryview]]
+) -> Iterator[Wanted]:
+    for digest, target in wanted:
+        location = index(digest)
+        if location is None:
+            raise Missing(f"segment {digest} is in none of the packs at hand; run 'holdfast verify'")
+        length = location.entry.length
+        if target.nbytes != length:
+            raise Corrupt(f"segment {digest} has {length} bytes in {location.pack}, not the {target.nbytes} wanted")
+        yield Wanted(location, flat(target))
+
+
+class Sources:
+    """The packs of a plan, each opened when first needed and closed after its last piece. Thread-safe."""
+
+    def __init__(self, storage: Storage, plan: Iterable[Piece]) -> None:
+        self._storage = storage
+        self._lock = threading.Lock()
+        self._remaining = Counter(piece.pack for piece in plan)
+        self._open: dict[ObjectName, Source] = {}
+
+    def get(self, name: ObjectName) -> Source:
+        """The open pack.
+
+        Raises:
+            Missing: no such pack.
+        """
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = open_pack(self._storage, name)
+            return self._open[name]
+
+    def done(self, name: ObjectName) -> None:
+        """One piece of the pack was read."""
+        with self._lock:
+            self._remaining[name] -= 1
+            if not self._remaining[name]:
+                self._open.pop(name).close()
+
+    def __enter__(self) -> Sources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for source in self._open.values():
+            source.close()
+
+
+class _Work:
+    def __init__(self, plan: list[Piece], sources: Sources, progress: Callable[[int], None] | None) -> None:
+        self._plan, self._sources, self._progress = iter(plan), sources, progress
+        self._lock = threading.Lock()
+
+    def run(self, stop: threading.Event) -> None:
+        """One thread: piece after piece, through its own buffer or straight into place."""
+        buffer = aligned_buffer(SEGMENT_BYTES)
+        while not stop.is_set() and (piece := self._take()) is not None:
+            source = self._sources.get(piece.pack)
+            if _direct(piece, source.alignment):
+                _read_in_place(source, piece)
+            else:
+                _read_through(source, piece, buffer[: piece.length])
+            self._sources.done(piece.pack)
+            self._account(piece)
+
+    def _take(self) -> Piece | None:
+        with self._lock:
+            return next(self._plan, None)
+
+    def _account(self, piece: Piece) -> None:
+        if self._progress is not None:
+            with self._lock:
+                self._progress(sum(entry.length for entry, _ in piece.parts))
+
+
+def _direct(piece: Piece, alignment: int) -> bool:
+    if len(piece.parts) > 1:
+        return False
+    entry, target = piece.parts[0]
+    places = (entry.offset, entry.stored, 0 if alignment == 1 else address(target))
+    return entry.codec is Codec.RAW and not any(place % alignment for place in places)
+
+
+def _read_in_place(source: Source, piece: Piece) -> None:
+    entry, target = piece.parts[0]
+    source.read_into(entry.offset, target)
+    check_raw(piece.pack, entry, target)
+
+
+def _read_through(source: Source, piece: Piece, buffer: memoryview) -> None:
+    source.read_into(piece.offset, buffer)
+    for entry, target in piece.parts:
+        start = entry.offset - piece.offset
+        copy(target, checked(piece.pack, entry, buffer[start : start + entry.stored]))
+
+
+def checked(pack: ObjectName, entry: Entry, stored: memoryview) -> memoryview:
+    """The raw bytes of a segment from its stored bytes, both verified.
+
+    Raises:
+        Corrupt: they are not what was written.
+    """
+    if entry.codec is Codec.RAW:
+        return check_raw(pack, entry, stored)
+    if Digest.of(stored)[:CHECK_BYTES] != entry.check:
+        raise _corrupt(pack, entry, "its stored bytes do not match their check")
+    try:
+        raw = memoryview(decode(entry.codec, stored, entry.length))
+    except Corrupt as error:
+        raise _corrupt(pack, entry, str(error)) from error
+    return check_raw(pack, entry, raw)
+
+
+def check_raw(pack: ObjectName, entry: Entry, raw: memoryview) -> memoryview:
+    """``raw``, if it is what was written.
+
+    Raises:
+        Corrupt: it is not.
+    """
+    if Digest.of(raw) != entry.digest:
+        raise _corrupt(pack, entry, "its bytes do not match its digest")
+    return raw
+
+
+def _corrupt(pack: ObjectName, entry: Entry, why: str) -> Corrupt:
+    where = f"segment {entry.digest} at {entry.offset} (+{entry.stored}) of {pack}"
+    return Corrupt(f"{where} is damaged: {why}; run 'holdfast verify'")

@@ -1,0 +1,113 @@
+"""Check every byte of a pack: both ends, every segment as stored and as raw bytes, and the zeros between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from holdfast.errors import Corrupt, Damaged
+from holdfast.ids import Digest, ObjectName
+from holdfast.packs.footer import Entry, Footer
+from holdfast.packs.format import HEADER_BYTES, TRAILER_BYTES, encode_header, pack_id
+from holdfast.packs.index import footer_of, open_pack
+from holdfast.packs.reader import checked
+from holdfast.storage.direct import aligned_buffer
+from holdfast.storage.protocol import Source, Storage
+from holdfast.trees import SEGMENT_BYTES
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is not as it was written."""
+
+    object: ObjectName
+    kind: str
+    """Of the error that reading it would raise: ``missing``, ``corrupt`` or ``unknown-format``."""
+    offset: int
+    length: int
+    digest: Digest | None = None
+    """The segment that is lost, if it is one."""
+    message: str
+
+
+def verify_pack(storage: Storage, name: ObjectName, progress: Callable[[int], None] | None = None) -> list[Problem]:
+    """Everything that is wrong with a pack; an empty list means that no bit of it has changed.
+
+    Reads it once from end to end, on the calling thread, through 8 MiB of memory.
+
+    Args:
+        storage: where it is.
+        name: which one.
+        progress: called with bytes of the pack as they are checked.
+
+    Raises:
+        StorageError: it cannot be read, which proves nothing about its bytes.
+    """
+    try:
+        with open_pack(storage, name) as source:
+            return list(_problems(source, footer_of(source, name), progress or _no_progress))
+    except Damaged as error:
+        return [Problem(object=name, kind=error.kind, offset=0, length=0, message=str(error))]
+
+
+class _Region(NamedTuple):
+    """Bytes between two boundaries: a segment, or what must hold exactly ``literal``."""
+
+    start: int
+    end: int
+    entry: Entry | None
+    literal: bytes = b""
+
+
+def _regions(footer: Footer) -> Iterator[_Region]:
+    yield _Region(0, HEADER_BYTES, None, encode_header(pack_id(footer.name)))
+    end = HEADER_BYTES
+    for entry in footer:
+        yield from _gap(end, entry.offset)
+        end = entry.offset + entry.stored
+        yield _Region(entry.offset, end, entry)
+    yield from _gap(end, footer.end)
+    yield from _gap(footer.end + footer.length, footer.size - TRAILER_BYTES)
+
+
+def _gap(start: int, end: int) -> Iterator[_Region]:
+    if start < end:
+        yield _Region(start, end, None, bytes(end - start))
+
+
+def _problems(source: Source, footer: Footer, progress: Callable[[int], None]) -> Iterator[Problem]:
+    buffer = aligned_buffer(SEGMENT_BYTES)
+    for regions in _batches(_regions(footer)):
+        start, end = regions[0].start, regions[-1].end
+        source.read_into(start, buffer[: end - start])
+        for region in regions:
+            yield from _check(footer.name, region, buffer[region.start - start : region.end - start])
+        progress(end - start)
+
+
+def _batches(regions: Iterator[_Region]) -> Iterator[list[_Region]]:
+    batch: list[_Region] = []
+    for region in regions:
+        if batch and region.end - batch[0].start > SEGMENT_BYTES:
+            yield batch
+            batch = []
+        batch.append(region)
+    yield batch
+
+
+def _check(name: ObjectName, region: _Region, data: memoryview) -> Iterator[Problem]:
+    where = {"object": name, "offset": region.start, "length": region.end - region.start}
+    if region.entry is None:
+        if data != region.literal:
+            message = f"{name}: bytes {region.start} to {region.end} hold no segment but have changed"
+            yield Problem(**where, kind=Corrupt.kind, message=message)
+        return
+    try:
+        checked(name, region.entry, data)
+    except Corrupt as error:
+        yield Problem(**where, kind=error.kind, digest=region.entry.digest, message=str(error))
+
+
+def _no_progress(_: int) -> None:
+    pass

@@ -1,0 +1,232 @@
+"""Write segments: copy, digest, look up, encode, write, on several threads with one fixed buffer each.
+
+The digest is taken from a private copy, and that copy is what is written:
+memory that changes meanwhile can spoil a checkpoint's moment, but never make a
+digest that does not fit the stored bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from holdfast.errors import InvalidInput
+from holdfast.ids import Buffer, Digest, ObjectName
+from holdfast.packs.buffers import copy, flat
+from holdfast.packs.codec import Codec, encode
+from holdfast.packs.footer import Entry, Footer
+from holdfast.packs.format import BLOCK, CHECK_BYTES, PACK_BYTES, aligned, alignment
+from holdfast.packs.packing import Packing
+from holdfast.packs.parallel import THREADS, run_threads
+from holdfast.storage.direct import aligned_buffer
+from holdfast.storage.protocol import Storage
+from holdfast.trees import SEGMENT_BYTES
+
+
+class PackInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A committed pack: what is checked right before a record names it."""
+
+    name: ObjectName
+    size: int
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """What one call of `write_segments` did."""
+
+    digests: list[Digest]
+    """One per segment, in the order given, known ones included."""
+    packs: list[PackInfo]
+    footers: list[Footer]
+    """The indexes of those packs, so that nobody needs to read them back."""
+    new_bytes: int
+    """Raw bytes of the segments that were written."""
+    stored_bytes: int
+    """The same after the codec, without alignment and index."""
+    hash_seconds: float
+    """Copying, hashing and encoding, summed over the threads."""
+    write_seconds: float
+    """Waiting for storage, summed over the threads."""
+
+
+def write_segments(
+    storage: Storage,
+    folder: str,
+    segments: Iterable[memoryview],
+    *,
+    known: Callable[[Digest], bool],
+    codec: Codec,
+    threads: int = THREADS,
+    progress: Callable[[int], None] | None = None,
+    expected: int | None = None,
+    cap: int = PACK_BYTES,
+) -> Written:
+    """Write those of ``segments`` that are not ``known`` into new packs in ``folder`` (which ends in ``/``).
+
+    All packs are committed and durable when it returns; on any error, also of the iterable or a callback, none
+    is left. Equal segments are written once. Memory: 8 MiB a thread, and as much again with a codec.
+
+    Args:
+        storage: where to.
+        folder: for example ``data/runs/003/``.
+        segments: 1 byte to 8 MiB each; valid until this returns. Asked for by one thread at a time.
+        known: whether a digest needs no writing; called by one thread at a time.
+        codec: for segments that it makes shorter.
+        threads: how many copy, hash and write.
+        progress: called with raw bytes as they are done with, by one thread at a time.
+        expected: bytes likely to be new: set aside first, so that a full disk is found before the bytes are written.
+        cap: no pack gets longer, unless by a single segment.
+
+    Raises:
+        InvalidInput: an empty, too long or non-contiguous segment.
+        StorageError: of the storage; `StorageFull` early, where ``expected`` is right.
+    """
+    with Packing(storage, folder, cap=cap, expected=expected) as packing:
+        work = _Work(packing, _Intake(segments), known, codec, progress or _no_progress)
+        run_threads(threads, work.run)
+        packing.finish()
+        return work.result()
+
+
+class _Numbered(NamedTuple):
+    number: int
+    data: memoryview
+
+
+class _Intake:
+    """Hands out the segments in batches that fit one buffer, so that small ones share a write."""
+
+    def __init__(self, segments: Iterable[memoryview]) -> None:
+        self._segments = self._checked(segments)
+        self._next: _Numbered | None = None
+        self._lock = threading.Lock()
+
+    def take(self) -> list[_Numbered]:
+        """The next batch; empty at the end."""
+        with self._lock:
+            batch: list[_Numbered] = []
+            end = 0
+            while (segment := self._next or next(self._segments, None)) is not None:
+                size = segment.data.nbytes
+                end = aligned(end, alignment(size)) + size
+                self._next = segment if end > SEGMENT_BYTES else None
+                if self._next:
+                    break
+                batch.append(segment)
+            return batch
+
+    @staticmethod
+    def _checked(segments: Iterable[memoryview]) -> Iterator[_Numbered]:
+        for number, segment in enumerate(segments):
+            data = flat(segment)
+            if not 0 < data.nbytes <= SEGMENT_BYTES:
+                raise InvalidInput(f"segment {number} has {data.nbytes} bytes; 1 to {SEGMENT_BYTES} are wanted")
+            yield _Numbered(number, data)
+
+
+class _Work:
+    """What the threads of one call share."""
+
+    def __init__(
+        self,
+        packing: Packing,
+        intake: _Intake,
+        known: Callable[[Digest], bool],
+        codec: Codec,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._packing, self._intake, self._known = packing, intake, known
+        self._codec, self._progress = codec, progress
+        self._lock = threading.Lock()
+        self._claimed: set[Digest] = set()
+        self._digests: dict[int, Digest] = {}
+        self._hash_seconds = self._write_seconds = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """One thread: batch after batch through its own buffer."""
+        buffer = aligned_buffer(SEGMENT_BYTES)
+        while not stop.is_set() and (batch := self._intake.take()):
+            begin = time.perf_counter()
+            entries = self._stage(batch, buffer)
+            middle = time.perf_counter()
+            self._write(entries, buffer)
+            self._account(batch, middle - begin, time.perf_counter() - middle)
+
+    def result(self) -> Written:
+        """What was done, once all is committed."""
+        footers = self._packing.footers
+        return Written(
+            digests=[digest for _, digest in sorted(self._digests.items())],
+            packs=[PackInfo(name=footer.name, size=footer.size) for footer in footers],
+            footers=footers,
+            new_bytes=sum(footer.raw_bytes for footer in footers),
+            stored_bytes=sum(footer.stored_bytes for footer in footers),
+            hash_seconds=self._hash_seconds,
+            write_seconds=self._write_seconds,
+        )
+
+    def _stage(self, batch: list[_Numbered], buffer: memoryview) -> list[Entry]:
+        """Put the new segments of a batch into the buffer; offsets count from its beginning."""
+        entries: list[Entry] = []
+        end = 0
+        for number, data in batch:
+            start = aligned(end, alignment(data.nbytes))
+            staged = buffer[start : start + data.nbytes]
+            copy(staged, data)
+            digest = Digest.of(staged)
+            if self._is_new(number, digest):
+                entries.append(self._encode(digest, staged, end, buffer))
+                end = entries[-1].offset + entries[-1].stored
+        return entries
+
+    def _is_new(self, number: int, digest: Digest) -> bool:
+        with self._lock:
+            self._digests[number] = digest
+            if digest in self._claimed or self._known(digest):
+                return False
+            self._claimed.add(digest)
+            return True
+
+    def _encode(self, digest: Digest, staged: memoryview, end: int, buffer: memoryview) -> Entry:
+        codec, stored = encode(self._codec, staged)
+        size, length = memoryview(stored).nbytes, staged.nbytes
+        start = aligned(end, alignment(size))
+        if codec is Codec.RAW:
+            return Entry(digest, start, size, length, codec, digest[:CHECK_BYTES])
+        _place(stored, buffer[start : start + size])
+        return Entry(digest, start, size, length, codec, Digest.of(stored)[:CHECK_BYTES])
+
+    def _write(self, entries: list[Entry], buffer: memoryview) -> None:
+        if not entries:
+            return
+        length = aligned(entries[-1].offset + entries[-1].stored, BLOCK)
+        _zero_gaps(entries, buffer[:length])
+        place = self._packing.place(entries, length)
+        place.pack.sink.write(place.offset, buffer[:length])
+        self._packing.done(place)
+
+    def _account(self, batch: list[_Numbered], hashing: float, writing: float) -> None:
+        with self._lock:
+            self._hash_seconds += hashing
+            self._write_seconds += writing
+            self._progress(sum(segment.data.nbytes for segment in batch))
+
+
+def _place(stored: Buffer, into: memoryview) -> None:
+    copy(into, memoryview(stored))
+
+
+def _zero_gaps(entries: list[Entry], piece: memoryview) -> None:
+    """Between segments lies what was staged there before; a pack has zeros there."""
+    end = 0
+    for entry in entries:
+        piece[end : entry.offset] = bytes(entry.offset - end)
+        end = entry.offset + entry.stored
+    piece[end:] = bytes(len(piece) - end)
+
+
+def _no_progress(_: int) -> None:
+    pass

@@ -1,0 +1,132 @@
+"""Which run a launch works on: decided from facts, before anything is written.
+
+`resume` is "auto" (continue if there is anything, else start), "must"
+(continue or fail), "never" (never from another job's work) or a reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from holdfast.errors import NothingToResume, RefusedFresh
+from holdfast.ids import RecordAddress, RunName, RunNumber
+from holdfast.recovery.fresh import near_misses
+from holdfast.records import RunInfo
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """See `new_run`."""
+
+    name: RunName | None
+
+
+def new_run(name: str | None = None) -> NewRun:
+    """Asks for a new run, even where one of this name could be continued.
+
+    A restart of the same job still continues the run that its first start has made.
+
+    Raises:
+        InvalidName: ``name`` cannot be a run name.
+
+    Example:
+        >>> new_run("gpt2-small").name
+        'gpt2-small'
+    """
+    return NewRun(None if name is None else RunName(name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownRun:
+    """A run as far as choosing needs it."""
+
+    info: RunInfo
+    head: RecordAddress | None
+    finished: bool
+    """Whether its head reached the total that this launch asks for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunChoice:
+    """The run to work on: one that exists, or one to be created."""
+
+    number: RunNumber | None
+    name: RunName | None
+    forked_from: RecordAddress | None
+    why: str
+
+
+def choose_run(
+    want: NewRun | RunName | RunNumber | None,
+    resume: str,
+    source: RecordAddress | None,
+    known: Sequence[KnownRun],
+    job: str | None,
+) -> RunChoice:
+    """The run that this launch works on. Pure.
+
+    Args:
+        want: what the user said as ``run=``.
+        resume: "auto", "must", "never" or "reference".
+        source: the record that a reference means.
+        known: all readable runs of the store, by number.
+        job: the launcher's token, equal for restarts of one job.
+
+    Raises:
+        NothingToResume: "must", and there is no run to continue.
+        RefusedFresh: there is no run of this name, but one of nearly this name.
+    """
+    if isinstance(want, RunNumber):
+        return _existing(next(run for run in known if run.info.number == want), f"run={int(want)}")
+    name = want.name if isinstance(want, NewRun) else want
+    mine = [run for run in known if run.info.name == name]
+    restarted = [run for run in mine if job is not None and run.info.job == job]
+    if restarted and (isinstance(want, NewRun) or resume != "must"):
+        return _existing(restarted[-1], f"made by an earlier start of this job ({job})")
+    if isinstance(want, NewRun) or resume == "never":
+        return RunChoice(number=None, name=name, forked_from=source, why="a new run was asked for")
+    if source is not None:
+        return _from_reference(name, mine, source)
+    return _continued(name, mine, resume, known)
+
+
+def _from_reference(name: RunName | None, mine: Sequence[KnownRun], source: RecordAddress) -> RunChoice:
+    for run in reversed(mine):
+        fork = run.info.forked_from
+        if run.info.number == source.run:
+            return _existing(run, f"asked to go back to {source}")
+        if fork is not None and fork.address == source:
+            return _existing(run, f"forked from {source} by an earlier start")
+    return RunChoice(number=None, name=name, forked_from=source, why=f"a fork of {source}")
+
+
+def _continued(
+    name: RunName | None, mine: Sequence[KnownRun], resume: str, known: Sequence[KnownRun]
+) -> RunChoice:
+    if mine:
+        unfinished = [run for run in mine if not run.finished]
+        run = (unfinished or list(mine))[-1]
+        return _existing(run, "the newest unfinished run of this name" if unfinished else "all runs are finished")
+    if resume == "must":
+        raise NothingToResume(f"resume='must', but there is no run {_said(name)}; check run= and the store's path")
+    _refuse_slips(name, known)
+    return RunChoice(number=None, name=name, forked_from=None, why=f"there was no run {_said(name)}")
+
+
+def _refuse_slips(name: RunName | None, known: Sequence[KnownRun]) -> None:
+    slips = near_misses(name, [run.info.name for run in known if run.info.name]) if name else []
+    if slips:
+        raise RefusedFresh(
+            f"there is no run named {name!r}, but there is {', '.join(map(repr, slips))}; "
+            f"say run={slips[0]!r} to continue it, or run=holdfast.new_run({name!r}) if a new run is meant"
+        )
+
+
+def _existing(run: KnownRun, why: str) -> RunChoice:
+    name = None if run.info.name is None else RunName(run.info.name)
+    return RunChoice(number=RunNumber(run.info.number), name=name, forked_from=None, why=why)
+
+
+def _said(name: RunName | None) -> str:
+    return "without a name" if name is None else f"named {name!r}"

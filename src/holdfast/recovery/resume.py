@@ -1,0 +1,62 @@
+"""Which checkpoints a launch may resume from, in which order, and why others were passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from holdfast.catalog.marks import quarantined
+from holdfast.catalog.runs import Run, read_record
+from holdfast.catalog.store import Store
+from holdfast.errors import Damaged
+from holdfast.ids import RecordAddress
+from holdfast.records import Record, Target
+
+
+@dataclass(slots=True)
+class Rejected:
+    """What was not used, and why; for the log, the journal and the error."""
+
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, what: object, why: object) -> None:
+        """Notes one rejection."""
+        self.reasons.append(f"{what}: {why}")
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons) or "none was found"
+
+
+def candidates(store: Store, run: Run, rejected: Rejected, begin: RecordAddress | None = None) -> Iterator[Record]:
+    """The records to try, best first: the head (or ``begin``), then its ancestors, into the runs it was forked from.
+
+    Damaged and quarantined ones are noted in ``rejected`` and passed over.
+    """
+    at: Target | None = Target.of(begin) if begin else run.lineage().head
+    while at is not None:
+        here = store.run(at.run)
+        for one in here.damaged():
+            rejected.add(one.name, one.error)
+        at = yield from _line(store, here, at, rejected)
+
+
+def _line(store: Store, run: Run, begin: Target, rejected: Rejected) -> Iterator[Record]:
+    """The candidates within one run; returns where the line goes on in another run, if it does."""
+    bad = quarantined(run)
+    for target in run.lineage().ancestors(begin):
+        if target.run != run.number:
+            return target
+        if target.id in bad:
+            rejected.add(target.address, "quarantined")
+        elif (record := _read(store, target, rejected)) is not None:
+            yield record
+    return None
+
+
+def _read(store: Store, target: Target, rejected: Rejected) -> Record | None:
+    try:
+        content = read_record(store, target.address)
+    except Damaged as error:
+        rejected.add(target.address, error)
+        return None
+    return content if isinstance(content, Record) else None

@@ -1,0 +1,241 @@
+"""What a position in a loader is: an epoch, and how many of its batches were handed out."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn
+
+from holdfast.errors import InvalidInput, StateMismatch
+from holdfast.records import Exactness
+from holdfast.state import loaders_samplers as samplers
+from holdfast.state.seeding import Seeded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """How far a replay is; prints as a line for people.
+
+    Example:
+        >>> print(Replay(done=250, total=1000, seconds=2.0))
+        replayed 250 of 1,000 batches, about 6 s to go
+    """
+
+    done: int
+    total: int
+    seconds: float
+
+    @property
+    def remaining(self) -> float:
+        """Seconds to go, at the pace so far; 0 before the first batch."""
+        return self.seconds / self.done * (self.total - self.done) if self.done else 0.0
+
+    def __str__(self) -> str:
+        return f"replayed {self.done:,} of {self.total:,} batches, about {self.remaining:.0f} s to go"
+
+
+Progress = Callable[[Replay], None]
+
+
+class Pace:
+    """Tells a callback about a replay at its end, and every so many seconds before."""
+
+    def __init__(self, total: int, progress: Progress | None, every: float = 1.0) -> None:
+        self._total, self._progress, self._every = total, progress, every
+        self._start = self._told = time.monotonic()
+
+    def tell(self, done: int) -> None:
+        """So many batches are replayed."""
+        if self._progress is None:
+            return
+        now = time.monotonic()
+        if done == self._total or now - self._told >= self._every:
+            self._told = now
+            self._progress(Replay(done=done, total=self._total, seconds=now - self._start))
+
+
+class LoaderPosition(ABC):
+    """Iterates a loader and knows where it is; made by `open_position`.
+
+    The order of a resume is: `load`, `replay`, then the global random state of the
+    boundary, then `batches`. `replay` leaves the global generators as it found them,
+    so another order does no harm before `batches`. Not thread-safe.
+    """
+
+    strategy: ClassVar[str]
+    """How the position is found again: indices, cursor, sequence, reading or stateful."""
+
+    must_match: ClassVar[frozenset[str]] = frozenset()
+    """Facts about the loader that may not differ between save and load."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.epoch = 0
+        """Epochs completed before the present one."""
+        self.batch = 0
+        """Batches of this epoch that were handed out."""
+        self._iterator: Iterator[Any] | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._own = samplers.OwnState(loader)
+
+    @property
+    def length(self) -> int | None:
+        """Batches of an epoch, or None where the loader does not know."""
+        return samplers.length(self.loader)
+
+    def batches(self) -> Iterator[Any]:
+        """The rest of this epoch's batches; at its end the position is at the start of the next epoch.
+
+        Abandoned in the middle and called again, it goes on where it was.
+
+        Raises:
+            InvalidInput: the whole epoch gave no batch, so that a loop over epochs would never end.
+            StateMismatch: a loaded position could not be found again (see `replay`).
+        """
+        self.replay()
+        if self._iterator is None:
+            self._fresh()
+        while True:
+            try:
+                batch = self._take()
+            except StopIteration:
+                break
+            self.batch += 1
+            yield batch
+        self._turn()
+
+    def state(self) -> dict[str, Any]:
+        """The position, as plain values and tensors, which nobody may change in place."""
+        details = self._loaded["details"] if self._loaded is not None else self._details()
+        return {
+            "strategy": self.strategy,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "facts": self.facts(),
+            "details": details,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes over a position; nothing is drawn or read before `replay` or `batches`.
+
+        Raises:
+            StateMismatch: it was saved from another kind of loader; this position is unchanged.
+        """
+        self._check(state)
+        self.close()
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._loaded = state
+
+    def replay(self, progress: Progress | None = None) -> None:
+        """Brings the loader to the loaded position; does nothing when there is none to find.
+
+        Raises:
+            StateMismatch: the loader does not give again what it gave before the save.
+        """
+        if self._loaded is None:
+            return
+        samplers.set_epoch(self.loader, self.epoch)
+        self._resume(self._loaded["details"], Pace(self.batch, progress))
+        self._loaded = None
+
+    def rewind(self) -> None:
+        """To the start of the present epoch, forgetting what was loaded: for data that was changed on purpose."""
+        self.close()
+        self.batch = 0
+
+    def close(self) -> None:
+        """Lets the loader's iterator go, and with it workers that the loader does not keep."""
+        self._iterator = None
+        self._loaded = None
+
+    def exactness(self) -> dict[str, Exactness]:
+        """Whether ``order`` and ``augmentation`` go on bit for bit after a resume here, and why."""
+        return {"order": self._order(), "augmentation": self._augmentation()}
+
+    def facts(self) -> dict[str, Any]:
+        """What describes the loader: plain values that are stored and compared."""
+        dataset = getattr(self.loader, "dataset", None)
+        return {
+            "loader": type(self.loader).__name__,
+            "dataset_length": samplers.length(dataset if dataset is not None else self.loader),
+            "batch_size": _batch_size(self.loader),
+            "workers": self.workers,
+            "sampler": samplers.kind(samplers.chain(self.loader)),
+            "world": samplers.world_size(),
+        }
+
+    @property
+    def workers(self) -> int:
+        """Worker processes of the loader."""
+        return int(getattr(self.loader, "num_workers", 0))
+
+    @property
+    def _seeds_samples(self) -> bool:
+        return isinstance(getattr(self.loader, "dataset", None), Seeded)
+
+    @abstractmethod
+    def _begin(self) -> Iterator[Any]:
+        """The iterator of an epoch from its start."""
+
+    @abstractmethod
+    def _details(self) -> dict[str, Any]:
+        """What this strategy stores."""
+
+    @abstractmethod
+    def _resume(self, details: dict[str, Any], pace: Pace) -> None:
+        """Makes the iterator for the loaded position."""
+
+    @abstractmethod
+    def _order(self) -> Exactness: ...
+
+    @abstractmethod
+    def _augmentation(self) -> Exactness: ...
+
+    def _fresh(self) -> None:
+        samplers.set_epoch(self.loader, self.epoch)
+        self._iterator = self._begin()
+
+    def _take(self) -> Any:
+        if self._iterator is None:
+            raise StopIteration
+        return next(self._iterator)
+
+    def _turn(self) -> None:
+        if self.batch == 0:
+            raise InvalidInput(
+                f"{type(self.loader).__name__} gave no batch in epoch {self.epoch}; an iterator or a generator can be "
+                "read only once: give something that can be iterated again"
+            )
+        self._iterator = None
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def _check(self, state: dict[str, Any]) -> None:
+        if state["strategy"] != self.strategy:
+            _refuse([f"its position was kept by {state['strategy']}, this loader's is by {self.strategy}"])
+        now, then = self.facts(), state["facts"]
+        found = [key for key in sorted(self.must_match) if now.get(key) != then.get(key)]
+        if found:
+            _refuse([f"{key.replace('_', ' ')} was {then.get(key)} and is {now.get(key)}" for key in found])
+
+
+def _refuse(differences: list[str]) -> NoReturn:
+    raise StateMismatch(
+        f"the data loader is not the one of the checkpoint: {'; '.join(differences)}; "
+        "use the loader that the run was saved with, or start the epoch over"
+    )
+
+
+def not_repeated(what: str) -> StateMismatch:
+    """The error for a loader that does not give again what it gave before the save."""
+    return StateMismatch(
+        f"the data loader does not repeat itself: {what}; the dataset has changed, or its order depends on something "
+        "that is not in the checkpoint (a generator or a list of its own without set_epoch); "
+        "put it back, or start the epoch over"
+    )
+
+
+def _batch_size(loader: Any) -> int | None:
+    size = getattr(loader, "batch_size", None)
+    return size if size is not None else getattr(getattr(loader, "batch_sampler", None), "batch_size", None)

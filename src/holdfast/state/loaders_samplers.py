@@ -1,0 +1,136 @@
+"""What a loader draws its indices from: the chain of its samplers, and the state that they keep themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch.distributed
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from holdfast.state import loaders_random as randomness
+from holdfast.state.sampler import Sampler
+
+_QUIET = {RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler, Sampler}
+_NESTED = ("sampler", "batch_sampler", "base_sampler")
+_SCALARS = (bool, int, float, str)
+
+
+def is_map_style(loader: object) -> bool:
+    """Whether it is a torch loader that asks its dataset for indices."""
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+
+
+def slot(loader: DataLoader[Any]) -> str:
+    """The attribute that holds the loader's index sampler."""
+    return "sampler" if loader.batch_sampler is None else "batch_sampler"
+
+
+def chain(loader: object) -> dict[str, Any]:
+    """The samplers of a loader by their path, from the index sampler inwards; empty without any."""
+    found: dict[str, Any] = {}
+    if not is_map_style(loader):
+        return found
+    path = slot(loader)  # type: ignore[arg-type]
+    node: Any = getattr(loader, path)
+    while node is not None and not any(node is known for known in found.values()):
+        found[path] = node
+        name = next((name for name in _NESTED if getattr(node, name, None) is not None), "")
+        path, node = f"{path}.{name}", getattr(node, name, None) if name else None
+    return found
+
+
+def draws_once(sampler: object) -> bool:
+    """Whether it draws from the global generators before its first index only."""
+    inner = sampler.sampler if type(sampler) is BatchSampler else sampler
+    return type(inner) in _QUIET or isinstance(inner, list | tuple | range)
+
+
+def kind(samplers: dict[str, Any]) -> str | None:
+    """The classes of a chain of samplers, for comparison and for people."""
+    return " over ".join(type(sampler).__name__ for sampler in samplers.values()) or None
+
+
+def world_size() -> int:
+    """The number of ranks that torch.distributed knows of, else 1."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
+
+
+def length(thing: object) -> int | None:
+    """Its ``len``, or None where it has none."""
+    try:
+        return len(thing)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def set_epoch(loader: object, epoch: int) -> None:
+    """Tells the epoch to everything around the loader that wants to know it."""
+    for target in _unique([loader, *chain(loader).values(), getattr(loader, "dataset", None)]):
+        if callable(getattr(target, "set_epoch", None)):
+            target.set_epoch(epoch)
+
+
+def generators(owner: object) -> dict[str, randomness.Generator]:
+    """The generators among the attributes of an object, by name."""
+    return {name: value for name, value in _attributes(owner) if isinstance(value, randomness.OWNED)}
+
+
+class OwnState:
+    """The state that the samplers of one loader keep themselves: generators, and scalars that move.
+
+    A scalar attribute counts as moving when it differs from what it was when the
+    loader was first seen, so configuration is not carried from one program to the next.
+    """
+
+    def __init__(self, loader: object) -> None:
+        self._owners: dict[str, Any] = {"loader": loader, **chain(loader)}
+        self._first = dict(self._scalars())
+
+    def capture(self) -> dict[str, Any]:
+        """The state, as plain values and tensors."""
+        owned = {path: randomness.generator_state(found) for path, _, found in self._generators()}
+        moved = {path: value for path, value in self._scalars() if self._first.get(path, value) != value}
+        return {"generators": owned, "moved": moved}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Puts back what `capture` gave; what this loader does not have is left out."""
+        for path, _, generator in self._generators():
+            if path in state["generators"]:
+                randomness.set_generator_state(generator, state["generators"][path])
+        for path, value in state["moved"].items():
+            owner, _, name = path.rpartition(".")
+            if owner in self._owners and hasattr(self._owners[owner], name):
+                setattr(self._owners[owner], name, value)
+
+    def _generators(self) -> Iterator[tuple[str, Any, Any]]:
+        seen: set[int] = set()
+        for path, owner in self._owners.items():
+            for name, generator in generators(owner).items():
+                if id(generator) not in seen:
+                    seen.add(id(generator))
+                    yield f"{path}.{name}", owner, generator
+
+    def _scalars(self) -> Iterator[tuple[str, Any]]:
+        for path, owner in self._owners.items():
+            if path != "loader":
+                yield from ((f"{path}.{name}", value) for name, value in _attributes(owner) if type(value) in _SCALARS)
+
+
+def _attributes(owner: object) -> Iterable[tuple[str, Any]]:
+    return list(getattr(owner, "__dict__", {}).items())
+
+
+def _unique(things: Iterable[Any]) -> list[Any]:
+    return list({id(thing): thing for thing in things if thing is not None}.values())
