@@ -14,8 +14,8 @@ import msgspec
 from holdfast.ids import Digest, ObjectName, Order, RecordAddress, RecordId, RunNumber
 
 
-class _Sealed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all small objects share."""
+class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What all small objects share; ``kw_only`` is not inherited, so each class says it itself."""
 
 
 class Kind(StrEnum):
@@ -44,7 +44,7 @@ class MarkKind(StrEnum):
     FINAL = "final"
 
 
-class Owner(_Sealed):
+class Owner(_Sealed, kw_only=True):
     """The process behind a launch, a hold or a sweep; enough to tell whether it is still there."""
 
     host: str
@@ -55,7 +55,7 @@ class Owner(_Sealed):
     """Start time of the process in kernel ticks, so that a recycled pid is not taken for it."""
 
 
-class Target(_Sealed):
+class Target(_Sealed, kw_only=True):
     """A record as other objects name it."""
 
     run: int
@@ -80,14 +80,14 @@ class Target(_Sealed):
         return RecordAddress(RunNumber(self.run), order, RecordId(self.id))
 
 
-class StoreInfo(_Sealed):
+class StoreInfo(_Sealed, kw_only=True):
     """``holdfast.json``: what makes a folder a store."""
 
     id: str
     created: str
 
 
-class RunInfo(_Sealed):
+class RunInfo(_Sealed, kw_only=True):
     """``catalog/runs/<number>/run.json``: its creation claims the number."""
 
     number: int
@@ -102,7 +102,7 @@ class RunInfo(_Sealed):
     """Nonce of the creator, so that it knows its own object after a lost answer."""
 
 
-class LaunchInfo(_Sealed):
+class LaunchInfo(_Sealed, kw_only=True):
     """``launches/<number>.json``: one start of the job; its creation fences every older one."""
 
     run: int
@@ -119,7 +119,7 @@ class LaunchInfo(_Sealed):
     attempt: str
 
 
-class StartInfo(_Sealed):
+class StartInfo(_Sealed, kw_only=True):
     """``launches/<number>.<timeline>.json``: a completed restore (or a fresh start) within a launch.
 
     The head of a run hangs on these as well as on records, so lineage does not wait for the first save.
@@ -135,7 +135,7 @@ class StartInfo(_Sealed):
     attempt: str
 
 
-class Hold(_Sealed):
+class Hold(_Sealed, kw_only=True):
     """``holds/<id>.json``: a save in flight (``publishes`` set) or a reader at work (``publishes`` None)."""
 
     run: int
@@ -149,7 +149,7 @@ class Hold(_Sealed):
     attempt: str
 
 
-class Aborted(_Sealed):
+class Aborted(_Sealed, kw_only=True):
     """Lies under a record's name: that save was given up by somebody who won the race for the name."""
 
     run: int
@@ -175,14 +175,14 @@ class Aborted(_Sealed):
         return self.address.name
 
 
-class Exactness(_Sealed):
+class Exactness(_Sealed, kw_only=True):
     """Whether one side of the state resumes bit for bit, and if not, why."""
 
     exact: bool
     reason: str
 
 
-class Sizes(_Sealed):
+class Sizes(_Sealed, kw_only=True):
     """Bytes of one save: of the state, not seen before, and as stored after the codec."""
 
     logical: int
@@ -190,7 +190,7 @@ class Sizes(_Sealed):
     stored: int
 
 
-class Timing(_Sealed):
+class Timing(_Sealed, kw_only=True):
     """Seconds of one save, by the monotonic clock."""
 
     stall: float
@@ -199,7 +199,7 @@ class Timing(_Sealed):
     writing: float
 
 
-class Record(_Sealed):
+class Record(_Sealed, kw_only=True):
     """The commit point: a checkpoint exists if and only if its record does."""
 
     id: str
@@ -250,7 +250,7 @@ class Record(_Sealed):
         return self.address.name
 
 
-class Mark(_Sealed):
+class Mark(_Sealed, kw_only=True):
     """``marks/<record>/<kind>-<nonce>.json``: append-only facts about a record."""
 
     kind: MarkKind
@@ -261,7 +261,7 @@ class Mark(_Sealed):
     attempt: str
 
 
-class Tag(_Sealed):
+class Tag(_Sealed, kw_only=True):
     """``catalog/tags/<name>.json``: a name that does not move."""
 
     tag: str
@@ -271,7 +271,7 @@ class Tag(_Sealed):
     attempt: str
 
 
-class Event(_Sealed):
+class Event(_Sealed, kw_only=True):
     """One line of a journal."""
 
     time: str
@@ -280,7 +280,7 @@ class Event(_Sealed):
     data: dict[str, Any] = {}
 
 
-class Batch(_Sealed):
+class Batch(_Sealed, kw_only=True):
     """``journal/<writer>/<n>.json``: what happened, in order, by one writer."""
 
     run: int
@@ -289,7 +289,7 @@ class Batch(_Sealed):
     events: list[Event]
 
 
-class Sweep(_Sealed):
+class Sweep(_Sealed, kw_only=True):
     """``catalog/sweeps/<id>.json``: tombstones of one sweeper for the objects that it means to delete."""
 
     id: str

@@ -47,7 +47,7 @@ Leaf = Callable[[object, str], Json]
 Reader = Callable[["dict[str, Any]"], object]
 """Makes a value of a tagged object."""
 
-DEPTH = 150
+DEPTH = 64
 """Containers within containers; deeper is refused, so that no reader runs out of stack."""
 
 _PLAIN_BITS = 8192
@@ -135,8 +135,9 @@ def display(data: Json) -> Json:
 
 
 class _Encoder:
-    def __init__(self, leaf: Leaf | None) -> None:
+    def __init__(self, leaf: Leaf | None, depth: int = 0) -> None:
         self._leaf = leaf
+        self._depth = depth
         self._open: set[int] = set()
 
     def __call__(self, value: object, path: str) -> Json:
@@ -163,13 +164,21 @@ class _Encoder:
     def _entered(self, value: object, path: str) -> Iterator[None]:
         if id(value) in self._open:
             raise UnsupportedValue(f"{path or 'the value'} contains itself; a checkpoint holds trees only")
-        if len(self._open) >= DEPTH:
+        if self.depth >= DEPTH:
             raise UnsupportedValue(f"{path[:200]}... is nested more than {DEPTH} deep; flatten it")
         self._open.add(id(value))
         try:
             yield
         finally:
             self._open.discard(id(value))
+
+    @property
+    def depth(self) -> int:
+        return self._depth + len(self._open)
+
+    def apart(self, value: object, path: str) -> Json:
+        # Without the caller's leaf: what is stored beside the tree cannot be hashed, and a set gives it no name.
+        return _Encoder(None, self.depth)(value, path)
 
     def sequence(self, items: Iterable[object], path: str) -> list[Json]:
         return [self(item, f"{path}/{i}" if path else str(i)) for i, item in enumerate(items)]
@@ -180,8 +189,13 @@ class _Encoder:
         return {"$": "dict", "v": self.items(value, path)}
 
     def items(self, value: dict[Any, Any], path: str) -> list[Json]:
-        keys = [_key_out(key, path) for key in value]
-        return [[key, self(value[k], join(path, k))] for key, k in zip(keys, value, strict=True)]
+        return [[self.key(key, path), self(item, join(path, key))] for key, item in value.items()]
+
+    def key(self, key: object, path: str) -> Json:
+        try:
+            return self.apart(key, f"{path} (key)" if path else "(key)")
+        except UnsupportedValue as error:
+            raise UnsupportedValue(f"{error} (as the key of a dictionary)") from None
 
     def default(self, value: defaultdict[Any, Any], path: str) -> Json:
         factory = value.default_factory
@@ -194,18 +208,10 @@ class _Encoder:
         return {"$": "defaultdict", "factory": name, "v": self.items(value, path)}
 
 
-def _key_out(key: object, path: str) -> Json:
-    # A key is written without the caller's leaf: what is stored beside the tree cannot be hashed.
-    try:
-        return _Encoder(None)(key, f"{path} (key)" if path else "(key)")
-    except UnsupportedValue as error:
-        raise UnsupportedValue(f"{error} (as the key of a dictionary)") from None
-
-
 def _set_out(encoder: _Encoder, value: Iterable[object], path: str, *, tag: str) -> Json:
     # Iteration order of a set of texts differs from process to process; equal sets must give equal bytes.
     where = f"{path} (in a set)" if path else "(in a set)"
-    return {"$": tag, "v": sorted((_Encoder(None)(item, where) for item in value), key=_text)}
+    return {"$": tag, "v": sorted((encoder.apart(item, where) for item in value), key=_text)}
 
 
 def _float_out(value: float) -> Json:
@@ -283,8 +289,7 @@ class _Decoder:
         if isinstance(data, (str, int, float)) or data is None:
             return data
         self._depth += 1
-        # Every level of a value takes at most three levels of JSON.
-        if self._depth > 4 * DEPTH:
+        if self._depth > DEPTH:
             raise Corrupt(f"a stored value is nested more than {DEPTH} deep")
         try:
             return self._container(data)

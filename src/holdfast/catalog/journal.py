@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from holdfast import values
 from holdfast.catalog import layout
 from holdfast.catalog.objects import DamagedObject, create_once, load_each
 from holdfast.clock import utc_now
@@ -29,7 +30,7 @@ _WRITER = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 _BATCH = re.compile(r"catalog/runs/\d{3,}/journal/([a-z0-9-]+)/(\d{6,})\.json")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class JournalWriter:
     """Collects events and writes them at `flush`, which is durable. Thread-safe. Leaving its context flushes.
 
@@ -57,8 +58,14 @@ class JournalWriter:
             raise InvalidName(f"not the name of a journal writer: {self.writer!r}; use a-z, 0-9 and -")
 
     def add(self, kind: str, message: str, **data: Any) -> None:
-        """Notes one event; it reaches the storage at the next `flush`."""
-        event = Event(time=utc_now(), kind=kind, message=message, data=data)
+        """Notes one event; it reaches the storage at the next `flush`.
+
+        Raises:
+            UnsupportedValue: no codec can write one of ``data``; nothing was noted.
+        """
+        values.encode(data)  # now: at the flush it would take the other events with it
+        text = message.encode(errors="replace").decode()
+        event = Event(time=utc_now(), kind=kind, message=text, data=data)
         with self._adding:
             self._events.append(event)
             if len(self._events) > LONGEST:

@@ -166,9 +166,7 @@ def add_metrics(store: Store, address: RecordAddress, metrics: Mapping[str, Any]
     """Metrics that were measured after the save, for the step of this very record; errors as in `add_mark`."""
     earlier = read_record_marks(store, address).measurements()
     replaces = [mark.attempt for mark in earlier if set(mark.data.get("metrics", ())) <= set(metrics)]
-    return add_mark(
-        store, address, MarkKind.METRIC, by=by, data={"metrics": dict(metrics), "replaces": replaces}
-    )
+    return add_mark(store, address, MarkKind.METRIC, by=by, data={"metrics": dict(metrics), "replaces": replaces})
 
 
 def _create(store: Store, address: RecordAddress, kind: MarkKind, by: str, data: dict[str, Any]) -> Mark:
@@ -187,8 +185,7 @@ def _by_record(marks: Iterable[Mark], damaged: Iterable[DamagedObject]) -> dict[
         if match:
             broken[RecordId(match[1])].append(one)
     return {
-        id_: RecordMarks(marks=tuple(readable[id_]), damaged=tuple(broken[id_]))
-        for id_ in sorted({*readable, *broken})
+        id_: RecordMarks(marks=tuple(readable[id_]), damaged=tuple(broken[id_])) for id_ in sorted({*readable, *broken})
     }
 
 

@@ -47,7 +47,8 @@ def read_sources(
     """
     if tombstones.damaged:
         return SegmentIndex()  # nobody knows what they announce
-    records = [record for record in map(lambda base: _committed(run, base, tombstones), bases) if record]
+    found = (_committed(run, base, tombstones) for base in bases)
+    records = [record for record in found if record is not None]
     footers = _private(run, records, tombstones.names)
     if shared:
         footers += _footers(run.store, _present(run.store, layout.SHARED_PACKS, tombstones.names))
@@ -70,7 +71,7 @@ def _private(run: Run, records: list[Record], announced: frozenset[str]) -> list
     if not records:
         return []
     present = _present(run.store, layout.private_packs(run.number), announced)
-    hinted = {name for record in records for name in record.packs}
+    hinted = {name for record in records for name in record.packs if not name.startswith(layout.SHARED_PACKS)}
     footers = _footers(run.store, [name for name in present if name in hinted])
     if hinted <= set(present):
         return footers

@@ -13,7 +13,7 @@ from holdfast.errors import ObjectExists, StorageError
 from holdfast.ids import ObjectName
 from holdfast.packs.footer import Entry, Footer, FooterBuilder
 from holdfast.packs.format import BLOCK, aligned, encode_header, pack_name, tail_bytes
-from holdfast.storage.direct import aligned_buffer
+from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Sink, Storage
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from holdfast.packs.format import CHECK_BYTES
 from holdfast.packs.index import Location, open_pack
 from holdfast.packs.parallel import THREADS, run_threads
 from holdfast.packs.plan import Piece, Wanted, read_plan
-from holdfast.storage.direct import aligned_buffer
+from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Source, Storage
 from holdfast.trees import SEGMENT_BYTES
 

@@ -13,7 +13,7 @@ from holdfast.packs.footer import Entry, Footer
 from holdfast.packs.format import HEADER_BYTES, TRAILER_BYTES, encode_header, pack_id
 from holdfast.packs.index import footer_of, open_pack
 from holdfast.packs.reader import checked
-from holdfast.storage.direct import aligned_buffer
+from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Source, Storage
 from holdfast.trees import SEGMENT_BYTES
 
@@ -97,16 +97,20 @@ def _batches(regions: Iterator[_Region]) -> Iterator[list[_Region]]:
 
 
 def _check(name: ObjectName, region: _Region, data: memoryview) -> Iterator[Problem]:
-    where = {"object": name, "offset": region.start, "length": region.end - region.start}
     if region.entry is None:
         if data != region.literal:
-            message = f"{name}: bytes {region.start} to {region.end} hold no segment but have changed"
-            yield Problem(**where, kind=Corrupt.kind, message=message)
+            yield _problem(name, region, f"{name}: bytes {region.start} to {region.end} are not what they must be")
         return
     try:
         checked(name, region.entry, data)
     except Corrupt as error:
-        yield Problem(**where, kind=error.kind, digest=region.entry.digest, message=str(error))
+        yield _problem(name, region, str(error))
+
+
+def _problem(name: ObjectName, region: _Region, message: str) -> Problem:
+    digest = region.entry.digest if region.entry else None
+    length = region.end - region.start
+    return Problem(object=name, kind=Corrupt.kind, offset=region.start, length=length, digest=digest, message=message)
 
 
 def _no_progress(_: int) -> None:

@@ -22,7 +22,7 @@ from holdfast.packs.footer import Entry, Footer
 from holdfast.packs.format import BLOCK, CHECK_BYTES, PACK_BYTES, aligned, alignment
 from holdfast.packs.packing import Packing
 from holdfast.packs.parallel import THREADS, run_threads
-from holdfast.storage.direct import aligned_buffer
+from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Storage
 from holdfast.trees import SEGMENT_BYTES
 

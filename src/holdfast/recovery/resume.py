@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from holdfast.catalog.marks import quarantined
+from holdfast.catalog.marks import NO_MARKS, read_marks
 from holdfast.catalog.runs import Run, read_record
 from holdfast.catalog.store import Store
 from holdfast.errors import Damaged
@@ -42,11 +42,11 @@ def candidates(store: Store, run: Run, rejected: Rejected, begin: RecordAddress 
 
 def _line(store: Store, run: Run, begin: Target, rejected: Rejected) -> Iterator[Record]:
     """The candidates within one run; returns where the line goes on in another run, if it does."""
-    bad = quarantined(run)
+    marks = read_marks(store, run.number)
     for target in run.lineage().ancestors(begin):
         if target.run != run.number:
             return target
-        if target.id in bad:
+        if marks.get(target.address.id, NO_MARKS).quarantined:
             rejected.add(target.address, "quarantined")
         elif (record := _read(store, target, rejected)) is not None:
             yield record

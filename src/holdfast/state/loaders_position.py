@@ -140,10 +140,10 @@ class LoaderPosition(ABC):
         self._resume(self._loaded["details"], Pace(self.batch, progress))
         self._loaded = None
 
-    def rewind(self) -> None:
-        """To the start of the present epoch, forgetting what was loaded: for data that was changed on purpose."""
+    def start_over(self, epoch: int) -> None:
+        """Goes to the start of an epoch whatever was loaded: for data that was changed on purpose."""
         self.close()
-        self.batch = 0
+        self.epoch, self.batch = epoch, 0
 
     def close(self) -> None:
         """Lets the loader's iterator go, and with it workers that the loader does not keep."""
@@ -157,13 +157,14 @@ class LoaderPosition(ABC):
     def facts(self) -> dict[str, Any]:
         """What describes the loader: plain values that are stored and compared."""
         dataset = getattr(self.loader, "dataset", None)
+        chain = samplers.chain(self.loader)
         return {
             "loader": type(self.loader).__name__,
             "dataset_length": samplers.length(dataset if dataset is not None else self.loader),
             "batch_size": _batch_size(self.loader),
             "workers": self.workers,
-            "sampler": samplers.kind(samplers.chain(self.loader)),
-            "world": samplers.world_size(),
+            "sampler": samplers.kind(chain),
+            "world": samplers.world_size(chain),
         }
 
     @property

@@ -68,8 +68,9 @@ def entropy() -> int:
 
 def signature() -> int:
     """A number under 2**64 made of the present states of the global generators, drawing nothing."""
-    python, numpy, torch_state = _Native.here()
-    return hashed(python, sorted(numpy.items(), key=str), torch_state.numpy().tobytes().hex())
+    here = _Native.here()
+    words = np.array(here.python[1], dtype=np.uint32).tobytes() + here.torch.numpy().tobytes()
+    return hashed(words.hex(), _signature(here.numpy))
 
 
 @contextmanager
@@ -140,6 +141,12 @@ def set_generator_state(generator: Generator, state: Any) -> None:
         generator.set_state(_arrays_in(state))
     else:
         generator.bit_generator.state = _arrays_in(state)
+
+
+def _signature(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={_signature(value[key])}" for key in sorted(value))
+    return value.tobytes().hex() if isinstance(value, np.ndarray) else str(value)
 
 
 def _portable(native: _Native) -> State:

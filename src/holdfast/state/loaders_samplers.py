@@ -60,8 +60,11 @@ def kind(samplers: dict[str, Any]) -> str | None:
     return " over ".join(type(sampler).__name__ for sampler in samplers.values()) or None
 
 
-def world_size() -> int:
-    """The number of ranks that torch.distributed knows of, else 1."""
+def world_size(samplers: dict[str, Any]) -> int:
+    """The number of ranks that the samplers share, else the one of torch.distributed, else 1."""
+    for sampler in samplers.values():
+        if isinstance(shared := getattr(sampler, "num_replicas", None), int):
+            return shared
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return 1

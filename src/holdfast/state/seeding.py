@@ -29,6 +29,7 @@ class Index(int):
     epoch: int
 
     def __new__(cls, index: int, epoch: int) -> Index:
+        """An index of this epoch."""
         made = super().__new__(cls, index)
         made.epoch = epoch
         return made

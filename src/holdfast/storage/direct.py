@@ -1,12 +1,12 @@
 """Large files at offsets, by several threads, past the page cache where that helps.
 
 A checkpoint's packs are written once and read rarely: through the page cache
-they would cost a copy and push out what training needs. Direct I/O wants
-offsets, lengths and addresses that are multiples of a block, so two
-descriptors are used: whole blocks go through the direct one, odd heads and
-tails through the buffered one, and never both into the same page. One sync
-covers both, for it is one file. Whether a file can do direct I/O is asked per
-file (``statx``), and any EINVAL falls back to the buffered descriptor.
+they would cost a copy and push out what training needs. Direct I/O wants whole
+blocks, so a file has two descriptors: whole blocks go through the direct one,
+odd heads and tails through the buffered one, and never both into the same
+page. One sync covers both, for it is one file. Whether a file can do direct
+I/O is asked per file, and EINVAL (an address that is no multiple of a block, a
+filesystem without it) falls back to the buffered descriptor.
 
 Reads take what the page cache has first and fetch only the rest directly.
 """
@@ -14,98 +14,23 @@ Reads take what the page cache has first and fetch only the rest directly.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import mmap
 import os
+import stat
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from holdfast.errors import Corrupt, InvalidInput, ObjectExists, ObjectMissing, StorageUnavailable
+from holdfast.errors import Corrupt, InvalidInput, StorageUnavailable
 from holdfast.ids import Buffer
+from holdfast.storage.blocks import Users, direct_alignment, next_part
 from holdfast.storage.durable import DurableWriter, Unfinished
-from holdfast.storage.files import Files, reported
+from holdfast.storage.files import Files, open_direct, reported
 
-PAGE = mmap.PAGESIZE
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
-_EMPTY_PATH = 0x1000
-_DIOALIGN = 0x2000
-_MASK_AT, _MEMORY_AT, _OFFSET_AT = 0, 152, 156  # in struct statx, see linux/stat.h
 _NOT_CACHED = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-
-
-def aligned_buffer(length: int) -> memoryview:
-    """Zeroed memory that begins on a page, so that direct I/O needs no copy.
-
-    Example:
-        >>> len(aligned_buffer(8 << 20))
-        8388608
-    """
-    return memoryview(mmap.mmap(-1, max(length, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:length]
-
-
-def direct_alignment(descriptor: int) -> int | None:
-    """The alignment that direct I/O on this file wants, at least a page; None where it is known to be impossible."""
-    facts = ctypes.create_string_buffer(256)
-    call = getattr(_LIBC, "statx", None)
-    if call is None or call(descriptor, b"", _EMPTY_PATH, _DIOALIGN, facts) != 0:
-        return PAGE
-    at = ctypes.c_uint32.from_buffer
-    if not at(facts, _MASK_AT).value & _DIOALIGN:
-        return PAGE  # an old kernel or filesystem does not say; opening tells
-    offset, memory = at(facts, _OFFSET_AT).value, at(facts, _MEMORY_AT).value
-    return max(PAGE, offset, memory) if offset else None
-
-
-class _Users:
-    """Threads at work on a descriptor; the last one to leave runs what was left for the end.
-
-    Closing a descriptor under another thread's write would let that write go
-    into whatever file gets the number next.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._count = 0
-        self._ended = False
-        self._last: Callable[[], None] | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._ended:
-                raise InvalidInput(f"{self._path} is closed already; open it again")
-            self._count += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._count -= 1
-        self._run_if_last()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a thread is at work."""
-        return self._count > 0
-
-    def end(self, last: Callable[[], None] | None = None) -> bool:
-        """Let nobody in any more and run ``last`` when all have left; False if it was ended before."""
-        with self._lock:
-            if self._ended:
-                return False
-            self._ended, self._last = True, last
-        self._run_if_last()
-        return True
-
-    def _run_if_last(self) -> None:
-        with self._lock:
-            last, self._last = (self._last, None) if self._count == 0 else (None, self._last)
-        if last is not None:
-            last()
+_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class FileSink:
@@ -114,7 +39,7 @@ class FileSink:
     def __init__(self, writer: DurableWriter, path: Path, reserve: int) -> None:
         self._writer = writer
         self._path = path
-        self._users = _Users(path)
+        self._users = Users(path)
         self._lock = threading.Lock()
         self._end = 0
         self._failed: OSError | None = None
@@ -123,7 +48,7 @@ class FileSink:
             try:
                 if reserve:
                     writer.files.reserve(self._file.descriptor, reserve)
-                self._direct, self._alignment = _open_direct(writer.files, self._file)
+                self._direct, self._alignment = _open_for_writing(writer.files, self._file)
             except BaseException:
                 writer.discard(self._file)
                 raise
@@ -142,13 +67,17 @@ class FileSink:
             except OSError as error:
                 self._failed = error
                 raise
-        with self._lock:
-            self._end = max(self._end, offset + len(view))
+            with self._lock:
+                self._end = max(self._end, offset + len(view))
 
     def commit(self, length: int) -> None:
-        """See `Sink.commit`."""
+        """See `Sink.commit`. After an error nothing is left but to leave the block.
+
+        Raises:
+            InvalidInput: other threads still write, or fewer than ``length`` bytes were written.
+        """
         self._check(length)
-        if not self._users.end():
+        if not self._users.end(lambda: None):
             raise InvalidInput(f"{self._path} was committed or aborted before")
         with reported("commit", self._path):
             try:
@@ -160,7 +89,7 @@ class FileSink:
                 raise
 
     def abort(self) -> None:
-        """See `Sink.abort`."""
+        """See `Sink.abort`; if other threads still write, the last of them cleans up."""
         self._users.end(self._discard)
 
     def __enter__(self) -> Self:
@@ -177,11 +106,14 @@ class FileSink:
             data, offset = data[written:], offset + written
 
     def _write_some(self, offset: int, data: memoryview) -> int:
-        files, part = self._writer.files, _next_part(offset, len(data), self._alignment)
-        if self._direct is not None and _is_whole(offset, part, self._alignment):
-            with contextlib.suppress(OSError) as _, _only_einval():
-                return files.write(self._direct, data[:part], offset)
-        return files.write(self._file.descriptor, data[:part], offset)
+        length, whole = next_part(offset, len(data), self._alignment)
+        if whole and self._direct is not None:
+            try:
+                return self._writer.files.write(self._direct, data[:length], offset)
+            except OSError as error:
+                if error.errno not in _NOT_DIRECT:
+                    raise
+        return self._writer.files.write(self._file.descriptor, data[:length], offset)
 
     def _check(self, length: int) -> None:
         if self._users.busy:
@@ -204,3 +136,106 @@ class FileSink:
         with contextlib.suppress(OSError):
             self._close_direct()
         self._writer.discard(self._file)
+
+
+class FileSource:
+    """A `Source` on a filesystem."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._users = Users(path)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._direct: int | None = None
+        try:
+            facts = os.fstat(self._descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "not a file")
+            self._size = facts.st_size
+            self._direct, self._alignment = _open_for_reading(self._descriptor, path)
+        except BaseException:
+            self._close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """See `Source.size`."""
+        return self._size
+
+    @property
+    def alignment(self) -> int:
+        """See `Source.alignment`."""
+        return self._alignment
+
+    def read_into(self, offset: int, into: memoryview) -> None:
+        """See `Source.read_into`."""
+        view = into.cast("B")
+        with self._users, reported("read", self._path):
+            while view:
+                got = self._read_some(offset, view)
+                if got == 0:
+                    raise Corrupt(f"{self._path} ends at byte {offset}, {len(view)} bytes too early; it was cut later")
+                view, offset = view[got:], offset + got
+
+    def close(self) -> None:
+        """See `Source.close`; if other threads still read, the last of them closes."""
+        self._users.end(self._close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _read_some(self, offset: int, into: memoryview) -> int:
+        got = _read_cached(self._descriptor, offset, into) if self._direct is not None else None
+        if got is not None:
+            return got
+        length, whole = next_part(offset, len(into), self._alignment)
+        if whole and self._direct is not None:
+            try:
+                return os.preadv(self._direct, [into[:length]], offset)
+            except OSError as error:
+                if error.errno not in _NOT_DIRECT:
+                    raise
+        return os.preadv(self._descriptor, [into[:length]], offset)
+
+    def _close(self) -> None:
+        for descriptor in (self._direct, self._descriptor):
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _read_cached(descriptor: int, offset: int, into: memoryview) -> int | None:
+    """What the page cache has from ``offset`` on; None if the first page is not there."""
+    if _NO_WAIT is None:
+        return None
+    try:
+        return os.preadv(descriptor, [into], offset, _NO_WAIT)
+    except OSError as error:
+        if error.errno not in _NOT_CACHED:
+            raise
+        return None
+
+
+def _open_for_writing(files: Files, file: Unfinished) -> tuple[int | None, int]:
+    alignment = direct_alignment(file.descriptor)
+    if alignment is None:
+        return None, 1
+    try:
+        return files.open_direct(file.path), alignment
+    except OSError as error:
+        if error.errno not in _NOT_DIRECT:
+            raise
+        return None, 1
+
+
+def _open_for_reading(descriptor: int, path: Path) -> tuple[int | None, int]:
+    alignment = direct_alignment(descriptor)
+    if alignment is None:
+        return None, 1
+    try:
+        return open_direct(path, os.O_RDONLY), alignment
+    except OSError as error:
+        if error.errno not in _NOT_DIRECT:
+            raise
+        return None, 1

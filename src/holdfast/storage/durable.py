@@ -102,9 +102,7 @@ class DurableWriter:
             self._publish(unfinished, path, length)
         except FileExistsError:
             self.files.sync_folder(path.parent)
-            raise ObjectExists(
-                f"{path} exists already; read it back to see whose it is", errno=errno.EEXIST
-            ) from None
+            raise ObjectExists(f"{path} exists already; read it back to see whose it is", errno=errno.EEXIST) from None
         self._drop_name(unfinished.path)
         self.files.sync_folder(path.parent)
         self._close(unfinished)

@@ -44,7 +44,7 @@ class Files:
         Raises:
             OSError: with EINVAL where the filesystem has no direct I/O.
         """
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | _direct_flag())
+        return open_direct(path, os.O_RDWR)
 
     def write(self, descriptor: int, data: memoryview, offset: int) -> int:
         """Write at an offset; returns how many bytes were written, possibly fewer than given."""
@@ -144,8 +144,9 @@ def reported(doing: str, path: Path) -> Iterator[None]:
         raise storage_error(error, doing, path) from error
 
 
-def _direct_flag() -> int:
+def open_direct(path: Path, access: int) -> int:
+    """A descriptor past the page cache, for ``os.O_RDONLY`` or ``os.O_RDWR``; EINVAL where there is none."""
     flag: int | None = getattr(os, "O_DIRECT", None)
     if flag is None:
         raise OSError(errno.EINVAL, "this system has no direct I/O")
-    return flag
+    return os.open(path, access | os.O_CLOEXEC | flag)

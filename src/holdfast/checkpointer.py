@@ -1,0 +1,362 @@
+"""The facade that a training script meets: `Checkpointer`."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from holdfast.catalog.config import plain_config
+from holdfast.errors import InvalidInput, Unusable
+from holdfast.ids import RunName, RunNumber, TagName
+from holdfast.packs.codec import Codec
+from holdfast.policy import Policy, every, for_keeping, for_saving, latest
+from holdfast.records import Kind, Record
+from holdfast.recovery.choice import NewRun
+from holdfast.recovery.launcher import launcher_facts
+from holdfast.recovery.process import claim_run, refuse_worker, release_run
+from holdfast.recovery.session import MODES, Plan, open_session
+from holdfast.recovery.signals import StopRequests
+from holdfast.recovery.training import Training
+from holdfast.state.audit import audit
+from holdfast.state.boundary import OptimizerSteps
+from holdfast.state.loaders import open_position
+
+logger = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+
+Want = str | int | NewRun | None
+
+
+class Checkpointer:
+    """Saves, versions and recovers the state of a training loop.
+
+    Nothing is read or written before the first `batches`, `steps`, `restore` or `save`. Use it as a context
+    manager: leaving the block after the last step saves a ``final`` checkpoint. Not thread-safe; belongs to the
+    process that made it.
+
+    Args:
+        store: a folder; made if it is not there.
+        run: a name (its newest unfinished run is continued), a number, or ``holdfast.new_run(name)``.
+        state: what to save, by name: modules, optimizers, schedulers, scalers, averaged models, generators, anything
+            with ``state_dict`` and ``load_state_dict``. Random number generators and the position in the data are
+            saved without being asked. Plain numbers go to `values`.
+        save: when: ``every(steps=500) | every(minutes=30) | best("val_loss")``.
+        keep: what retention keeps: ``latest(3) | best("val_loss", 2)``. The newest verified checkpoint, the one
+            resumed from, tagged and pinned ones and fork points always stay.
+        config: a mapping, dataclass or namespace; stored with the run and compared at every launch.
+        resume: "auto", "must", "never" (never another job's work), or a reference such as ``run-003@500``.
+        accumulate: batches per optimizer step, where no hook can tell (foreign optimizers, CUDA graphs); by
+            default the steps of the optimizers in ``state`` are counted.
+        codec: "raw", or "zstd" for slow or small storage.
+
+    Raises:
+        InvalidInput: an argument that cannot be right; before anything is touched.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from holdfast import Checkpointer, every
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Checkpointer(
+        ...         folder, run="toy", state={"model": model, "optimizer": optimizer}, save=every(steps=2)
+        ...     ) as ckpt:
+        ...         for step in ckpt.steps(4):
+        ...             _ = model(torch.ones(1, 2)).sum().backward()
+        ...             _ = optimizer.step()
+        ...     ckpt.last.step
+        4
+    """
+
+    def __init__(
+        self,
+        store: str | Path = "checkpoints",
+        *,
+        run: Want = None,
+        state: Mapping[str, object],
+        save: Policy | None = None,
+        keep: Policy | None = None,
+        config: object = None,
+        resume: str = "auto",
+        accumulate: int | None = None,
+        codec: str = "raw",
+    ) -> None:
+        refuse_worker()
+        if not isinstance(state, Mapping) or not state:
+            raise InvalidInput('state= wants a mapping of names to objects, such as {"model": model}')
+        if accumulate is not None and accumulate < 1:
+            raise InvalidInput(f"accumulate={accumulate}: at least one batch makes a step")
+        if codec not in tuple(Codec):
+            raise InvalidInput(f"codec={codec!r}: there is {', '.join(Codec)}")
+        self._settings: dict[str, Any] = {
+            "url": store,
+            "want": _want(run),
+            "resume": resume if resume in MODES else str(resume),
+            "config": plain_config(config),
+            "save": for_saving(save if save is not None else every(minutes=15)),
+            "keep": for_keeping(keep if keep is not None else latest(3)),
+        }
+        self._codec = Codec(codec)
+        self._accumulate = accumulate
+        self._objects = dict(state)
+        self._training: Training | None = None
+        self._values: dict[str, Any] = {}
+        self._files: dict[str, bytes] = {}
+        self._pid = os.getpid()
+        self._looping = self._closed = self._broken = False
+        self._stops = StopRequests()
+        self._namespace = _callers_names()
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Plain values that are saved and restored with the state: counters, best scores, anything of one's own.
+
+        Restored in place by the first `batches`, `steps` or `restore`; give defaults before with ``setdefault``.
+        """
+        return self._values
+
+    @property
+    def step(self) -> int:
+        """Completed optimizer steps."""
+        return self._training.step if self._training else 0
+
+    @property
+    def last(self) -> Record | None:
+        """The newest checkpoint of this line: saved by this launch, or resumed from."""
+        return self._training.last if self._training else None
+
+    def batches(
+        self, loader: Iterable[Batch], *, total_steps: int | None = None, epochs: int | None = None
+    ) -> Iterator[tuple[int, Batch]]:
+        """The rest of the training: pairs of the index of the step about to run, from 0, and a batch.
+
+        The first call restores the newest good checkpoint, and the loader goes on where it was. Checkpoints are
+        made between steps. Ends at the total, or early after SIGTERM or SIGUSR1 with a checkpoint of kind
+        ``preempted``. With gradient accumulation the same step comes with several batches.
+
+        Args:
+            loader: a DataLoader, a StatefulDataLoader, or anything that can be iterated once per epoch.
+            total_steps: completed optimizer steps at which to end.
+            epochs: epochs after which to end; at least one of the two is needed.
+
+        Raises:
+            RefusedFresh: there is evidence of earlier work, and none of it can be used.
+            StateMismatch: the program does not fit the checkpoint; everything that differs is listed.
+            Fenced: a newer launch has taken over the run.
+            StorageError: a checkpoint could not be written.
+        """
+        if total_steps is None and epochs is None:
+            raise InvalidInput("batches() needs total_steps= or epochs=, or it would never end")
+        training = self._begin(total_steps)
+        position = open_position(loader)
+        training.attach_loader(position)
+        with self._loop(training):
+            while not training.ended and (epochs is None or position.epoch < epochs):
+                for batch in position.batches():
+                    training.enter()
+                    yield training.step, batch
+                    training.leave(epoch_ended=position.length is not None and position.batch == position.length)
+                    if training.ended:
+                        break
+                else:
+                    training.epoch_over()
+            training.complete(epochs is not None and position.epoch >= epochs)
+
+    def steps(self, total_steps: int) -> Iterator[int]:
+        """As `batches`, for loops that get their data elsewhere; the record says that the data position is not in it."""
+        training = self._begin(total_steps)
+        with self._loop(training):
+            while not training.ended:
+                training.enter()
+                yield training.step
+                training.leave(epoch_ended=False)
+
+    def restore(self, reference: str | None = None, *, only: Iterable[str] | None = None) -> list[str]:
+        """Restores now: the newest good checkpoint of the run, or the one that ``reference`` names.
+
+        Args:
+            reference: such as ``gpt2@500`` or a tag; a record of this run opens a new timeline.
+            only: names (prefixes of paths such as ``model`` or ``model/head``) to restore; everything else is left.
+
+        Returns:
+            With ``only``: what of the checkpoint was not loaded. Otherwise empty.
+
+        Raises:
+            StateMismatch: entries are missing, surplus or differ; all are listed, and nothing has changed.
+            RefusedFresh, UnknownReference, Damaged: as in `batches`.
+        """
+        if self._looping:
+            raise InvalidInput("restore() inside the loop would tear the data position; leave the loop first")
+        fresh = self._training is None
+        training = self._opened(None)
+        try:
+            if reference is None and only is None:
+                if not fresh:
+                    training.rewind()
+                return []
+            return training.restore_from(reference, None if only is None else tuple(only))
+        except BaseException:
+            self._broken = training.torn
+            raise
+
+    def save(self, *, tag: str | None = None, reason: str = "asked for") -> Record | None:
+        """A checkpoint now, whatever the policy; between steps there is one at most, so a second call gives the first.
+
+        Inside the loop, after the step has begun to change things, it is made when the step is complete: then None
+        comes back, and `last` is it. Durable when it returns a record.
+
+        Raises:
+            NameTaken: the tag exists; the checkpoint is made all the same.
+            Fenced, StorageError: as in `batches`.
+        """
+        name = None if tag is None else TagName(tag)
+        return self._opened(None).save_asked(name, reason)
+
+    def log(self, **metrics: Any) -> None:
+        """Metrics of the step at hand: they go into its record, and `best` looks at them.
+
+        After the optimizer step they belong to the step just made; before it, to the state as it stands, which is the
+        checkpoint of the boundary before. Tensors are read when a checkpoint is made, not now.
+        """
+        self._opened(None).log(metrics)
+
+    def attach(self, path: str | Path) -> None:
+        """Keeps a file, or all files of a folder, with every checkpoint; equal content is stored once.
+
+        Raises:
+            InvalidInput: no such file.
+        """
+        place = Path(path)
+        if not place.exists():
+            raise InvalidInput(f"attach({str(path)!r}): there is no such file")
+        files = sorted(one for one in place.rglob("*") if one.is_file()) if place.is_dir() else [place]
+        self._files |= {str(one.relative_to(place.parent)): one.read_bytes() for one in files}
+
+    def should_stop(self) -> bool:
+        """Whether a signal has asked the run to stop: for long evaluations inside the loop."""
+        return self._stops.asked is not None
+
+    def close(self) -> None:
+        """Saves the ``final`` checkpoint if the total was reached, and lets the run go; idempotent.
+
+        Raises:
+            Fenced, StorageError: as in `batches`.
+        """
+        if self._closed:
+            return
+        try:
+            if self._training and not self._broken:
+                self._training.finish()
+        finally:
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        if type_ is None:
+            self.close()
+            return
+        if self._training:
+            self._training.interrupted(e)
+        self._release()
+
+    def _begin(self, total: int | None) -> Training:
+        if self._looping:
+            raise InvalidInput("this Checkpointer is in a loop already; leave it first")
+        return self._opened(total)
+
+    def _opened(self, total: int | None) -> Training:
+        refuse_worker(self._pid)
+        if self._closed or self._broken:
+            why = "is closed" if self._closed else "holds half-restored state after a failed restore"
+            raise Unusable(f"this Checkpointer {why}; make a new one, and new objects for it")
+        if self._training is None:
+            self._training = self._open(total)
+        if total is not None:
+            self._training.total = total
+        return self._training
+
+    def _open(self, total: int | None) -> Training:
+        for line in audit(self._objects, self._namespace):
+            logger.warning("%s", line)
+        self._namespace = {}
+        plan = Plan(**self._settings, total=total, facts=_single_process())
+        session = open_session(plan)
+        claim_run(session.store, session.run, self)
+        training = Training(
+            session, self._objects, self._values, self._files, plan=plan, codec=self._codec, stops=self._stops,
+            counter=OptimizerSteps(self._objects.values()), accumulate=self._accumulate,
+        )
+        try:
+            training.resume()
+        except BaseException:
+            self._broken = training.torn
+            release_run(self)
+            raise
+        return training
+
+    def _loop(self, training: Training) -> _Loop:
+        return _Loop(self, training)
+
+    def _release(self) -> None:
+        self._closed = True
+        if self._training:
+            self._training.close()
+        release_run(self)
+
+
+class _Loop:
+    """While the loop runs: hooks and signal handlers are installed, and a second loop is refused."""
+
+    def __init__(self, owner: Checkpointer, training: Training) -> None:
+        self._owner, self._training = owner, training
+
+    def __enter__(self) -> None:
+        self._owner._looping = True
+        self._owner._stops.__enter__()
+        self._training.counter.__enter__()
+
+    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._training.counter.__exit__(type_, e, tb)
+        self._owner._stops.__exit__(type_, e, tb)
+        self._owner._looping = False
+        if type_ is None or type_ is GeneratorExit:
+            self._training.left_early()
+
+
+def _want(run: Want) -> NewRun | RunName | RunNumber | None:
+    if run is None or isinstance(run, NewRun):
+        return run
+    if isinstance(run, int):
+        return RunNumber(run)
+    if run.startswith("run-") and run[4:].isdecimal():
+        return RunNumber(int(run[4:]))
+    return RunName(run)
+
+
+def _single_process() -> Any:
+    facts = launcher_facts()
+    if facts.world > 1:
+        raise InvalidInput(
+            f"WORLD_SIZE is {facts.world}: this version saves the state of one process only; "
+            "start one process, or wait for the version that saves sharded state"
+        )
+    return facts
+
+
+def _callers_names() -> dict[str, object]:
+    """The names that the script can see where it makes its Checkpointer; the audit looks for forgotten state there."""
+    frame = inspect.currentframe()
+    for _ in range(2):
+        frame = frame.f_back if frame else None
+    return {**frame.f_globals, **frame.f_locals} if frame else {}
+
+
+__all__ = ["Checkpointer", "Kind"]

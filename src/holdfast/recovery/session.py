@@ -1,0 +1,212 @@
+"""One launch of a run, open for saving: claimed, drained, and standing on the record that it resumed from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from holdfast.catalog.config import config_digest, config_changes
+from holdfast.catalog.launches import Launch, begin_launch
+from holdfast.catalog.marks import read_marks, NO_MARKS
+from holdfast.catalog.references import resolve
+from holdfast.catalog.runs import Run
+from holdfast.catalog.store import Store, open_store
+from holdfast.errors import Damaged, NothingToResume, NotFound, RefusedFresh, StorageError
+from holdfast.ids import RecordAddress, RunName, RunNumber
+from holdfast.policy import Policy
+from holdfast.records import Kind, Record
+from holdfast.recovery.choice import KnownRun, NewRun, RunChoice, choose_run
+from holdfast.recovery.fresh import restart_evidence
+from holdfast.recovery.launcher import LauncherFacts, command_line, environment_facts
+from holdfast.recovery.resume import Rejected, candidates
+
+logger = logging.getLogger(__name__)
+
+MODES = ("auto", "must", "never")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the user asked for, checked."""
+
+    url: str | Path
+    want: NewRun | RunName | RunNumber | None
+    resume: str
+    config: Mapping[str, Any]
+    save: Policy
+    keep: Policy
+    total: int | None
+    facts: LauncherFacts
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """A launch and where it stands. Not thread-safe."""
+
+    store: Store
+    run: Run
+    launch: Launch
+    environment: dict[str, str]
+    config_digest: str
+    begin: RecordAddress | None
+    """Where to begin; None: at the head."""
+    must: bool
+    forked_from: RecordAddress | None
+    timeline: int = -1
+    parent: RecordAddress | None = None
+    """The newest record of this line, which the next save follows."""
+    resumed: Record | None = None
+    rejected: Rejected = field(default_factory=Rejected)
+
+    def resume(self, load: Callable[[Record], None], begin: RecordAddress | None = None) -> Record | None:
+        """Loads the best candidate that can be loaded, and notes the new timeline; None: a fresh start.
+
+        Only damage moves on to the next candidate: a model that does not fit would not fit an older one either,
+        and a disk that cannot be read right now is no reason to lose work.
+
+        Raises:
+            RefusedFresh: there are records, and none can be used.
+            NothingToResume: "must", and there are none.
+        """
+        for record in candidates(self.store, self.run, self.rejected, begin or self.begin):
+            try:
+                load(record)
+            except Damaged as error:
+                logger.error("%s cannot be used: %s", record.address, error)
+                self.rejected.add(record.address, error)
+            else:
+                self._note(record, self._why(record))
+                return record
+        self._check_fresh()
+        self._note(None, "there was nothing to resume from")
+        return None
+
+    def _why(self, record: Record) -> str:
+        if self.rejected.reasons:
+            return f"the newest that can be used; passed over: {self.rejected}"
+        return "asked for" if self.begin else "the head of the run"
+
+    def _check_fresh(self) -> None:
+        if self.rejected.reasons or self.begin:
+            raise RefusedFresh(
+                f"{self.run.number} has checkpoints, but none can be used: {self.rejected}; "
+                "run 'holdfast verify', or ask for a new run with run=holdfast.new_run(...)"
+            )
+        if self.must:
+            raise NothingToResume(f"resume='must', but {self.run.number} has no checkpoint; check run= and the path")
+
+    def _note(self, record: Record | None, why: str) -> None:
+        self.timeline += 1
+        self.parent = record.address if record else None
+        self.resumed = record
+        self.launch.record_start(self.timeline, self.parent, why)
+        place = f"resumes from {record.address}" if record else "starts from zero"
+        (logger.warning if self.rejected.reasons else logger.info)("%s %s: %s", self.run.number, place, why)
+        self.rejected = Rejected()
+
+
+def open_session(plan: Plan, tell: Callable[[str], None] = logger.warning) -> Session:
+    """Opens the store, chooses or creates the run, and claims a launch of it.
+
+    Raises:
+        RefusedFresh: there is evidence of earlier work that is not in this store.
+        NothingToResume: "must", and there is no such run.
+        UnknownReference: ``resume`` names a record that is not there.
+        StorageError: the store cannot be reached or written.
+    """
+    store, is_new = _open(plan)
+    source = None if plan.resume in MODES else resolve(store, plan.resume).address
+    mode = plan.resume if source is None else "reference"
+    choice = choose_run(plan.want, mode, source, _known(store, plan), plan.facts.job)
+    evidence = restart_evidence(plan.facts, store_is_new=is_new, launches=_launches(store, choice))
+    if evidence and source is None:
+        raise RefusedFresh(f"nothing to continue in {store.url}: {evidence}")
+    run = _run(store, choice, plan)
+    return _launched(store, run, choice, plan, source, tell)
+
+
+def _open(plan: Plan) -> tuple[Store, bool]:
+    try:
+        return open_store(plan.url), False
+    except NotFound as error:
+        if plan.resume == "must":
+            raise NothingToResume(f"resume='must', but {error}") from error
+        if plan.facts.restarts:
+            evidence = restart_evidence(plan.facts, store_is_new=True, launches=0)
+            raise RefusedFresh(f"there is no store at {plan.url}: {evidence}") from error
+        return open_store(plan.url, create=True), True
+
+
+def _known(store: Store, plan: Plan) -> list[KnownRun]:
+    name = plan.want.name if isinstance(plan.want, NewRun) else plan.want
+    return [_know(store, info.number, plan, deep=info.name == name) for info in store.runs()]
+
+
+def _know(store: Store, number: int, plan: Plan, *, deep: bool) -> KnownRun:
+    """Only runs of the wanted name are looked into; of the others the name is enough."""
+    run = store.run(number)
+    head = run.lineage().head if deep else None
+    finished = False
+    if head is not None:
+        marks = read_marks(store, run.number).get(head.address.id, NO_MARKS)
+        records = {record.address: record for record in run.records()}
+        record = records.get(head.address)
+        ended = marks.final or (record is not None and record.kind is Kind.FINAL)
+        finished = ended and head.step >= (plan.total or 0)
+    return KnownRun(info=run.info, head=head.address if head else None, finished=finished)
+
+
+def _launches(store: Store, choice: RunChoice) -> int:
+    return 0 if choice.number is None else len(store.run(choice.number).launch_numbers())
+
+
+def _run(store: Store, choice: RunChoice, plan: Plan) -> Run:
+    if choice.number is not None:
+        return store.run(choice.number)
+    return store.create_run(
+        choice.name,
+        config=plan.config,
+        config_digest=config_digest(plan.config),
+        forked_from=choice.forked_from,
+        job=plan.facts.job,
+    )
+
+
+def _launched(
+    store: Store,
+    run: Run,
+    choice: RunChoice,
+    plan: Plan,
+    source: RecordAddress | None,
+    tell: Callable[[str], None],
+) -> Session:
+    earlier = run.launches()
+    again = plan.facts.job is not None and any(one.job == plan.facts.job for one in earlier)
+    for change in config_changes(earlier[-1].config if earlier else plan.config, plan.config):
+        tell(f"{run.number}: config has changed since the last launch: {change}")
+    environment = environment_facts()
+    launch = begin_launch(
+        run,
+        job=plan.facts.job,
+        command=command_line(),
+        policies={"save": str(plan.save), "keep": str(plan.keep)},
+        environment=environment,
+        config=plan.config,
+        config_digest=config_digest(plan.config),
+        report=tell,
+    )
+    logger.info("%s, launch %d: %s", run.number, launch.number, choice.why)
+    return Session(
+        store=store,
+        run=run,
+        launch=launch,
+        environment=environment,
+        config_digest=config_digest(plan.config),
+        # A restart of the job that went back once must not go back again.
+        begin=source if source and source.run == run.number and not again else None,
+        must=plan.resume == "must",
+        forked_from=choice.forked_from,
+    )

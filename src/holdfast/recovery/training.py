@@ -1,0 +1,352 @@
+"""Where the training stands: which step, whether between steps, what was logged, and which save is due.
+
+A *boundary* lies between two optimizer steps. The loop enters its body at a
+boundary and leaves it at the next one, or in the middle of an accumulation.
+Saves are made at boundaries only: between two iterations, or in the body
+before anything has changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from holdfast.catalog.marks import add_mark, add_metrics
+from holdfast.catalog.references import resolve
+from holdfast.catalog.tags import create_tag
+from holdfast.errors import StorageError
+from holdfast.ids import TagName
+from holdfast.packs.codec import Codec
+from holdfast.policy import Best, SaveFacts
+from holdfast.recovery.afterwards import Afterwards
+from holdfast.recovery.loading import load
+from holdfast.recovery.session import Plan, Session
+from holdfast.recovery.signals import StopRequests
+from holdfast.records import Exactness, Kind, MarkKind, Record
+from holdfast.saver import InlineSaver, SaveRequest
+from holdfast.state import rng
+from holdfast.state.boundary import OptimizerSteps
+from holdfast.state.loaders import LoaderPosition, Replay
+from holdfast.state.whole import Whole, capture_whole
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 1000
+"""Batches without an optimizer step after which a due save is made all the same, and a missing step is warned of."""
+
+
+class Training:
+    """The state machine behind `Checkpointer`; one per launch, not thread-safe."""
+
+    def __init__(
+        self,
+        session: Session,
+        objects: Mapping[str, object],
+        values: dict[str, Any],
+        files: dict[str, bytes],
+        *,
+        plan: Plan,
+        codec: Codec,
+        stops: StopRequests,
+        counter: OptimizerSteps,
+        accumulate: int | None,
+    ) -> None:
+        self.total: int | None = plan.total
+        self.counter = counter
+        self.torn = False
+        self.last: Record | None = None
+        self._session, self._plan, self._stops, self._accumulate = session, plan, stops, accumulate
+        self._whole = Whole(objects=objects, values=values, files=files)
+        self._saver = InlineSaver(session.launch, codec=codec)
+        self._after = Afterwards(session, plan.keep)
+        self._position: LoaderPosition | None = None
+        self._data: dict[str, Any] | None = None
+        self._begin_at(0)
+
+    def _begin_at(self, step: int) -> None:
+        self.step = step
+        self._clean, self._in_body, self._reached = True, False, False
+        self._idle = 0
+        self._metrics: dict[str, Any] = {}
+        self._asked: list[tuple[TagName | None, str]] = []
+        self._rng: Any = None
+        self._saved_step, self._saved_at, self._saved_epochs = step, time.monotonic(), 0
+
+    # Resuming
+
+    def resume(self) -> None:
+        """Restores the newest good checkpoint; a fresh start leaves everything as it is."""
+        record = self._session.resume(self._load)
+        if record is None:
+            self._rng = rng.capture()
+
+    def rewind(self) -> None:
+        """Restores the newest checkpoint of this line again, as a new timeline."""
+        self._session.resume(self._load, self._session.parent)
+
+    def restore_from(self, reference: str | None, only: tuple[str, ...] | None) -> list[str]:
+        """Restores a named checkpoint, or parts of it; returns what was not loaded."""
+        store, run = self._session.store, self._session.run
+        record = resolve(store, reference, default_run=run.number) if reference else self.last
+        if only is not None:
+            return [] if record is None else load(store, record, self._whole, only=only).not_loaded
+        self._session.resume(self._load, record.address if record else None)
+        return []
+
+    def _load(self, record: Record) -> None:
+        self.torn = True
+        loaded = load(self._session.store, record, self._whole)
+        self._begin_at(record.step)
+        self._rng, self._data = loaded.rng, loaded.data
+        self._saved_epochs = int((loaded.data or {}).get("epoch", 0))
+        self.last = record
+        self.torn = False
+        self._after.resumed(record)
+        if self._position is not None:
+            self._find_position()
+        rng.restore(self._rng)
+        _say_inexact(record)
+
+    def attach_loader(self, position: LoaderPosition) -> None:
+        """Takes over the loader of the loop, and brings it to where the checkpoint was."""
+        self._position = position
+        self._find_position()
+        # The user's code between the restore and the loop may have drawn numbers.
+        rng.restore(self._rng)
+
+    def _find_position(self) -> None:
+        if self._position is not None and self._data is not None:
+            self._position.load(self._data)
+            self._position.replay(_tell_replay)
+
+    # The loop
+
+    @property
+    def ended(self) -> bool:
+        """Whether the total is reached, or a signal has asked to stop at this boundary."""
+        return (self.total is not None and self.step >= self.total) or (self._stops.asked is not None and self._clean)
+
+    def enter(self) -> None:
+        """The body begins."""
+        self._in_body = True
+        if self._clean:
+            self._rng = rng.capture()
+        self.counter.reset()
+
+    def leave(self, *, epoch_ended: bool) -> None:
+        """The body has ended: count, save what is due, and notice a request to stop."""
+        self._settle()
+        if self._clean or self._overdue():
+            self._boundary(epoch_ended)
+
+    def epoch_over(self) -> None:
+        """The loader has come to its end; only where it does not know its length is this news."""
+        position = self._position
+        if position is not None and position.length is None and self._clean:
+            self._boundary(epoch_ended=True)
+
+    def left_early(self) -> None:
+        """The loop was left by `break`, or has ended."""
+        if self._in_body:
+            self._settle_break()
+        self._save_asked()
+
+    def complete(self, reached: bool) -> None:
+        """Notes that the last epoch is over."""
+        self._reached = self._reached or reached
+
+    def _settle(self) -> None:
+        self._in_body = False
+        self._clean = self._stepped()
+        self._idle = 0 if self._clean else self._idle + 1
+        self.step += self._clean
+        if self._idle == PATIENCE:
+            logger.warning(
+                "no optimizer step in %d batches; if steps are made where no hook can see them "
+                "(a foreign optimizer, a CUDA graph), give accumulate=",
+                PATIENCE,
+            )
+
+    def _settle_break(self) -> None:
+        """After `break` the batch counts if the step was made; else the boundary before still stands."""
+        if self._stepped():
+            self._settle()
+
+    def _stepped(self) -> bool:
+        if self._accumulate is not None:
+            return (self._idle + 1) % self._accumulate == 0
+        return self.counter.taken > 0 or not self.counter.sees
+
+    def _overdue(self) -> bool:
+        return self._idle >= PATIENCE and self._idle % PATIENCE == 0
+
+    def _boundary(self, epoch_ended: bool) -> None:
+        self._rng = None
+        reason = self._due(self._metrics, epoch_ended)
+        if self._stops.asked:
+            self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
+        elif reason:
+            self._save(self._kind(reason), reason)
+        self._save_asked()
+        self._metrics = {}
+
+    def _due(self, metrics: Mapping[str, Any], epoch_ended: bool) -> str | None:
+        epoch = 0 if self._position is None else self._position.epoch
+        facts = SaveFacts(
+            step=self.step,
+            steps_since_save=self.step - self._saved_step,
+            seconds_since_save=time.monotonic() - self._saved_at,
+            epoch=epoch,
+            epoch_ended=epoch_ended,
+            epochs_since_save=epoch + epoch_ended - self._saved_epochs,
+            metrics=_plain(metrics) if self._after.watches(self._plan.save) else {},
+            saved=self._after.saved_metrics(self._plan.save),
+        )
+        return self._plan.save.due(facts)
+
+    def _kind(self, reason: str) -> Kind:
+        return Kind.BEST if all(part.startswith("best(") for part in reason.split("; ")) else Kind.REGULAR
+
+    # Logging and saving
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """See `Checkpointer.log`."""
+        if not self._at_boundary():
+            self._metrics |= metrics
+        elif self._last_is_here() and self.last is not None:
+            add_metrics(self._session.store, self.last.address, _plain(metrics), by="log")
+            self._after.measured(self.last, _plain(metrics))
+        else:
+            self._metrics |= metrics
+            best = [part for part in self._plan.save.parts if isinstance(part, Best) and part.metric in metrics]
+            reason = self._due(self._metrics, epoch_ended=False) if best else None
+            if reason:
+                self._save(self._kind(reason), reason)
+
+    def save_asked(self, tag: TagName | None, reason: str) -> Record | None:
+        """See `Checkpointer.save`."""
+        self._asked.append((tag, reason))
+        if self._in_body and not self._at_boundary():
+            return None
+        self._save_asked()
+        return self.last
+
+    def _save_asked(self) -> None:
+        while self._asked:
+            tag, reason = self._asked.pop(0)
+            record = self._save(Kind.MANUAL, reason)
+            if tag is not None:
+                create_tag(self._session.store, tag, record.address)
+
+    def _at_boundary(self) -> bool:
+        """Whether the state is that of the last boundary: no step was made in the body, and none is half made."""
+        return self._clean and (not self._in_body or not self._stepped_in_body())
+
+    def _stepped_in_body(self) -> bool:
+        return self.counter.taken > 0 or not self.counter.sees
+
+    def _last_is_here(self) -> bool:
+        last, session = self.last, self._session
+        if last is None or last.step != self.step:
+            return False
+        return (last.run, last.launch, last.timeline) == (session.run.number, session.launch.number, session.timeline)
+
+    def _save(self, kind: Kind, reason: str) -> Record:
+        """The checkpoint of this boundary; there is one at most, so an existing one is returned."""
+        if self._last_is_here() and self.last is not None:
+            return self.last
+        data = self._data_state()
+        snapshot = capture_whole(self._whole, rng=self._rng or rng.capture(), data=data)
+        record = self._saver.save(snapshot, self._request(kind, reason, data))
+        self._session.parent, self.last = record.address, record
+        self._saved_step, self._saved_at = self.step, time.monotonic()
+        self._saved_epochs = 0 if data is None else int(data["epoch"])
+        logger.info("saved %s: %s, %.2f s", record.address, reason, record.timing.stall)
+        self._afterwards(record)
+        return record
+
+    def _afterwards(self, record: Record) -> None:
+        try:
+            self._after.saved(record)
+        except StorageError as error:
+            # The checkpoint is safe; what follows it (verification, retention) is tried again after the next one.
+            logger.warning("after the save of %s: %s", record.address, error)
+
+    def _request(self, kind: Kind, reason: str, data: dict[str, Any] | None) -> SaveRequest:
+        session = self._session
+        return SaveRequest(
+            timeline=session.timeline,
+            step=self.step,
+            epoch=None if data is None else int(data["epoch"]),
+            parent=session.parent,
+            kind=kind,
+            reason=reason,
+            metrics=_plain(self._metrics),
+            exactness=self._exactness(),
+            environment=session.environment,
+            config_digest=session.config_digest,
+        )
+
+    def _data_state(self) -> dict[str, Any] | None:
+        """The loader's position at the boundary: in the body, the batch at hand is not used up yet."""
+        if self._position is None:
+            return self._data
+        state = self._position.state()
+        return {**state, "batch": state["batch"] - 1} if self._in_body else state
+
+    def _exactness(self) -> dict[str, Exactness]:
+        found = {
+            "rng": Exactness(exact=True, reason="all generators were captured at the boundary"),
+            "topology": Exactness(exact=True, reason="one process"),
+        }
+        if not self._clean:
+            found["gradients"] = Exactness(exact=False, reason="saved in the middle of an accumulation")
+        if self._position is None:
+            found["data"] = Exactness(exact=False, reason="the loop gets its data elsewhere")
+            return found
+        parts = self._position.exactness()
+        return found | {"data": parts["order"], "augmentation": parts["augmentation"]}
+
+    # The end
+
+    def finish(self) -> None:
+        """The ``final`` checkpoint, if the total was reached."""
+        reached = self._reached or (self.total is not None and self.step >= self.total)
+        if not reached or not self._clean or (self.last is not None and self._is_final(self.last)):
+            return
+        if self._last_is_here() and self.last is not None:
+            add_mark(self._session.store, self.last.address, MarkKind.FINAL, by="checkpointer")
+            return
+        self._save(Kind.FINAL, f"the end: {self.step} steps")
+
+    def _is_final(self, record: Record) -> bool:
+        return record.kind is Kind.FINAL and record.step == self.step
+
+    def interrupted(self, error: BaseException | None) -> None:
+        """The block was left by an exception: nothing is saved, and it is said what stands."""
+        stands = f"the last checkpoint is {self.last.address}" if self.last else "there is no checkpoint yet"
+        logger.warning("the training ended with %s at step %d; %s", type(error).__name__, self.step, stands)
+        self._after.note("failed", f"{type(error).__name__} at step {self.step}")
+
+    def close(self) -> None:
+        """Writes what is left of the journal and lets the loader go."""
+        self._after.close()
+        if self._position is not None:
+            self._position.close()
+
+
+def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics as numbers; tensors and NumPy scalars are read here, when a checkpoint needs them."""
+    return {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+
+
+def _tell_replay(replay: Replay) -> None:
+    logger.info("%s", replay)
+
+
+def _say_inexact(record: Record) -> None:
+    for side, exactness in record.exactness.items():
+        if not exactness.exact:
+            logger.warning("resuming %s is inexact in %s: %s", record.address, side, exactness.reason)

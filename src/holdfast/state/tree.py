@@ -1,0 +1,166 @@
+"""Nested Python structures, flattened: tagged JSON on one side, plain tensors on the other.
+
+`Collector` flattens: every tensor becomes ``{"$": "tensor", "name": path}`` and
+an entry of its list. Tensors over the same memory (same address, shape,
+strides and dtype) are one entry with aliases. Tensors that share memory only
+in part are stored apart; that their aliasing is lost is said.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast import values
+from holdfast.state import composites, tensors
+from holdfast.trees import Lifetime, TensorSpec
+from holdfast.values import Json
+
+_MASK_LIMIT = 1 << 26
+# Overlap in larger storages is judged by address ranges, which may call interleaved views overlapping.
+
+
+@dataclass(slots=True)
+class _Entry:
+    name: str
+    tensor: Tensor
+    lifetime: Lifetime
+    aliases: list[str] = field(default_factory=list)
+    leaves: list[dict[str, Json]] = field(default_factory=list)
+
+    def spec(self) -> TensorSpec:
+        return TensorSpec(
+            name=self.name,
+            dtype=tensors.dtype_name(self.tensor.dtype),
+            shape=tuple(self.tensor.shape),
+            lifetime=self.lifetime,
+            dim_order=tensors.dim_order(self.tensor),
+            aliases=tuple(self.aliases),
+        )
+
+
+class Collector:
+    """Collects the tensors of a state while its values are encoded. Not thread-safe; holds references only."""
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []
+        self._by_memory: dict[tuple[Any, ...], _Entry] = {}
+
+    def encode(self, value: object, path: str) -> Json:
+        """The tagged JSON of any value; tensors and arrays within are collected.
+
+        Raises:
+            UnsupportedValue, UnsupportedTensor: with the path of what cannot be stored.
+        """
+        return values.encode(value, path, leaf=self._leaf)
+
+    def tensor(self, tensor: Tensor, path: str, lifetime: Lifetime = Lifetime.OPTIMIZER) -> dict[str, Json]:
+        """The tagged JSON of one tensor, plain or composite, which is collected.
+
+        Raises:
+            UnsupportedTensor: it has no bytes that could be stored.
+        """
+        tensors.check_bytes(tensor, path)
+        tensor = _local(tensor, path)
+        parts = composites.split(tensor, path)
+        if parts is None:
+            return self._plain(tensor, path, lifetime)
+        inner = {name: self.tensor(part, values.join(path, name), lifetime) for name, part in parts.parts.items()}
+        return {**parts.facts, "parts": inner}
+
+    def finish(self) -> tuple[list[tuple[TensorSpec, Tensor]], list[str]]:
+        """All tensors with their specs, in the order of collection, and what was noticed about their memory."""
+        notes = []
+        for a, b in self._overlaps():
+            notes.append(f"aliasing lost: {a.name} and {b.name} share memory in part")
+            for leaf in a.leaves + b.leaves:
+                leaf["overlaps"] = True
+        return [(entry.spec(), entry.tensor) for entry in self._entries], notes
+
+    def _leaf(self, value: object, path: str) -> Json:
+        if isinstance(value, Tensor):
+            found = self.tensor(value, path)
+            if found["$"] == "tensor":
+                found |= {"parameter": True} if isinstance(value, torch.nn.Parameter) else {}
+                found |= {"grad": True} if value.requires_grad and value.is_leaf else {}
+            return found
+        if type(value) is np.ndarray:
+            return {"$": "ndarray", "data": self._plain(composites.shared_array(value, path), path, Lifetime.OPTIMIZER)}
+        return None
+
+    def _plain(self, tensor: Tensor, path: str, lifetime: Lifetime) -> dict[str, Json]:
+        tensors.check_plain(tensor, path)
+        tensor = tensors.plain(tensor)
+        key = (str(tensor.device), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj())
+        # Empty tensors have no address, and a negated view is another value at the same one.
+        entry = self._by_memory.get(key) if tensor.numel() and not tensor.is_neg() else None
+        if entry is None:
+            entry = self._by_memory[key] = _Entry(path, tensor, lifetime)
+            self._entries.append(entry)
+        else:
+            entry.aliases.append(path)
+        leaf: dict[str, Json] = {"$": "tensor", "name": entry.name}
+        entry.leaves.append(leaf)
+        return leaf
+
+    def _overlaps(self) -> Iterator[tuple[_Entry, _Entry]]:
+        by_storage: dict[tuple[str, int], list[_Entry]] = defaultdict(list)
+        for entry in self._entries:
+            if entry.tensor.numel():
+                storage = entry.tensor.untyped_storage()
+                by_storage[str(entry.tensor.device), storage.data_ptr()].append(entry)
+        for entries in by_storage.values():
+            yield from _overlapping(sorted(entries, key=lambda entry: _span(entry.tensor)))
+
+
+def leaves(data: Json) -> Iterator[dict[str, Any]]:
+    """Every plain tensor in tagged JSON, in order, aliases included."""
+    if isinstance(data, dict):
+        if data.get("$") == "tensor":
+            yield data
+            return
+        data = list(data.values())
+    if isinstance(data, list):
+        for item in data:
+            yield from leaves(item)
+
+
+def _local(tensor: Tensor, path: str) -> Tensor:
+    if not tensors._is_a(tensor, "torch.distributed.tensor", "DTensor"):
+        return tensor
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    if mesh.size() != 1:
+        raise tensors.UnsupportedTensor(f"{path} is a DTensor over {mesh.size()} ranks; sharded states are not supported yet")
+    return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _overlapping(entries: list[_Entry]) -> Iterator[tuple[_Entry, _Entry]]:
+    for i, a in enumerate(entries):
+        end = _span(a.tensor)[1]
+        for b in entries[i + 1 :]:
+            if _span(b.tensor)[0] >= end:
+                break
+            if _share(a.tensor, b.tensor):
+                yield a, b
+
+
+def _share(a: Tensor, b: Tensor) -> bool:
+    (begin, end_a), (begin_b, end_b) = _span(a), _span(b)
+    size, offset = a.element_size(), begin_b - begin
+    count = (max(end_a, end_b) - begin) // size
+    if b.element_size() != size or offset % size or count > _MASK_LIMIT:
+        return True
+    touched = torch.zeros(count, dtype=torch.bool, device="cpu")
+    touched.as_strided(a.shape, a.stride(), 0).fill_(True)
+    return bool(touched.as_strided(b.shape, b.stride(), offset // size).any())

@@ -1,0 +1,104 @@
+"""What direct I/O asks of offsets, lengths and addresses, and who may still be using a descriptor."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from holdfast.errors import InvalidInput
+
+PAGE = mmap.PAGESIZE
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_EMPTY_PATH = 0x1000
+_DIOALIGN = 0x2000
+_MASK_AT, _MEMORY_AT, _OFFSET_AT = 0, 152, 156  # in struct statx of linux/stat.h
+
+
+def aligned_buffer(length: int) -> memoryview:
+    """Zeroed memory that begins on a page, so that direct I/O needs no copy.
+
+    Example:
+        >>> len(aligned_buffer(8 << 20))
+        8388608
+    """
+    return memoryview(mmap.mmap(-1, max(length, 1)))[:length]
+
+
+def direct_alignment(descriptor: int) -> int | None:
+    """The alignment that direct I/O on this open file wants, at least a page; None where it has none.
+
+    A page at least, whatever the device says, so that no page is ever written both ways.
+    """
+    facts = ctypes.create_string_buffer(256)
+    call = getattr(_LIBC, "statx", None)
+    if call is None or call(descriptor, b"", _EMPTY_PATH, _DIOALIGN, facts) != 0:
+        return PAGE
+    at = ctypes.c_uint32.from_buffer
+    if not at(facts, _MASK_AT).value & _DIOALIGN:
+        return PAGE  # an old kernel or another filesystem does not say; opening the file tells
+    offset, memory = at(facts, _OFFSET_AT).value, at(facts, _MEMORY_AT).value
+    return max(PAGE, offset, memory) if offset else None
+
+
+def next_part(offset: int, length: int, alignment: int) -> tuple[int, bool]:
+    """How many bytes to move next, and whether they are whole blocks: a head, then all blocks, then a tail.
+
+    Example:
+        >>> next_part(100, 10_000, 4096), next_part(4096, 6_004, 4096), next_part(8192, 1_908, 4096)
+        ((3996, False), (4096, True), (1908, False))
+    """
+    if head := -offset % alignment:
+        return min(head, length), False
+    blocks = length - length % alignment
+    return (blocks, True) if blocks else (length, False)
+
+
+class Users:
+    """Threads at work on a descriptor; the last one to leave does what was left for the end.
+
+    Closing a descriptor under another thread's write would let that write go
+    into whatever file gets the number next.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._count = 0
+        self._ended = False
+        self._last: Callable[[], None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._ended:
+                raise InvalidInput(f"{self._path} is closed already; open it again")
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+        self._run_if_last()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is at work."""
+        return self._count > 0
+
+    def end(self, last: Callable[[], None]) -> bool:
+        """Let nobody in any more and run ``last`` once all have left; False if it was ended before."""
+        with self._lock:
+            if self._ended:
+                return False
+            self._ended, self._last = True, last
+        self._run_if_last()
+        return True
+
+    def _run_if_last(self) -> None:
+        with self._lock:
+            if self._count or self._last is None:
+                return
+            last, self._last = self._last, None
+        last()

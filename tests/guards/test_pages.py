@@ -1,0 +1,121 @@
+"""Pages tell the truth: names exist, links lead somewhere, the glossary rules, the format page has every field."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import msgspec
+import pytest
+from holdfast import records, trees, values
+
+
+def _without_code(text):
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def _resolves(name: str) -> bool:
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            for part in parts[cut:]:
+                found = getattr(found, part)
+        except AttributeError:
+            return False
+        return True
+    return False
+
+
+def test_every_name_in_the_pages_exists(pages):
+    wanted = {
+        (page, match[1])
+        for page, text in pages.items()
+        for match in re.finditer(r"`(holdfast(?:\.[A-Za-z_]\w*)+)[`(\[]", text)
+        if not match[1].endswith((".json", ".md"))
+    }
+    assert wanted
+    assert sorted((page, name) for page, name in wanted if not _resolves(name)) == []
+
+
+def test_a_name_that_is_gone_would_be_found():
+    assert _resolves("holdfast.errors.Corrupt")
+    assert not _resolves("holdfast.errors.NoSuchError")
+
+
+def test_every_link_between_pages_leads_to_a_file(pages, root):
+    found = [
+        f"{page}: {target}"
+        for page, text in pages.items()
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", _without_code(text))
+        if "://" not in target and not (root / page).parent.joinpath(target).exists()
+    ]
+    assert found == []
+
+
+def test_every_file_that_a_page_names_exists(pages, root):
+    """Paths in backticks that begin with a folder of this repository."""
+    pattern = re.compile(r"`((?:src|tests|docs|scripts|examples|benchmarks|changelog\.d)/[\w./-]*)`")
+    found = [f"{page}: {m}" for page, text in pages.items() for m in pattern.findall(text) if not (root / m).exists()]
+    assert found == []
+
+
+def _terms(pages):
+    return re.findall(r"^\*\*([a-z ]+)\*\*:", pages["docs/glossary.md"], re.MULTILINE)
+
+
+def test_the_glossary_is_sorted_and_defines_each_term_once(pages):
+    terms = _terms(pages)
+    assert len(terms) > 30
+    assert terms == sorted(set(terms))
+
+
+def test_every_term_of_the_glossary_is_used(pages, modules):
+    text = "\n".join([*(m.text for m in modules), *(t for p, t in pages.items() if p != "docs/glossary.md")]).lower()
+    assert [term for term in _terms(pages) if not re.search(rf"(\b|_){term}", text)] == []
+
+
+STRUCTS = sorted(
+    (value for value in vars(records).values() if isinstance(value, type) and issubclass(value, msgspec.Struct)),
+    key=lambda struct: struct.__name__,
+)
+
+
+@pytest.mark.parametrize("struct", [s for s in STRUCTS if not s.__name__.startswith("_")], ids=lambda s: s.__name__)
+def test_the_format_page_has_every_field_of_every_record(pages, struct):
+    section = re.search(rf"^### {struct.__name__}\n(.*?)(?=^##)", pages["docs/format.md"], re.MULTILINE | re.DOTALL)
+    assert section is not None, f"docs/format.md has no section {struct.__name__}"
+    rows = " ".join(line.split("|")[1] for line in section[1].splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(\w+)`", rows)) == {field.encode_name for field in msgspec.structs.fields(struct)}
+
+
+@pytest.mark.parametrize("struct", [trees.TensorSpec, trees.Head, trees.Page], ids=lambda s: s.__name__)
+def test_the_format_page_has_the_fields_of_a_manifest_in_their_order(pages, struct):
+    table = re.search(rf"^\| {struct.__name__} \|.*?\n\n", pages["docs/format.md"], re.MULTILINE | re.DOTALL)
+    assert table is not None
+    assert re.findall(r"^\| `(\w+)`", table[0], re.MULTILINE) == [f.name for f in msgspec.structs.fields(struct)]
+
+
+def test_the_format_page_has_every_tag_of_the_values(pages):
+    section = pages["docs/format.md"].partition("## Values")[2].partition("## Manifest")[0]
+    listed = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (.*?) \|", section, re.MULTILINE))))
+    assert listed >= set(values._READERS) | set(values._RESERVED)
+
+
+def test_the_format_page_draws_a_pack_as_the_code_does(pages):
+    """The drawing is one text in two places; here is what keeps it one."""
+    from holdfast.packs import format as packs_format
+
+    drawing = [line for line in (packs_format.__doc__ or "").splitlines() if line.startswith("    ")]
+    assert len(drawing) > 15
+    assert "\n".join(drawing) in pages["docs/format.md"]
+
+
+def test_the_format_page_states_the_numbers_of_the_code(pages):
+    page = pages["docs/format.md"]
+    assert f"({trees.SEGMENT_BYTES} bytes)" in page
+    assert f"more than {trees.INLINE_BYTES} bytes" in page
+    assert f"at most {trees.PAGE_SEGMENTS} a page" in page
