@@ -1,6 +1,6 @@
 """The table of errors for docs/errors.md, made from the classes; fails on a code that is used twice.
 
-    python scripts/error_table.py --write docs/errors.md
+python scripts/error_table.py --write docs/errors.md
 """
 
 from __future__ import annotations

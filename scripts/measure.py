@@ -1,6 +1,6 @@
 """How long functions and modules are; run it to see the longest, tests/guards/test_size.py keeps the ceiling.
 
-    python scripts/measure.py
+python scripts/measure.py
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from holdfast.errors import InvalidName
 
 Buffer = bytes | bytearray | memoryview
 
-_OBJECT = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
+_OBJECT = re.compile(r"[a-z0-9][a-z0-9._+=-]*(/[a-z0-9][a-z0-9._+=-]*)*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}")
 _RESERVED = re.compile(r"run-?\d+|last|good|best|epoch|head|auto|must|never|none|[0-9a-f]{16,}", re.IGNORECASE)
 

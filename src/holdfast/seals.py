@@ -42,7 +42,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 def seal(name: ObjectName, content: msgspec.Struct) -> bytes:
     """The bytes of a small object: ``content`` with its type, format and name, sealed."""
-    fields = {"format": FORMAT, "type": _type_of(type(content)), "name": str(name)}
+    fields = {"format": FORMAT, "type": _type_of(type(content)), "object": str(name)}
     fields |= {key: values.encode(value) for key, value in msgspec.to_builtins(content).items()}
     body = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False)[:-2].encode() + b",\n"
     return body + b'  "seal": "' + blake3(body).hexdigest().encode() + b'"\n}\n'
@@ -76,7 +76,7 @@ def _checked(name: ObjectName, data: bytes) -> dict[str, Any]:
     version = fields.pop("format", None)
     if version not in READABLE:
         raise UnknownFormat(f"{name} has format {version!r}; this holdfast reads {sorted(READABLE)}; upgrade holdfast")
-    stated = fields.pop("name", None)
+    stated = fields.pop("object", None)
     if stated != name:
         raise Corrupt(f"{name} says that it is {stated!r}; objects were swapped or renamed")
     return fields

@@ -87,7 +87,10 @@ def test_an_upward_import_would_be_found(modules):
     """The check itself can fail: an error class that knew of the catalog."""
     bottom = next(m for m in modules if m.name == "holdfast.errors")
     broken = type(bottom)(
-        name=bottom.name, path=bottom.path, text="", tree=ast.parse("def f():\n    from holdfast.catalog import layout\n")
+        name=bottom.name,
+        path=bottom.path,
+        text="",
+        tree=ast.parse("def f():\n    from holdfast.catalog import layout\n"),
     )
     assert upward(broken) == ["src/holdfast/errors.py:2: errors imports holdfast.catalog.layout"]
 

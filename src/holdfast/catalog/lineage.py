@@ -33,7 +33,8 @@ class Lineage:
     @property
     def run(self) -> int | None:
         """The number of the run; None: nothing has happened in it."""
-        return next((one.run for one in (*self.order, *self._starts.values())), None)
+        runs = [record.run for record in self.order[:1]] + [start.run for start in self._starts.values()]
+        return runs[0] if runs else None
 
     @classmethod
     def of(cls, records: Iterable[Record], starts: Iterable[StartInfo], forked_from: Target | None = None) -> Lineage:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from holdfast.catalog.store import Store
 
 _LAUNCH = re.compile(r"(\d{6,})\.json")
+_PUBLISHED: tuple[type[Record | Aborted], ...] = (Record, Aborted)
 _START = re.compile(r"(\d{6,})\.(\d{3,})\.json")
 
 
@@ -66,9 +67,7 @@ class Run:
     def published(self) -> Published:
         """Committed records, given-up saves and damaged objects, from one listing."""
         names = [address.name for address in self.addresses()]
-        read, damaged = load_each(
-            self.store.storage, [name for name in names if name not in self._seen], (Record, Aborted)
-        )
+        read, damaged = load_each(self.store.storage, [name for name in names if name not in self._seen], _PUBLISHED)
         self._seen.update((one.name, one) for one in read)
         contents = [self._seen[name] for name in names if name in self._seen]
         _forget_others(self._seen, names)
@@ -123,7 +122,7 @@ def read_record(store: Store, address: RecordAddress) -> Record | Aborted | None
         Damaged: it cannot be read.
     """
     try:
-        return unseal(address.name, store.storage.read(address.name), (Record, Aborted))
+        return unseal(address.name, store.storage.read(address.name), _PUBLISHED)
     except ObjectMissing:
         return None
 

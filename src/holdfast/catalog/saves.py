@@ -23,7 +23,7 @@ from holdfast.catalog.tombstones import Tombstones, await_clear, read_tombstones
 from holdfast.clock import utc_now
 from holdfast.errors import Damaged, Fenced, ObjectExists, ObjectMissing, RecordConflict, SaveFailed, StorageError
 from holdfast.ids import Digest, ObjectName, Order, RecordAddress, RecordId, nonce
-from holdfast.packs.format import Footer
+from holdfast.packs.footer import Footer
 from holdfast.packs.index import SegmentIndex
 from holdfast.records import Aborted, Hold, Owner, Record, Target
 from holdfast.storage.protocol import Storage
@@ -91,7 +91,7 @@ class SaveAttempt:
             location = own.get(digest) or self._sources.get(digest)
             if location is None:
                 raise SaveFailed(f"segment {digest.short} of {self.address} is in no pack; save again")
-            found.add(location.pack)
+            found.add(str(location.pack))
         return sorted(found)
 
     def write_manifest(self, skeleton: Skeleton, values: bytes, inline: bytes, digests: Iterable[Digest]) -> Digest:

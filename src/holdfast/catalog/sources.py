@@ -18,7 +18,7 @@ from holdfast.catalog.runs import Run, read_record
 from holdfast.catalog.tombstones import Tombstones
 from holdfast.errors import Damaged
 from holdfast.ids import Digest, ObjectName, RecordAddress
-from holdfast.packs.format import Footer
+from holdfast.packs.footer import Footer
 from holdfast.packs.index import SegmentIndex
 from holdfast.records import Record
 

@@ -1,7 +1,7 @@
 """A store: one folder or prefix that holds runs, and whoever opened it.
 
 Example:
-    >>> from holdfast.storage import memory_storage
+    >>> from holdfast.storage.memory import memory_storage
     >>> store = create_store(memory_storage())
     >>> run = store.create_run("gpt2-small")
     >>> str(run.number), [info.name for info in store.runs()]
@@ -27,9 +27,9 @@ from holdfast.catalog.waiting import Waiter
 from holdfast.clock import utc_now
 from holdfast.errors import Missing, NotFound, ObjectExists, ObjectMissing, StorageUnavailable, UnknownReference
 from holdfast.ids import ObjectName, RecordAddress, RunName, RunNumber, nonce
-from holdfast.records import Owner, RunInfo, StoreInfo, Target
 from holdfast.packs.index import Footers
-from holdfast.storage import open_storage
+from holdfast.records import Owner, RunInfo, StoreInfo, Target
+from holdfast.storage.opening import open_storage
 from holdfast.storage.protocol import Storage
 
 _RUN_INFO = re.compile(r"catalog/runs/(\d{3,})/run\.json")
@@ -117,7 +117,7 @@ class Store:
         """
         info = RunInfo(
             number=1,
-            name=None if name is None else RunName(name),
+            name=None if name is None else str(RunName(name)),
             created=utc_now(),
             forked_from=None if forked_from is None else Target.of(forked_from),
             job=job,

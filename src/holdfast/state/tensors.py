@@ -110,6 +110,12 @@ def allocate(spec: TensorSpec, device: torch.device) -> Tensor:
     return torch.empty_strided(spec.shape, strides, dtype=dtype_of(spec.dtype), device=device)
 
 
+def is_a(value: object, module: str, name: str) -> bool:
+    """Whether ``value`` is an instance of a class that may not even be imported; decided by type, never by text."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return isinstance(cls, type) and isinstance(value, cls)
+
+
 def put(target: Tensor, source: Tensor) -> None:
     """Copies ``source`` into the memory of ``target``, which may be expanded, permuted or on a device."""
     target = plain(target)
@@ -129,7 +135,7 @@ def _view(tensor: Tensor) -> memoryview:
 def _no_bytes(tensor: Tensor) -> str | None:
     if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
         return "is lazy and has no shape yet; run one forward pass before the first save"
-    if _is_a(tensor, "torch._subclasses.fake_tensor", "FakeTensor"):
+    if is_a(tensor, "torch._subclasses.fake_tensor", "FakeTensor"):
         return "is a fake tensor without data; save outside of FakeTensorMode"
     if torch._is_functional_tensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return "is inside a functorch or functionalization transform; save outside of it"
@@ -145,9 +151,3 @@ def _no_bytes(tensor: Tensor) -> str | None:
 def _resized(tensor: Tensor) -> bool:
     # Wrapper subclasses have no storage of their own; their parts are looked at instead.
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.untyped_storage().nbytes() == 0
-
-
-def _is_a(value: object, module: str, name: str) -> bool:
-    # By type, without importing what the program does not use.
-    cls = getattr(sys.modules.get(module), name, None)
-    return isinstance(cls, type) and isinstance(value, cls)

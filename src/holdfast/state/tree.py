@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from holdfast import values
+from holdfast.errors import UnsupportedTensor
 from holdfast.state import composites, tensors
 from holdfast.trees import Lifetime, TensorSpec
 from holdfast.values import Json
@@ -132,11 +133,11 @@ def leaves(data: Json) -> Iterator[dict[str, Any]]:
 
 
 def _local(tensor: Tensor, path: str) -> Tensor:
-    if not tensors._is_a(tensor, "torch.distributed.tensor", "DTensor"):
+    if not tensors.is_a(tensor, "torch.distributed.tensor", "DTensor"):
         return tensor
     mesh = tensor.device_mesh  # type: ignore[attr-defined]
     if mesh.size() != 1:
-        raise tensors.UnsupportedTensor(f"{path} is a DTensor over {mesh.size()} ranks; sharded states are not supported yet")
+        raise UnsupportedTensor(f"{path} is a DTensor over {mesh.size()} ranks; only states of one rank can be stored")
     return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
 
 

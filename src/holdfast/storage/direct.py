@@ -8,7 +8,7 @@ page. One sync covers both, for it is one file. Whether a file can do direct
 I/O is asked per file, and EINVAL (an address that is no multiple of a block, a
 filesystem without it) falls back to the buffered descriptor.
 
-Reads take what the page cache has first and fetch only the rest directly.
+A range that the page cache has whole is read from there, any other directly.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from holdfast.ids import Buffer
 from holdfast.storage.blocks import Users, direct_alignment, next_part
 from holdfast.storage.durable import DurableWriter, Unfinished
 from holdfast.storage.files import Files, open_direct, reported
+from holdfast.storage.resident import ResidentPages
 
-_NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
-_NOT_CACHED = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -145,16 +144,13 @@ class FileSource:
         self._path = path
         self._users = Users(path)
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._direct: int | None = None
         try:
-            facts = os.fstat(self._descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                raise IsADirectoryError(errno.EISDIR, "not a file")
-            self._size = facts.st_size
+            self._size = _file_size(self._descriptor)
             self._direct, self._alignment = _open_for_reading(self._descriptor, path)
         except BaseException:
-            self._close()
+            os.close(self._descriptor)
             raise
+        self._resident = ResidentPages(self._descriptor, self._size)
 
     @property
     def size(self) -> int:
@@ -187,11 +183,8 @@ class FileSource:
         self.close()
 
     def _read_some(self, offset: int, into: memoryview) -> int:
-        got = _read_cached(self._descriptor, offset, into) if self._direct is not None else None
-        if got is not None:
-            return got
         length, whole = next_part(offset, len(into), self._alignment)
-        if whole and self._direct is not None:
+        if whole and self._direct is not None and not self._resident.have(offset, length):
             try:
                 return os.preadv(self._direct, [into[:length]], offset)
             except OSError as error:
@@ -200,21 +193,17 @@ class FileSource:
         return os.preadv(self._descriptor, [into[:length]], offset)
 
     def _close(self) -> None:
+        self._resident.close()
         for descriptor in (self._direct, self._descriptor):
             if descriptor is not None:
                 os.close(descriptor)
 
 
-def _read_cached(descriptor: int, offset: int, into: memoryview) -> int | None:
-    """What the page cache has from ``offset`` on; None if the first page is not there."""
-    if _NO_WAIT is None:
-        return None
-    try:
-        return os.preadv(descriptor, [into], offset, _NO_WAIT)
-    except OSError as error:
-        if error.errno not in _NOT_CACHED:
-            raise
-        return None
+def _file_size(descriptor: int) -> int:
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "not a file")
+    return facts.st_size
 
 
 def _open_for_writing(files: Files, file: Unfinished) -> tuple[int | None, int]:

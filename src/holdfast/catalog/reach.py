@@ -1,0 +1,69 @@
+"""What a record reaches: its manifest, its skeleton, and every pack that holds any of its segments.
+
+Every pack, not one per segment: the first copy of a segment may turn out to be
+rotten, and then the second one is what the record lives on.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from holdfast.catalog import layout
+from holdfast.catalog.manifests import read_reach
+from holdfast.catalog.runs import Run
+from holdfast.ids import ObjectName
+from holdfast.packs.footer import Footer
+from holdfast.records import Record
+
+
+class Reached(NamedTuple):
+    """What must stay as long as a record does."""
+
+    trees: frozenset[ObjectName]
+    packs: frozenset[ObjectName]
+
+
+class Holders:
+    """Which packs hold a segment, and what records reach; remembers, so that each manifest is read once.
+
+    Grows by packs only. Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._packs: set[ObjectName] = set()
+        self._holders: dict[bytes, list[ObjectName]] = defaultdict(list)
+        self._reached: dict[ObjectName, Reached] = {}
+        self._elsewhere: set[bytes] = set()
+
+    def add(self, footers: Iterable[Footer]) -> None:
+        """Takes in packs; what it said of a record before is forgotten if a pack holds old segments again."""
+        for footer in footers:
+            if footer.name in self._packs:
+                continue
+            digests = set(footer.digests())
+            if not (digests.isdisjoint(self._holders) and digests.isdisjoint(self._elsewhere)):
+                self._reached.clear()
+                self._elsewhere.clear()
+            self._packs.add(footer.name)
+            for digest in digests:
+                self._holders[digest].append(footer.name)
+
+    def reached(self, run: Run, record: Record) -> Reached:
+        """What ``record`` of ``run`` reaches among the packs taken in.
+
+        Raises:
+            Damaged: its manifest cannot be read, so nobody can tell.
+        """
+        name = layout.tree(run.number, record.manifest_digest)
+        if name not in self._reached:
+            self._reached[name] = self._read(run, record, name)
+        return self._reached[name]
+
+    def _read(self, run: Run, record: Record, manifest: ObjectName) -> Reached:
+        reach = read_reach(run, record.manifest_digest)
+        digests = {reach.digests[at : at + 32] for at in range(0, len(reach.digests), 32)}
+        self._elsewhere.update(digests - self._holders.keys())
+        packs = {name for digest in digests & self._holders.keys() for name in self._holders[digest]}
+        return Reached(frozenset([manifest, layout.tree(run.number, reach.skeleton)]), frozenset(packs))

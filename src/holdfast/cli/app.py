@@ -1,0 +1,59 @@
+"""All commands, and the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+import typer
+from rich.text import Text
+
+from holdfast.cli import demo, fork, gc, log, ls, rm, runs, show, tag, verify, why
+from holdfast.cli.output import errors
+from holdfast.errors import HoldfastError
+
+CANCELLED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+app = typer.Typer(
+    name="holdfast",
+    help="Checkpoints that survive: look at them, check them, name them, fork them, throw them away safely.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+for module in (runs, ls, show, log, verify, why, tag, fork, rm, gc, demo):
+    app.command(name=module.__name__.rpartition(".")[2])(module.command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and exits: 0, the code of the error (docs/errors.md), 2 for a wrong call, 130 after Ctrl-C."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """As `main`, but gives the exit code."""
+    try:
+        result = app(arguments, standalone_mode=False)
+    except HoldfastError as error:
+        _explain(error, as_json="--json" in arguments)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return CANCELLED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        sys.stderr.close()
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _explain(error: HoldfastError, *, as_json: bool) -> None:
+    if as_json:
+        sys.stderr.write(json.dumps({"error": error.kind, "message": str(error), "exit_code": error.exit_code}) + "\n")
+        return
+    errors().print(Text.assemble(("error: ", "bold red"), str(error), (f" [{error.kind}]", "dim")), soft_wrap=True)

@@ -1,0 +1,44 @@
+"""From what was typed to a run or a record."""
+
+from __future__ import annotations
+
+from holdfast.catalog.references import resolve
+from holdfast.catalog.runs import Run
+from holdfast.catalog.store import Store, open_store
+from holdfast.errors import UnknownReference
+from holdfast.ids import RunNumber
+from holdfast.records import Record
+
+
+def opened(url: str) -> Store:
+    """The store that ``--store`` names; it is never created by a command that looks."""
+    return open_store(url)
+
+
+def find_run(store: Store, text: str | None) -> Run:
+    """The run that a name or number means; without one, the newest.
+
+    Raises:
+        UnknownReference: no such run; near misses are named.
+    """
+    if text is None:
+        return store.run(_newest(store))
+    if text.startswith("run-") and text[4:].isdecimal():
+        return store.run(int(text[4:]))
+    named = store.named(text)
+    if named:
+        return store.run(named[-1].number)
+    return store.run(resolve(store, text).run)
+
+
+def find_record(store: Store, text: str) -> Record:
+    """The record that a reference means; ``@500`` and the like are taken in the newest run."""
+    numbers = store.numbers()
+    return resolve(store, text, default_run=numbers[-1] if numbers else None)
+
+
+def _newest(store: Store) -> RunNumber:
+    numbers = store.numbers()
+    if not numbers:
+        raise UnknownReference(f"no runs in {store.url} yet")
+    return numbers[-1]

@@ -1,0 +1,84 @@
+"""``holdfast ls``: the checkpoints of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from holdfast.catalog.marks import NO_MARKS, RecordMarks, read_marks
+from holdfast.catalog.runs import Run
+from holdfast.catalog.store import Store
+from holdfast.catalog.tags import read_tags
+from holdfast.cli.finding import find_run, opened
+from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
+from holdfast.cli.output import ago, metrics_text, print_json, say, size, table
+from holdfast.ids import RecordId
+from holdfast.records import Record
+
+
+def command(
+    run: str = typer.Argument(None, help="A run: its name or run-003; the newest one if left out."),
+    store: StoreOption = DEFAULT_STORE,
+    json: JsonOption = False,
+) -> None:
+    """List the checkpoints of a run, newest first."""
+    found = opened(store)
+    chosen = find_run(found, run)
+    rows = list(_rows(found, chosen))
+    damaged = [{"name": str(one.name), "error": str(one.error)} for one in chosen.damaged()]
+    if json:
+        print_json({"run": str(chosen.number), "name": chosen.info.name, "checkpoints": rows, "damaged": damaged})
+        return
+    _print(chosen, rows, damaged)
+
+
+def _print(run: Run, rows: list[dict[str, Any]], damaged: list[dict[str, str]]) -> None:
+    say(f"{run.number} {run.info.name or ''}".strip())
+    for one in damaged:
+        say(f"damaged: {one['name']}: {one['error']}")
+    if not rows:
+        say("no checkpoints yet")
+        return
+    columns = ("", "step", "id", "kind", "new", "saved", "marks, tags, metrics")
+    table(columns, map(_cells, rows), right=("step", "new"))
+
+
+def _rows(store: Store, run: Run) -> list[dict[str, Any]]:
+    marks, tags = read_marks(store, run.number), read_tags(store).by_record()
+    lineage = run.lineage()
+    line = {target.address for target in lineage.line()}
+    head = lineage.head.address if lineage.head else None
+    return [
+        _row(record, marks.get(RecordId(record.id), NO_MARKS), tags.get(record.id, []))
+        | {"head": record.address == head, "on_line": record.address in line}
+        for record in reversed(run.records())
+    ]
+
+
+def _row(record: Record, marks: RecordMarks, tags: list[str]) -> dict[str, Any]:
+    flags = [name for name in ("verified", "good", "pinned", "final", "quarantined") if getattr(marks, name)]
+    return {
+        "id": record.id,
+        "step": record.step,
+        "epoch": record.epoch,
+        "launch": record.launch,
+        "timeline": record.timeline,
+        "kind": str(record.kind),
+        "reason": record.reason,
+        "created": record.created,
+        "new_bytes": record.bytes.new,
+        "stored_bytes": record.bytes.stored,
+        "logical_bytes": record.bytes.logical,
+        "stall_seconds": record.timing.stall,
+        "marks": flags,
+        "tags": tags,
+        "metrics": marks.metrics(record),
+    }
+
+
+def _cells(row: dict[str, Any]) -> tuple[object, ...]:
+    # An abandoned checkpoint is one that a rollback has left behind.
+    place = "*" if row["head"] else " " if row["on_line"] else "x"
+    more = [*row["marks"], *(f"tag:{name}" for name in row["tags"]), metrics_text(row["metrics"], 2)]
+    return place, row["step"], row["id"][:8], row["kind"], size(row["new_bytes"]), ago(row["created"]), " ".join(more)

@@ -1,0 +1,63 @@
+"""``holdfast runs``: the runs of a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.catalog.runs import Run
+from holdfast.catalog.store import Store
+from holdfast.cli.finding import opened
+from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
+from holdfast.cli.output import ago, metrics_text, print_json, say, size, table
+from holdfast.records import Record
+
+
+def command(store: StoreOption = DEFAULT_STORE, json: JsonOption = False) -> None:
+    """List the runs of the store."""
+    found = opened(store)
+    rows = [_row(found.run(info.number)) for info in found.runs()]
+    if json:
+        print_json({"store": found.url, "runs": rows, "damaged": _damaged(found)})
+        return
+    for one in _damaged(found):
+        say(f"damaged: {one['name']}: {one['error']}")
+    if not rows:
+        say(f"no runs in {found.url} yet")
+        return
+    columns = ("run", "name", "step", "checkpoints", "stored", "last save", "metrics")
+    table(columns, map(_cells, rows), right=("step", "checkpoints", "stored"))
+
+
+def _row(run: Run) -> dict[str, Any]:
+    records = run.records()
+    head = run.lineage().head
+    last: Record | None = next((one for one in records if head and one.address == head.address), None)
+    return {
+        "run": str(run.number),
+        "name": run.info.name,
+        "created": run.info.created,
+        "forked_from": str(run.info.forked_from.address) if run.info.forked_from else None,
+        "launches": len(run.launch_numbers()),
+        "checkpoints": len(records),
+        "stored_bytes": sum(one.bytes.stored for one in records),
+        "step": last.step if last else None,
+        "last_save": last.created if last else None,
+        "kind": last.kind if last else None,
+        "metrics": last.metrics if last else {},
+    }
+
+
+def _cells(row: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        row["run"],
+        row["name"] or "-",
+        "-" if row["step"] is None else row["step"],
+        row["checkpoints"],
+        size(row["stored_bytes"]),
+        ago(row["last_save"]) if row["last_save"] else "-",
+        metrics_text(row["metrics"]),
+    )
+
+
+def _damaged(store: Store) -> list[dict[str, str]]:
+    return [{"name": str(one.name), "error": str(one.error)} for one in store.damaged()]

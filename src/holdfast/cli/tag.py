@@ -1,0 +1,50 @@
+"""``holdfast tag``: give a checkpoint a name that does not move."""
+
+from __future__ import annotations
+
+import typer
+
+from holdfast.catalog.tags import create_tag, delete_tag, read_tags
+from holdfast.cli.finding import find_record, opened
+from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
+from holdfast.cli.output import ago, print_json, say, table
+from holdfast.errors import InvalidInput
+from holdfast.ids import TagName
+
+
+def command(
+    reference: str = typer.Argument(None, help="The checkpoint to name; without it, the tags are listed."),
+    name: str = typer.Argument(None, help="The tag."),
+    note: str = typer.Option("", "--note", help="A few words to keep with the tag."),
+    delete: str = typer.Option(None, "--delete", metavar="NAME", help="Remove this tag; the checkpoint stays."),
+    store: StoreOption = DEFAULT_STORE,
+    json: JsonOption = False,
+) -> None:
+    """Name a checkpoint, list the tags, or remove one. A tagged checkpoint is never deleted by retention."""
+    found = opened(store)
+    if delete is not None:
+        delete_tag(found, TagName(delete))
+        _done({"deleted": delete}, f"tag {delete} is gone", json)
+    elif reference is None:
+        _list(store, json)
+    elif name is None:
+        raise InvalidInput(f"holdfast tag {reference}: the name of the tag is missing")
+    else:
+        made = create_tag(found, TagName(name), find_record(found, reference).address, note=note)
+        _done({"tag": name, "target": str(made.target.address)}, f"{name} is {made.target.address}", json)
+
+
+def _list(store: str, json: bool) -> None:
+    found = read_tags(opened(store))
+    rows = [(one.tag, str(one.target.address), ago(one.created), one.note) for one in found.tags]
+    if json:
+        keys = ("tag", "target", "created", "note")
+        print_json({"tags": [dict(zip(keys, row, strict=True)) for row in rows]})
+    elif rows:
+        table(("tag", "checkpoint", "made", "note"), rows)
+    else:
+        say("no tags yet")
+
+
+def _done(document: dict[str, str], text: str, json: bool) -> None:
+    print_json(document) if json else say(text)

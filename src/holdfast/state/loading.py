@@ -1,0 +1,112 @@
+"""Stored tensors meet live ones: do they fit, fill them in place, or make fresh ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast import values
+from holdfast.state import composites, tensors
+from holdfast.state.reading import Filling
+from holdfast.state.tree import leaves, local
+from holdfast.trees import TensorSpec
+from holdfast.values import Json
+
+
+class Tree(NamedTuple):
+    """The tagged JSON of one object, and the specs of the tensors that it names."""
+
+    data: Json
+    spec: Callable[[str], TensorSpec]
+
+
+def misfits(stored: Tree, live: Tree, path: str) -> Iterator[str]:
+    """Why a stored tensor (plain or composite) cannot go where the live one is; one line per reason."""
+    was, now = stored.data, live.data
+    if was["$"] != now["$"] or was.get("class") != now.get("class"):
+        yield f"{path}: stored as {_form(was)}, is {_form(now)} now"
+    elif was["$"] == "tensor":
+        yield from _spec_misfits(stored.spec(was["name"]), live.spec(now["name"]), path)
+    elif was["$"] == "subclass":
+        yield from _part_misfits(stored, live, path)
+    elif (facts := {k: (was[k], now.get(k)) for k in ("shape", "dtype", "layout", "axis") if k in was}) and any(
+        a != b for a, b in facts.values()
+    ):
+        yield f"{path}: " + "; ".join(f"stored {k} {a}, live {k} {b}" for k, (a, b) in facts.items() if a != b)
+    elif "values" in was["parts"]:
+        a, b = (tree.spec(tree.data["parts"]["values"]["name"]).dtype for tree in (stored, live))
+        if a != b:
+            yield f"{path}: stored dtype {a}, live dtype {b}"
+
+
+def fill(data: Json, live: Tensor, filling: Filling) -> list[Callable[[], None]]:
+    """Sends a stored tensor into a live one; what must wait for other bytes is returned, to be called after the run."""
+    live = local(live, "")
+    if data["$"] == "tensor":
+        filling.place(data["name"], live)
+        return []
+    if data["$"] == "subclass":
+        parts = composites.subclass_parts(live)
+        return [later for name, part in data["parts"].items() for later in fill(part, parts[name], filling)]
+    return [lambda: _replace(live, fresh(data, filling, lambda _: live.device))]
+
+
+def fresh(data: Json, filling: Filling, device: Callable[[str], torch.device]) -> Any:
+    """A value whose tensors are all newly made, on the device that is answered for their path, and filled.
+
+    Tensors that were tied within ``data`` are one again; nothing is shared with any other object.
+    """
+    made: dict[str, Tensor] = {}
+    for leaf in leaves(data):
+        name = leaf["name"]
+        if name not in made:
+            refuse_overlap(leaf)
+            made[name] = tensors.allocate(filling.stored.spec(name), device(name))
+            filling.into(name, made[name])
+    filling.run()
+    return values.decode(data, readers=composites.readers(made))
+
+
+def refuse_overlap(leaf: dict[str, Json]) -> None:
+    """Refuses to make a tensor anew that shared part of its memory with another one.
+
+    Raises:
+        StateError: two tensors would come out of one piece of memory.
+    """
+    if leaf.get("overlaps"):
+        raise composites.StateError(
+            f"{leaf['name']} shared part of its memory with another tensor when it was saved, which cannot be made "
+            "anew; store only one of the two, or a clone"
+        )
+
+
+def _spec_misfits(was: TensorSpec, now: TensorSpec, path: str) -> Iterator[str]:
+    if was.shape != now.shape:
+        yield f"{path}: stored shape {list(was.shape)}, live shape {list(now.shape)}"
+    if was.dtype != now.dtype:
+        yield f"{path}: stored dtype {was.dtype}, live dtype {now.dtype}"
+
+
+def _part_misfits(stored: Tree, live: Tree, path: str) -> Iterator[str]:
+    was, now = stored.data["parts"], live.data["parts"]
+    if set(was) != set(now):
+        yield f"{path}: stored with the parts {sorted(was)}, has {sorted(now)} now"
+        return
+    for name in was:
+        yield from misfits(stored._replace(data=was[name]), live._replace(data=now[name]), values.join(path, name))
+
+
+def _replace(live: Tensor, made: Tensor) -> None:
+    with torch.no_grad():
+        if live.is_quantized:
+            live.copy_(made)
+        else:
+            # The number of stored elements may differ, which copy_ refuses for compressed layouts.
+            live.data = made
+
+
+def _form(data: Json) -> str:
+    return f"a {data['class']}" if "class" in data else {"tensor": "a plain tensor"}.get(data["$"], data["$"])
