@@ -7,10 +7,9 @@ state share it, and a damaged one can be written again.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.catalog import layout
-from holdfast.catalog.runs import Run
 from holdfast.errors import Missing, ObjectExists, ObjectMissing
 from holdfast.ids import Digest, ObjectName
 from holdfast.storage.protocol import Storage
@@ -22,6 +21,9 @@ from holdfast.trees import (
     encode_manifest,
     page_bytes,
 )
+
+if TYPE_CHECKING:
+    from holdfast.catalog.runs import Run
 
 
 class Trees(NamedTuple):

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+from threading import RLock
+from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.catalog import layout
 from holdfast.catalog.manifests import read_reach
-from holdfast.catalog.runs import Run
 from holdfast.ids import ObjectName
 from holdfast.packs.footer import Footer
 from holdfast.records import Record
+
+if TYPE_CHECKING:
+    from holdfast.catalog.runs import Run
 
 
 class Reached(NamedTuple):
@@ -28,10 +31,11 @@ class Reached(NamedTuple):
 class Holders:
     """Which packs hold a segment, and what records reach; remembers, so that each manifest is read once.
 
-    Grows by packs only. Not thread-safe.
+    Grows by packs only. Thread-safe.
     """
 
     def __init__(self) -> None:
+        self._lock = RLock()
         self._packs: set[ObjectName] = set()
         self._holders: dict[bytes, list[ObjectName]] = defaultdict(list)
         self._reached: dict[ObjectName, Reached] = {}
@@ -39,16 +43,10 @@ class Holders:
 
     def add(self, footers: Iterable[Footer]) -> None:
         """Takes in packs; what it said of a record before is forgotten if a pack holds old segments again."""
-        for footer in footers:
-            if footer.name in self._packs:
-                continue
-            digests = set(footer.digests())
-            if not (digests.isdisjoint(self._holders) and digests.isdisjoint(self._elsewhere)):
-                self._reached.clear()
-                self._elsewhere.clear()
-            self._packs.add(footer.name)
-            for digest in digests:
-                self._holders[digest].append(footer.name)
+        with self._lock:
+            for footer in footers:
+                if footer.name not in self._packs:
+                    self._add(footer)
 
     def reached(self, run: Run, record: Record) -> Reached:
         """What ``record`` of ``run`` reaches among the packs taken in.
@@ -57,9 +55,19 @@ class Holders:
             Damaged: its manifest cannot be read, so nobody can tell.
         """
         name = layout.tree(run.number, record.manifest_digest)
-        if name not in self._reached:
-            self._reached[name] = self._read(run, record, name)
-        return self._reached[name]
+        with self._lock:
+            if name not in self._reached:
+                self._reached[name] = self._read(run, record, name)
+            return self._reached[name]
+
+    def _add(self, footer: Footer) -> None:
+        digests = set(footer.digests())
+        if not (digests.isdisjoint(self._holders) and digests.isdisjoint(self._elsewhere)):
+            self._reached.clear()
+            self._elsewhere.clear()
+        self._packs.add(footer.name)
+        for digest in digests:
+            self._holders[digest].append(footer.name)
 
     def _read(self, run: Run, record: Record, manifest: ObjectName) -> Reached:
         reach = read_reach(run, record.manifest_digest)

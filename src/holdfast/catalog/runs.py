@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from holdfast.catalog import layout
 from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.objects import DamagedObject, load_each
+from holdfast.catalog.reach import Holders
 from holdfast.errors import InvalidName, ObjectMissing, UnknownReference
 from holdfast.ids import ObjectName, RecordAddress, RecordId, RunNumber
 from holdfast.records import Aborted, LaunchInfo, Record, RunInfo, StartInfo
@@ -42,6 +43,8 @@ class Run:
 
     store: Store
     info: RunInfo
+    holders: Holders = field(default_factory=Holders, repr=False, compare=False)
+    """What its records reach, as far as sweeps have looked."""
     # Records never change, so those that were read once are not read again.
     _seen: dict[ObjectName, Record | Aborted] = field(default_factory=dict, repr=False, compare=False)
 

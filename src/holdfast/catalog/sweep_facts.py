@@ -1,12 +1,14 @@
-"""What a sweep has to know, read from the store at one time and in the one order that is safe.
+"""What a sweep has to know, read from the store in the one order that is safe.
 
-Holds come first and what they turn into (records, tags, forks, pins) later: a
-save that finishes in between is then seen twice, never not at all.
+Holds are listed before this, and what they turn into (records, tags, forks,
+pins) here: a save that finishes in between is seen twice, never not at all.
+Packs, trees and marks come before the records that need them, for the same
+reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from holdfast.catalog import layout
@@ -15,118 +17,131 @@ from holdfast.catalog.marks import read_marks
 from holdfast.catalog.objects import DamagedObject
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.reach import Holders, Reached
-from holdfast.catalog.runs import Run
+from holdfast.catalog.runs import Published, Run
 from holdfast.catalog.store import Store
 from holdfast.catalog.tags import read_tags
 from holdfast.errors import Damaged
-from holdfast.ids import RecordAddress, RecordId, RunNumber
+from holdfast.ids import ObjectName, RecordAddress, RunNumber
 from holdfast.packs.footer import Footer
-from holdfast.records import Record
+from holdfast.records import Aborted, Record, RunInfo
 from holdfast.storage.protocol import Listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needed:
-    """A record that something names."""
+    """A record, and what names it."""
 
     address: RecordAddress
     by: str
+    lasting: bool = True
+    """Whether a person has to let go first; else time will."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepFacts:
-    """The state of one scope: the private objects of a run, or the shared packs."""
+    """The state of one scope: a run's own objects, or the shared packs."""
 
     run: RunNumber | None
     """None: ``data/shared``."""
-    records: dict[RecordAddress, Record]
-    given_up: frozenset[RecordAddress]
-    """Given-up saves whose saver is provably gone: nobody needs the name to be taken any more."""
-    unreadable: tuple[DamagedObject, ...]
-    """Records, tags, forks and footers that cannot be read; what they need is unknown."""
-    reached: dict[RecordAddress, Reached]
-    """By record; one that is missing here cannot be told."""
     packs: tuple[Listed, ...]
     trees: tuple[Listed, ...]
     marks: tuple[Listed, ...]
+    records: dict[RecordAddress, Record]
+    given_up: frozenset[RecordAddress]
+    """Given-up saves whose saver is provably gone: their names need not be taken any longer."""
+    reached: dict[RecordAddress, Reached]
+    """By record; what a record that is missing here reaches cannot be told."""
     needed: tuple[Needed, ...]
-    """Records that tags, pins, forks and the newest start name."""
     standing: tuple[FoundHold, ...]
     """Saves in flight and readers at work."""
+    damaged_records: tuple[DamagedObject, ...]
+    damaged_names: tuple[DamagedObject, ...]
+    """Tags and ``run.json`` that might name any record."""
+    damaged_packs: frozenset[ObjectName]
+    """Packs whose content cannot be told."""
 
 
-def read_facts(
-    store: Store, run: Run | None, *, standing: Collection[FoundHold], holders: Holders | None = None
-) -> SweepFacts:
+def read_facts(store: Store, run: Run | None, *, standing: Iterable[FoundHold] = ()) -> SweepFacts:
     """The facts of a run's own objects (``run``) or of the shared packs (None).
 
     Args:
         store: the store.
         run: the run, or None.
-        standing: its holds, listed before this is called.
-        holders: from an earlier call for the same scope, to read less.
+        standing: the holds of that scope, listed before this is called.
     """
-    runs = [run] if run is not None else [store.run(number) for number in store.numbers()]
-    published = [(one, one.published()) for one in runs]
-    packs = tuple(store.storage.list(layout.SHARED_PACKS if run is None else layout.private_packs(run.number)))
+    packs, trees, marks = _bulk(store, run)
+    published = [(one, one.published()) for one in _runs(store, run)]
+    named, unclear = _needed(store, run)
     footers, broken = _footers(store, packs)
-    holders = holders or Holders()
+    holders = Holders() if run is None else run.holders
     holders.add(footers)
-    named, unnamed = _needed(store, run)
-    reached, lost = _reached(holders, ((one, record) for one, found in published for record in found.records))
     return SweepFacts(
         run=None if run is None else run.number,
-        records={record.address: record for _, found in published for record in found.records},
-        given_up=frozenset(
-            one.address
-            for _, found in published
-            for one in found.aborted
-            if one.saver is not None and store.liveness(one.saver) is Liveness.DEAD
-        ),
-        unreadable=(*(bad for _, found in published for bad in found.damaged), *unnamed, *broken, *lost),
-        reached=reached,
         packs=packs,
-        trees=() if run is None else tuple(store.storage.list(layout.trees_folder(run.number))),
-        marks=() if run is None else tuple(store.storage.list(layout.marks_folder(run.number))),
+        trees=trees,
+        marks=marks,
+        records={record.address: record for _, found in published for record in found.records},
+        given_up=frozenset(one.address for _, found in published for one in found.aborted if _is_over(store, one)),
+        reached=_reached(holders, published),
         needed=tuple(named),
         standing=tuple(standing),
+        damaged_records=tuple(one for _, found in published for one in found.damaged),
+        damaged_names=tuple(unclear),
+        damaged_packs=broken,
     )
 
 
-def _footers(store: Store, packs: Iterable[Listed]) -> tuple[list[Footer], list[DamagedObject]]:
-    found, broken = [], []
+def _runs(store: Store, run: Run | None) -> list[Run]:
+    if run is not None:
+        return [run]
+    # Only their numbers matter here, so a damaged run.json is no obstacle.
+    return [Run(store, RunInfo(number=int(one), name=None, created="", attempt="")) for one in store.numbers()]
+
+
+def _bulk(store: Store, run: Run | None) -> tuple[tuple[Listed, ...], tuple[Listed, ...], tuple[Listed, ...]]:
+    listing = store.storage.list
+    if run is None:
+        return tuple(listing(layout.SHARED_PACKS)), (), ()
+    number = run.number
+    return (
+        tuple(listing(layout.private_packs(number))),
+        tuple(listing(layout.trees_folder(number))),
+        tuple(listing(layout.marks_folder(number))),
+    )
+
+
+def _is_over(store: Store, given_up: Aborted) -> bool:
+    return given_up.saver is not None and store.liveness(given_up.saver) is Liveness.DEAD
+
+
+def _footers(store: Store, packs: Iterable[Listed]) -> tuple[list[Footer], frozenset[ObjectName]]:
+    found, broken = [], set()
     for pack in packs:
         try:
             found.append(store.footers.get(pack.name))
-        except Damaged as error:
-            broken.append(DamagedObject(pack.name, error))
-    return found, broken
+        except Damaged:
+            broken.add(pack.name)
+    return found, frozenset(broken)
 
 
-def _reached(
-    holders: Holders, records: Iterable[tuple[Run, Record]]
-) -> tuple[dict[RecordAddress, Reached], list[DamagedObject]]:
-    reached, lost = {}, []
-    for run, record in records:
-        try:
-            reached[record.address] = holders.reached(run, record)
-        except Damaged as error:
-            lost.append(DamagedObject(layout.tree(run.number, record.manifest_digest), error))
-    return reached, lost
+def _reached(holders: Holders, published: Iterable[tuple[Run, Published]]) -> dict[RecordAddress, Reached]:
+    reached = {}
+    for run, found in published:
+        for record in found.records:
+            try:
+                reached[record.address] = holders.reached(run, record)
+            except Damaged:
+                continue
+    return reached
 
 
 def _needed(store: Store, run: Run | None) -> tuple[list[Needed], list[DamagedObject]]:
-    """Who names records of ``run``, and who might but cannot be read."""
+    """What names records of ``run``, and what might but cannot be read."""
     if run is None:
         return [], []  # no record goes in a sweep of the shared packs
     tags = read_tags(store)
     named = [Needed(address=tag.target.address, by=f"tag {tag.tag!r}") for tag in tags.tags]
-    named += _forks(store)
-    named += _pins(store, run)
-    starts = run.starts()
-    if starts and starts[-1].resumed_from is not None:
-        named.append(Needed(address=starts[-1].resumed_from.address, by="the newest start of the run"))
-    return named, [*tags.damaged, *store.damaged()]
+    return [*named, *_forks(store), *_pins(store, run), *_start(run)], [*tags.damaged, *store.damaged()]
 
 
 def _forks(store: Store) -> Iterator[Needed]:
@@ -137,8 +152,11 @@ def _forks(store: Store) -> Iterator[Needed]:
 
 def _pins(store: Store, run: Run) -> Iterator[Needed]:
     pinned = {id_ for id_, marks in read_marks(store, run.number).items() if marks.pinned}
-    for address in run.addresses():
-        if RecordId(address.id) in pinned:
-            yield Needed(address=address, by="a pin")
+    yield from (Needed(address=address, by="a pin") for address in run.addresses() if address.id in pinned)
 
 
+def _start(run: Run) -> Iterator[Needed]:
+    """Until its first save, what a launch resumed from is all that it has."""
+    start = next(reversed(run.starts()), None)
+    if start is not None and start.resumed_from is not None:
+        yield Needed(address=start.resumed_from.address, by="the newest start of the run", lasting=False)

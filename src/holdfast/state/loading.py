@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast import values
+from holdfast.errors import StateError
 from holdfast.state import composites, tensors
 from holdfast.state.reading import Filling
 from holdfast.state.tree import leaves, local
@@ -77,7 +78,7 @@ def refuse_overlap(leaf: dict[str, Json]) -> None:
         StateError: two tensors would come out of one piece of memory.
     """
     if leaf.get("overlaps"):
-        raise composites.StateError(
+        raise StateError(
             f"{leaf['name']} shared part of its memory with another tensor when it was saved, which cannot be made "
             "anew; store only one of the two, or a clone"
         )

@@ -74,7 +74,9 @@ def adapters(objects: Mapping[str, object]) -> dict[str, Adapter]:
         elif isinstance(value, Tensor):
             found.append(TensorObject(name, value))
             names.add(value, ParameterName(name, ""))
-    found += [_other(name, value, names) for name, value in objects.items() if not isinstance(value, (nn.Module, Tensor))]
+    found += [
+        _other(name, value, names) for name, value in objects.items() if not isinstance(value, (nn.Module, Tensor))
+    ]
     order = ("module", "tensor", "optimizer", "own-optimizer", "object", "generator")
     return {adapter.name: adapter for adapter in sorted(found, key=lambda adapter: order.index(adapter.kind))}
 
@@ -107,7 +109,9 @@ class ModuleObject:
     def load(self, data: Json, filling: Filling) -> None:
         """Straight into the memory that the program holds; extra state afterwards."""
         later = [
-            action for key, item in data["state"].items() for action in loading.fill(item, self.view.tensors[key], filling)
+            action
+            for key, item in data["state"].items()
+            for action in loading.fill(item, self.view.tensors[key], filling)
         ]
         filling.run()
         for action in later:
@@ -120,7 +124,7 @@ class ModuleObject:
         return live
 
     def _path(self, key: str) -> str:
-        return values.join(values.part(self.name), key)
+        return values.join(self.name, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +138,11 @@ class TensorObject:
     def capture(self, collector: Collector) -> Json:
         """One tensor."""
         frozen = isinstance(self.tensor, nn.Parameter) and not self.tensor.requires_grad
-        return collector.tensor(self.tensor, values.part(self.name), Lifetime.FROZEN if frozen else Lifetime.PARAMETER)
+        return collector.tensor(self.tensor, self.name, Lifetime.FROZEN if frozen else Lifetime.PARAMETER)
 
     def problems(self, stored: Tree, live: Tree) -> Iterator[str]:
         """Another shape, dtype or layout."""
-        return loading.misfits(stored, live, values.part(self.name))
+        return loading.misfits(stored, live, self.name)
 
     def load(self, data: Json, filling: Filling) -> None:
         """In place."""
@@ -162,7 +166,7 @@ class GeneratorObject:
 
     def capture(self, collector: Collector) -> Json:
         """Its state as values."""
-        return collector.encode(generator_state(self.generator), values.part(self.name))
+        return collector.encode(generator_state(self.generator), self.name)
 
     def problems(self, stored: Tree, live: Tree) -> Iterator[str]:
         """Another algorithm or device."""
@@ -189,7 +193,7 @@ class StatefulObject:
 
     def capture(self, collector: Collector) -> Json:
         """What its ``state_dict`` says."""
-        return collector.encode(self._state(), values.part(self.name))
+        return collector.encode(self._state(), self.name)
 
     def problems(self, stored: Tree, live: Tree) -> Iterator[str]:
         """Entries that the object has and the checkpoint lacks; entries it lacks may be ones it makes at first use."""
@@ -197,12 +201,12 @@ class StatefulObject:
         for key in now:
             # Names that begin with an underscore come and go with the version of the library that owns the class.
             if key not in was and not key.startswith("_"):
-                yield f"{values.join(values.part(self.name), key)}: missing in the checkpoint"
+                yield f"{values.join(self.name, key)}: missing in the checkpoint"
 
     def load(self, data: Json, filling: Filling) -> None:
         """Hands it values and tensors of its own, on the devices where it has them."""
         live = Collector()
-        live.encode(self._state(), values.part(self.name))
+        live.encode(self._state(), self.name)
         devices = {path: t.device for spec, t in live.finish()[0] for path in (spec.name, *spec.aliases)}
         cpu = torch.device("cpu")
         self.value.load_state_dict(loading.fresh(data, filling, lambda name: devices.get(name, cpu)))
@@ -222,7 +226,7 @@ class StatefulObject:
 def _other(name: str, value: object, names: Names) -> Adapter:
     if isinstance(value, Optimizer):
         return (StockOptimizer if stock(value) else OwnOptimizer)(name, value, names)
-    if isinstance(value, GENERATORS):
+    if isinstance(value, GENERATORS) and not isinstance(value, random.SystemRandom):
         return GeneratorObject(name, value)
     if stateful(value):
         return StatefulObject(name, value)
@@ -241,12 +245,15 @@ def stateful(value: object) -> bool:
 
 
 def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not name or name in RESERVED:
-        raise InvalidInput(f"{name!r} cannot name a part of the state; use a text other than {sorted(RESERVED)}")
+    if not isinstance(name, str) or not name or values.part(name) != name or name.startswith("$") or name in RESERVED:
+        raise InvalidInput(
+            f"{name!r} cannot name a part of the state; use a text without / ~ and leading $, other than "
+            f"{' and '.join(sorted(RESERVED))}"
+        )
 
 
 def _keys(data: Json) -> list[str]:
     return list(data) if isinstance(data, dict) and "$" not in data else []
 
 
-_VALUES = (int, float, complex, str, bytes, list, tuple, dict, set, np.ndarray, np.generic, type(None), random.SystemRandom)
+_VALUES = (int, float, complex, str, bytes, list, tuple, dict, set, np.ndarray, np.generic, type(None))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from holdfast import values
-from holdfast.errors import StateError
+from holdfast.errors import StateError, UnsupportedValue
 from holdfast.state import composites, loading, tensors
 from holdfast.state.loading import Tree
 from holdfast.state.reading import Filling
@@ -118,13 +118,16 @@ class StockOptimizer:
     def capture(self, collector: Collector) -> Json:
         """State by parameter name, values of the groups, and what an optimizer keeps under keys of its own."""
         groups = parameter_groups(self.name, self.optimizer, self.names)
-        data: dict[str, Json] = {"groups": [], "state": []}
+        data: dict[str, Json] = {"groups": [], "state": {}}
         at = values.join(self.name, "param_groups")
         for i, (group, members) in enumerate(zip(self.optimizer.param_groups, groups, strict=True)):
             plain = {key: value for key, value in group.items() if key not in _NOT_VALUES}
-            data["groups"].append({"params": [list(p) for p in members], "values": self._values(collector, plain, f"{at}/{i}")})
+            data["groups"].append(
+                {"params": [list(p) for p in members], "values": self._values(collector, plain, f"{at}/{i}")}
+            )
         for parameter, state in self._states():
-            data["state"].append([list(self._known(parameter)), self._state(collector, parameter, state)])
+            known = self._known(parameter)
+            data["state"].setdefault(known.object, {})[known.name] = self._state(collector, parameter, state)
         other = {key: value for key, value in self.optimizer.state.items() if not isinstance(key, Tensor)}
         return data | {"other": self._values(collector, {"other": other}, self.name)["other"]}
 
@@ -132,12 +135,12 @@ class StockOptimizer:
         """Differences of the parameter groups, and tensors that could not be made anew."""
         was, now = ([group["params"] for group in tree.data["groups"]] for tree in (stored, live))
         yield from group_problems(self.name, was, now)
-        present = {(tuple(p), key): item for p, state in live.data["state"] for key, item in state.items()}
-        for p, state in stored.data["state"]:
+        present = dict(_named_states(live.data["state"]))
+        for name, state in _named_states(stored.data["state"]):
             for key, item in state.items():
-                here = present.get((tuple(p), key))
+                here = present.get(name, {}).get(key)
                 if item_tag(item) == "subclass":
-                    yield from _subclass_problems(stored, live, item, here, f"{self.name}: {key} of {ParameterName(*p)}")
+                    yield from _subclass_problems(stored, live, item, here, f"{self.name}: {key} of {name}")
 
     def load(self, data: Json, filling: Filling) -> None:
         """Groups first, since they say where ``step`` belongs; then state in place; surplus live state goes."""
@@ -145,9 +148,11 @@ class StockOptimizer:
             self._load_group(group, stored["values"], filling)
         by_name = {self._known(p): (p, group) for group in self.optimizer.param_groups for p in group["params"]}
         waiting, later = [], []
-        for raw, state in data["state"]:
-            parameter, group = by_name[ParameterName(*raw)]
-            waiting.append((parameter, state, _Homes(parameter, group, self.optimizer.state.get(parameter, {}), filling)))
+        for name, state in _named_states(data["state"]):
+            parameter, group = by_name[name]
+            waiting.append(
+                (parameter, state, _Homes(parameter, group, self.optimizer.state.get(parameter, {}), filling))
+            )
             later += waiting[-1][2].prepare(state)
         filling.run()
         for action in later:
@@ -160,7 +165,9 @@ class StockOptimizer:
     def comparable(self, stored: Json, live: Json) -> Json:
         """``live`` without group values that the stored torch did not have."""
         pairs = zip(stored["groups"], live["groups"], strict=False)
-        groups = [now | {"values": {k: v for k, v in now["values"].items() if k in was["values"]}} for was, now in pairs]
+        groups = [
+            now | {"values": {k: v for k, v in now["values"].items() if k in was["values"]}} for was, now in pairs
+        ]
         return live | {"groups": groups}
 
     def _states(self) -> Iterable[tuple[Tensor, Mapping[str, Any]]]:
@@ -174,6 +181,8 @@ class StockOptimizer:
         return found
 
     def _values(self, collector: Collector, plain: Mapping[str, Any], path: str) -> dict[str, Json]:
+        if odd := [key for key in plain if type(key) is not str]:
+            raise UnsupportedValue(f"{path} has the key {odd[0]!r}; optimizers keep their state under texts")
         return {key: collector.encode(value, values.join(path, key)) for key, value in plain.items()}
 
     def _state(self, collector: Collector, parameter: Tensor, state: Mapping[str, Any]) -> dict[str, Json]:
@@ -188,7 +197,11 @@ class StockOptimizer:
     def _load_group(self, group: dict[str, Any], stored: Mapping[str, Json], filling: Filling) -> None:
         for key, item in stored.items():
             live = group.get(key)
-            if isinstance(live, Tensor) and item_tag(item) == "tensor" and _fits(live, filling.stored.spec(item["name"])):
+            if (
+                isinstance(live, Tensor)
+                and item_tag(item) == "tensor"
+                and _fits(live, filling.stored.spec(item["name"]))
+            ):
                 filling.place(item["name"], live)
                 filling.run()
                 continue
@@ -260,7 +273,7 @@ class OwnOptimizer:
     def capture(self, collector: Collector) -> Json:
         """What its ``state_dict`` says, and the names behind its numbers."""
         groups = [[list(p) for p in group] for group in parameter_groups(self.name, self.optimizer, self.names)]
-        return {"groups": groups, "data": collector.encode(_without_hidden(self.optimizer.state_dict()), self.name)}
+        return {"groups": groups, "data": collector.encode(dict(self.optimizer.state_dict()), self.name)}
 
     def problems(self, stored: Tree, live: Tree) -> Iterator[str]:
         """Differences of the parameter groups; their order counts, since the state goes by number."""
@@ -282,6 +295,10 @@ class OwnOptimizer:
 def item_tag(item: Json) -> str | None:
     """The tag of tagged JSON, or None for plain JSON."""
     return item.get("$") if isinstance(item, dict) else None
+
+
+def _named_states(data: Mapping[str, Mapping[str, Json]]) -> Iterator[tuple[ParameterName, Mapping[str, Json]]]:
+    return ((ParameterName(o, name), state) for o, states in data.items() for name, state in states.items())
 
 
 def _whereabouts(device: torch.device, parameter: torch.device) -> dict[str, Json]:
@@ -307,7 +324,3 @@ def _subclass_problems(stored: Tree, live: Tree, item: Json, here: Json, path: s
         yield f"{path} is a {item['class']}, which is filled only where one exists; let the optimizer create it first"
     else:
         yield from loading.misfits(stored._replace(data=item), live._replace(data=here), path)
-
-
-def _without_hidden(state: Any) -> Any:
-    return dict(state) if isinstance(state, dict) else state

@@ -56,7 +56,11 @@ class Stored:
     def of(cls, manifest: Manifest, reader: TensorReader) -> Stored:
         """From a decoded manifest."""
         parts = manifest._asdict()
-        return cls(**{key: parts[key] for key in ("skeleton", "values", "inline")}, digests=manifest.segment_digests(), reader=reader)
+        return cls(
+            **{key: parts[key] for key in ("skeleton", "values", "inline")},
+            digests=manifest.segment_digests(),
+            reader=reader,
+        )
 
     @cached_property
     def by_path(self) -> dict[str, int]:

@@ -68,7 +68,7 @@ class Collector:
             UnsupportedTensor: it has no bytes that could be stored.
         """
         tensors.check_bytes(tensor, path)
-        tensor = _local(tensor, path)
+        tensor = local(tensor, path)
         parts = composites.split(tensor, path)
         if parts is None:
             return self._plain(tensor, path, lifetime)
@@ -132,13 +132,18 @@ def leaves(data: Json) -> Iterator[dict[str, Any]]:
             yield from leaves(item)
 
 
-def _local(tensor: Tensor, path: str) -> Tensor:
+def local(tensor: Tensor, path: str) -> Tensor:
+    """What this process holds of a DTensor; any other tensor is itself.
+
+    Raises:
+        UnsupportedTensor: other ranks hold parts of it.
+    """
     if not tensors.is_a(tensor, "torch.distributed.tensor", "DTensor"):
         return tensor
     mesh = tensor.device_mesh  # type: ignore[attr-defined]
     if mesh.size() != 1:
         raise UnsupportedTensor(f"{path} is a DTensor over {mesh.size()} ranks; only states of one rank can be stored")
-    return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
+    return tensor.tolocal()  # type: ignore[attr-defined,no-any-return]
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

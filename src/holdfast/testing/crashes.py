@@ -31,69 +31,31 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
 
 from blake3 import blake3
 
-from holdfast.storage.files import Files
-from holdfast.testing.faults import Event, HookedFiles, Op
+from holdfast.testing.recording import (
+    ROOT,
+    Barrier,
+    Change,
+    Enter,
+    Inode,
+    Note,
+    RecordingFiles,
+    Resize,
+    Trace,
+    Write,
+    without_sync,
+)
 
-R = TypeVar("R")
-Inode = int
-
-ROOT: Inode = 0
+__all__ = ["CrashState", "Fate", "RecordingFiles", "Trace", "crash_states", "materialise", "without_sync"]
 
 _PAIRS = 12  # above so many unsynced operations pairs are drawn at random
 _FIXED = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Write:
-    """Bytes written to a file."""
-
-    inode: Inode
-    offset: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resize:
-    """The length of a file set, or, with ``grow``, raised (reserved space reads as zeros)."""
-
-    inode: Inode
-    length: int
-    grow: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Enter:
-    """Entries of a folder changed together: names given (to a number) and taken away (None)."""
-
-    inode: Inode
-    entries: tuple[tuple[str, Inode | None], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Barrier:
-    """All earlier changes of a file's bytes, or of a folder's entries, are durable."""
-
-    inode: Inode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
-    """Something that the program was told or told others at this point: an acknowledgement."""
-
-    text: str
-
-
-Change = Write | Resize | Enter
-Step = Change | Barrier | Note
 
 
 class Fate(StrEnum):
@@ -103,23 +65,6 @@ class Fate(StrEnum):
     LOST = "lost"
     ZEROS = "zeros"
     HALF = "half"
-
-
-@dataclass(slots=True)
-class Trace:
-    """Recorded work. Numbers stand for files and folders, `ROOT` for the root; ``base`` was there before, durable."""
-
-    base: dict[Inode, bytes | dict[str, Inode]] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-
-    def note(self, text: str) -> None:
-        """Add a note: what was acknowledged by now must hold in every state after it."""
-        self.steps.append(Note(text=text))
-
-    @property
-    def barriers(self) -> int:
-        """How many syncs there are."""
-        return sum(isinstance(step, Barrier) for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,99 +83,184 @@ class CrashState:
     """What became of the changes that were not durable, for the message of a failed test."""
 
 
-class RecordingFiles(HookedFiles):
-    """Files that do everything and record it in ``trace``. What is below ``root`` at the start counts as durable.
+def crash_states(trace: Trace, *, seed: int, limit: int = 2000) -> Iterator[CrashState]:
+    """States that a power cut may leave, each once: all lost, all kept, single ones, pairs, random ones.
 
-    Only work below ``root``, through this object, and by this process is seen.
-    A file must not be written through descriptors opened elsewhere.
+    Args:
+        trace: recorded work.
+        seed: for what is drawn at random where there is too much; print it.
+        limit: about so many states are built; short traces have fewer and are then covered fully up to pairs.
     """
-
-    def __init__(self, root: Path, inner: Files | None = None) -> None:
-        super().__init__(inner)
-        self.trace = Trace()
-        self._root = root.absolute()
-        self._lock = threading.Lock()
-        self._numbers: dict[Path, Inode] = {}
-        self._open: dict[int, Inode] = {}
-        self._next = itertools.count(ROOT)
-        self._take_base(self._root)
-
-    def around(self, event: Event, run: Callable[[], R]) -> R:
-        """Do it and record it. A sync is recorded as of its start: it covers no write that ends during it."""
-        if event.op in (Op.SYNC, Op.SYNC_FOLDER):
-            with self._lock:
-                position = len(self.trace.steps)
-            result = run()
-            with self._lock:
-                self.trace.steps.insert(position, Barrier(inode=self._number(event)))
-            return result
-        if event.op is Op.CLOSE:
-            # Before it is done, for afterwards another thread may get the number.
-            with self._lock:
-                self._open.pop(event.descriptor or 0, None)
-            return run()
-        with self._lock:
-            result = run()
-            self._record(event, result)
-        return result
-
-    def _record(self, event: Event, result: object) -> None:
-        match event:
-            case Event(op=Op.CREATE, path=Path() as path):
-                number = self._new(path)
-                self._open[_integer(result)] = number
-                self._enter(path, number)
-            case Event(op=Op.OPEN_DIRECT, path=Path() as path):
-                self._open[_integer(result)] = self._numbers[path]
-            case Event(op=Op.WRITE, data=memoryview() as data, offset=int(offset)):
-                written = bytes(data[: _integer(result)])
-                self.trace.steps.append(Write(inode=self._number(event), offset=offset, data=written))
-            case Event(op=Op.RESERVE | Op.TRUNCATE, length=int(length)):
-                grow = event.op is Op.RESERVE
-                self.trace.steps.append(Resize(inode=self._number(event), length=length, grow=grow))
-            case Event(op=Op.MAKE_FOLDER, path=Path() as path):
-                self._enter(path, self._new(path))
-            case _:
-                self._record_names(event)
-
-    def _record_names(self, event: Event) -> None:
-        match event:
-            case Event(op=Op.LINK, path=Path() as path, target=Path() as target):
-                self._numbers[target] = self._numbers[path]
-                self._enter(target, self._numbers[path])
-            case Event(op=Op.RENAME_NEW, path=Path() as path, target=Path() as target):
-                self._numbers[target] = number = self._numbers.pop(path)
-                # One step: a rename within a folder is atomic.
-                self._enter(target, number, (path.name, None))
-            case Event(op=Op.UNLINK, path=Path() as path):
-                self._numbers.pop(path)
-                self._enter(path, None)
-
-    def _enter(self, path: Path, number: Inode | None, *others: tuple[str, None]) -> None:
-        self.trace.steps.append(Enter(inode=self._numbers[path.parent], entries=((path.name, number), *others)))
-
-    def _number(self, event: Event) -> Inode:
-        return self._numbers[event.path] if event.path is not None else self._open[event.descriptor or 0]
-
-    def _new(self, path: Path) -> Inode:
-        self._numbers[path] = number = next(self._next)
-        return number
-
-    def _take_base(self, path: Path) -> Inode:
-        number = self._new(path)
-        if path.is_dir():
-            self.trace.base[number] = {below.name: self._take_base(below) for below in sorted(path.iterdir())}
-        else:
-            self.trace.base[number] = path.read_bytes()
-        return number
+    rng = random.Random(seed)
+    positions = _positions(len(trace.steps), limit // _FIXED, rng)
+    share = max(_FIXED, limit // len(positions))
+    disk, seen = _Disk(trace), set[bytes]()
+    for position in positions:
+        disk.cut(position)
+        for fates in _choices(disk.pending, share, rng):
+            key = disk.key(fates)
+            if key not in seen:
+                seen.add(key)
+                yield disk.state(fates)
 
 
-def without_sync(trace: Trace, number: int) -> Trace:
-    """The same work with its ``number``-th sync (from 1) left out: a check on the tests that use a trace.
+def materialise(state: CrashState, into: Path) -> None:
+    """Write a state into the folder ``into``, which is made and must be empty."""
+    into.mkdir(parents=True, exist_ok=True)
+    for folder in sorted(state.folders):
+        (into / folder).mkdir()
+    for path, content in state.files.items():
+        (into / path).write_bytes(content)
 
-    Raises:
-        IndexError: there are fewer syncs.
-    """
-    places = [place for place, step in enumerate(trace.steps) if isinstance(step, Barrier)]
-    place = places[number - 1]
-    return Trace(base=trace.base, steps=trace.steps[:place] + trace.steps[place + 1 :])
+
+def _positions(steps: int, most: int, rng: random.Random) -> list[int]:
+    everywhere = range(steps + 1)
+    return sorted({steps, *rng.sample(everywhere, max(1, most))}) if len(everywhere) > most else list(everywhere)
+
+
+Fates = tuple[Fate, ...]
+
+
+def _choices(pending: Sequence[Change], share: int, rng: random.Random) -> Iterator[Fates]:
+    """Fates for the pending changes: the four plain ones, then as many others as the share allows."""
+    yield from _plain(pending)
+    others = list(_near(pending))
+    room = max(0, share - _FIXED)
+    yield from others if len(others) <= room else rng.sample(others, room)
+    if len(pending) > 2:
+        for _ in range(min(room - len(others), 2 * len(pending))):
+            yield tuple(rng.choice(_possible(change)) for change in pending)
+
+
+def _plain(pending: Sequence[Change]) -> Iterator[Fates]:
+    for of_writes, of_others in (
+        (Fate.LOST, Fate.LOST),
+        (Fate.KEPT, Fate.KEPT),
+        (Fate.ZEROS, Fate.KEPT),
+        (Fate.LOST, Fate.KEPT),
+    ):
+        yield tuple(of_writes if isinstance(change, Write) else of_others for change in pending)
+
+
+def _near(pending: Sequence[Change]) -> Iterator[Fates]:
+    """One or two changes that differ from all the others."""
+    numbers = range(len(pending))
+    pairs = itertools.combinations(numbers, 2) if len(pending) <= _PAIRS else ()
+    for chosen in (*((number,) for number in numbers), *pairs):
+        yield tuple(Fate.LOST if number in chosen else Fate.KEPT for number in numbers)
+        yield tuple(Fate.KEPT if number in chosen else Fate.LOST for number in numbers)
+    for torn, damage in itertools.product(numbers, (Fate.ZEROS, Fate.HALF)):
+        if isinstance(pending[torn], Write):
+            yield tuple(damage if number == torn else Fate.KEPT for number in numbers)
+
+
+def _possible(change: Change) -> list[Fate]:
+    return list(Fate) if isinstance(change, Write) else [Fate.KEPT, Fate.LOST]
+
+
+class _Disk:
+    """A trace cut at one position, and what the disk holds then for given fates of the pending changes."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._position = 0
+        self._notes: tuple[str, ...] = ()
+        self._changes: dict[Inode, list[tuple[Change, int | None]]] = {}
+        self._contents: dict[tuple[Inode, tuple[tuple[int, Fate], ...]], tuple[bytes, bytes]] = {}
+        self.pending: list[Change] = []
+
+    def cut(self, position: int) -> None:
+        """Cut after so many steps."""
+        steps = self._trace.steps[:position]
+        last = {step.inode: place for place, step in enumerate(steps) if isinstance(step, Barrier)}
+        self._position, self._changes, self.pending = position, {}, []
+        self._notes = tuple(step.text for step in steps if isinstance(step, Note))
+        self._contents.clear()
+        for place, step in enumerate(steps):
+            if isinstance(step, Note | Barrier):
+                continue
+            durable = place < last.get(step.inode, -1)
+            self._changes.setdefault(step.inode, []).append((step, None if durable else len(self.pending)))
+            if not durable:
+                self.pending.append(step)
+
+    def key(self, fates: Fates) -> bytes:
+        """Equal for states that no test could tell apart."""
+        files, folders = self._tree(fates)
+        facts = [f"{path}={self._content(number, fates)[1].hex()}" for path, number in sorted(files.items())]
+        return blake3("\n".join([str(len(self._notes)), *sorted(folders), "", *facts]).encode()).digest()
+
+    def state(self, fates: Fates) -> CrashState:
+        files, folders = self._tree(fates)
+        return CrashState(
+            files={path: self._content(number, fates)[0] for path, number in files.items()},
+            folders=frozenset(folders),
+            notes=self._notes,
+            position=self._position,
+            story=_story(self.pending, fates),
+        )
+
+    def _tree(self, fates: Fates) -> tuple[dict[str, Inode], list[str]]:
+        files: dict[str, Inode] = {}
+        folders: list[str] = []
+        waiting = [("", ROOT)]
+        while waiting:
+            prefix, folder = waiting.pop()
+            for name, number in self._entries(folder, fates).items():
+                if isinstance(self._trace.base[number], dict):
+                    folders.append(f"{prefix}{name}")
+                    waiting.append((f"{prefix}{name}/", number))
+                else:
+                    files[f"{prefix}{name}"] = number
+        return files, folders
+
+    def _entries(self, folder: Inode, fates: Fates) -> dict[str, Inode]:
+        base = self._trace.base[folder]
+        entries = dict(base) if isinstance(base, dict) else {}
+        for change, number in self._changes.get(folder, ()):
+            if isinstance(change, Enter) and (number is None or fates[number] is Fate.KEPT):
+                for name, target in change.entries:
+                    entries.pop(name, None)
+                    if target is not None:
+                        entries[name] = target
+        return entries
+
+    def _content(self, file: Inode, fates: Fates) -> tuple[bytes, bytes]:
+        changes = self._changes.get(file, [])
+        key = (file, tuple((number, fates[number]) for _, number in changes if number is not None))
+        if key not in self._contents:
+            base = self._trace.base[file]
+            data = bytearray(base if isinstance(base, bytes) else b"")
+            for change, number in changes:
+                _apply(data, change, Fate.KEPT if number is None else fates[number])
+            self._contents[key] = (bytes(data), blake3(data).digest())
+        return self._contents[key]
+
+
+def _apply(data: bytearray, change: Change, fate: Fate) -> None:
+    if fate is Fate.LOST:
+        return
+    match change:
+        case Write(offset=offset, data=written):
+            kept = {Fate.KEPT: len(written), Fate.HALF: len(written) // 2}.get(fate, 0)
+            data.extend(bytes(max(0, offset + len(written) - len(data))))
+            data[offset : offset + len(written)] = written[:kept] + bytes(len(written) - kept)
+        case Resize(length=length, grow=grow):
+            data.extend(bytes(max(0, length - len(data))))
+            if not grow:
+                del data[length:]
+
+
+def _story(pending: Sequence[Change], fates: Fates) -> str:
+    told = [f"{_describe(change)} {fate}" for change, fate in zip(pending, fates, strict=True)]
+    return "; ".join(told[:20]) + (f"; and {len(told) - 20} more" if len(told) > 20 else "") or "nothing was pending"
+
+
+def _describe(change: Change) -> str:
+    match change:
+        case Write(inode=inode, offset=offset, data=data):
+            return f"write of #{inode} at {offset} ({len(data)} bytes)"
+        case Resize(inode=inode, length=length):
+            return f"length {length} of #{inode}"
+        case Enter(inode=inode, entries=entries):
+            return f"entry {'/'.join(name for name, _ in entries)} in #{inode}"

@@ -130,7 +130,7 @@ class HookedFiles(Files):
 
 
 class CountedFiles(HookedFiles):
-    """Files whose events of the kinds ``ops`` (all, if empty) are counted from 1; subclasses say what to do at which."""
+    """Files whose events of the kinds ``ops`` (all, if empty) are counted from 1; subclasses act at one."""
 
     def __init__(self, inner: Files | None = None, *, ops: frozenset[Op] = frozenset()) -> None:
         super().__init__(inner)

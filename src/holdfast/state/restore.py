@@ -1,0 +1,176 @@
+"""From a stored checkpoint into live objects: plan, fill in place, compare.
+
+Planning compares structures and changes nothing; filling streams bytes into
+the memory that the program holds already; comparing recomputes digests of the
+live state, because a ``load_state_dict`` may cast, drop or share what it gets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from holdfast.errors import Corrupt, RestoreFailed, StateMismatch
+from holdfast.state import rng
+from holdfast.state.capture import Collected, collect
+from holdfast.state.compare import differences
+from holdfast.state.loading import Tree, fresh
+from holdfast.state.reading import BUFFER_BYTES, Filling, Stored
+from holdfast.trees import TensorSpec
+from holdfast.values import Json, decode
+
+_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What a restore leaves for the caller: values and random states are applied last, once every rank has loaded."""
+
+    values: dict[str, Any]
+    """The plain values of the checkpoint."""
+    rng: dict[str, Any] | None
+    """For `apply_rng`."""
+    not_loaded: tuple[str, ...]
+    """Objects of the checkpoint that were left out by name."""
+
+    def apply_rng(self) -> list[str]:
+        """Restores the global random generators; answers what could not be put back. Call it last."""
+        return [] if self.rng is None else rng.restore(self.rng)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A restore that fits; nothing has been changed yet."""
+
+    objects: Mapping[str, object]
+    stored: Stored
+    documents: dict[str, Json]
+    live: Collected
+    values: Json
+    rng: Json
+    not_loaded: tuple[str, ...]
+
+    def execute(self, *, budget: int = BUFFER_BYTES) -> Restored:
+        """Fills and compares. Not atomic: after an error the objects hold anything and must not be used.
+
+        Raises:
+            Damaged, StorageError: the bytes could not be read.
+            RestoreFailed: the live state differs from the stored one; the entries are named.
+        """
+        filling = Filling(self.stored, budget)
+        for name, adapter in self.live.adapters.items():
+            adapter.load(self.documents[name], filling)
+        found = differences(self.documents, collect(self.objects, only=self.live.adapters), self.stored)
+        if found:
+            raise RestoreFailed(_report("after the load the live state differs from the checkpoint", found))
+        return Restored(values=self._values(), rng=decode(self.rng), not_loaded=self.not_loaded)
+
+    def _values(self) -> dict[str, Any]:
+        return dict(fresh(self.values, Filling(self.stored), _on_cpu))
+
+
+def plan(objects: Mapping[str, object], stored: Stored, *, only: Collection[str] | None = None) -> Plan:
+    """Compares ``stored`` with ``objects`` (with the named ones, if ``only`` is given).
+
+    Raises:
+        StateMismatch: they do not fit; every reason is in the message.
+        InvalidInput, StateError: as `holdfast.state.capture.collect`.
+        Corrupt: the values page is malformed.
+    """
+    stored.check()
+    document = _document(stored)
+    saved: dict[str, dict[str, Json]] = document["objects"]
+    names = list(objects) if only is None else list(only)
+    live = collect(objects, only=names)
+    surplus = saved.keys() - objects.keys() if only is None else ()
+    problems = [f"{name}: in the checkpoint, not in the program; leave it out with only=" for name in sorted(surplus)]
+    problems += _problems(saved, live, stored)
+    if problems:
+        raise StateMismatch(_report("the checkpoint does not fit the program; nothing was changed", problems))
+    documents = {name: saved[name]["data"] for name in live.adapters}
+    not_loaded = tuple(name for name in saved if name not in documents)
+    return Plan(objects, stored, documents, live, document["values"], document["rng"], not_loaded)
+
+
+def restore(
+    objects: Mapping[str, object],
+    stored: Stored,
+    *,
+    only: Collection[str] | None = None,
+    budget: int = BUFFER_BYTES,
+) -> Restored:
+    """Brings ``objects`` into the stored state, in place, and proves it; at most ``budget`` bytes are on the way.
+
+    The memory of parameters and buffers stays where it is. Plain values and
+    random states are handed back, to be applied when everything else is done.
+
+    Raises:
+        StateMismatch: before anything was changed, with all reasons.
+        RestoreFailed, Damaged, StorageError: afterwards; the objects must not be used.
+    """
+    return plan(objects, stored, only=only).execute(budget=budget)
+
+
+def _problems(saved: Mapping[str, Any], live: Collected, stored: Stored) -> Iterator[str]:
+    for name, adapter in live.adapters.items():
+        if name not in saved:
+            yield f"{name}: missing in the checkpoint, which has {', '.join(sorted(saved)) or 'no objects'}"
+        elif saved[name]["kind"] != adapter.kind:
+            yield f"{name}: stored as a {saved[name]['kind']}, is a {adapter.kind} now"
+        else:
+            yield from adapter.problems(Tree(saved[name]["data"], stored.spec), live.tree(name))
+    yield from _tie_problems(live, stored)
+
+
+def _tie_problems(live: Collected, stored: Stored) -> Iterator[str]:
+    """Entries that live in place cannot be one for the checkpoint and two for the program, or the reverse."""
+    fixed = tuple(f"{name}/" for name, adapter in live.adapters.items() if adapter.kind == "module")
+    was, now = (
+        {p: s.name for s in specs for p in _paths(s) if p.startswith(fixed)} for specs in (_specs(stored), live.specs)
+    )
+    for apart, tied, text in (
+        (now, was, "were one tensor when they were stored, and are not tied now; tie them before the restore"),
+        (was, now, "are one tensor now, and were stored apart; untie them before the restore"),
+    ):
+        for first, *others in _tied(tied):
+            split = [path for path in others if path in apart and first in apart and apart[path] != apart[first]]
+            if split:
+                yield f"{', '.join([first, *split])}: {text}"
+
+
+def _tied(names: Mapping[str, str]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for path, name in names.items():
+        groups.setdefault(name, []).append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _specs(stored: Stored) -> Iterable[TensorSpec]:
+    return stored.skeleton.tensors
+
+
+def _paths(spec: TensorSpec) -> tuple[str, ...]:
+    return (spec.name, *spec.aliases)
+
+
+def _document(stored: Stored) -> dict[str, Any]:
+    try:
+        document = json.loads(stored.values)
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"the values of the checkpoint are malformed: {error}; run 'holdfast verify'") from error
+    if not isinstance(document, dict) or not {"objects", "values", "rng"} <= document.keys():
+        raise Corrupt("the values of the checkpoint are malformed: no objects, values and rng; run 'holdfast verify'")
+    return document
+
+
+def _report(what: str, lines: list[str]) -> str:
+    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n  ".join([f"{what} ({len(lines)} differences):", *lines[:_SHOWN], *more])
+
+
+def _on_cpu(_: str) -> torch.device:
+    return torch.device("cpu")
