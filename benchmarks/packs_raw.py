@@ -3,7 +3,7 @@
     PYTHONPATH=src python benchmarks/packs_raw.py [--folder DIR] [--gigabytes 1.5] [--rounds 5] [--threads 3]
 
 Writing: from ordinary memory to committed packs, fsync included, against direct writes from
-aligned memory and fsync. Reading: verified into ordinary memory, page cache dropped, against
+aligned memory and fsync; "in place" is the same from aligned memory that is promised not to change. Reading: verified into ordinary memory, page cache dropped, against
 direct reads. The bare side uses 8 MiB pieces and as many threads.
 """
 
@@ -63,10 +63,17 @@ def raw_read(path, threads):
     os.close(file)
 
 
-def pack_write(storage, segments, threads):
+def pack_write(storage, segments, threads, stable=False):
     expected = sum(map(len, segments))
     return write_segments(
-        storage, FOLDER, segments, known=lambda _: False, codec=Codec.RAW, threads=threads, expected=expected
+        storage,
+        FOLDER,
+        segments,
+        known=lambda _: False,
+        codec=Codec.RAW,
+        threads=threads,
+        expected=expected,
+        stable=stable,
     )
 
 
@@ -100,6 +107,8 @@ def one_round(folder, aligned, segments, targets, threads):
     times = {"raw write": seconds(raw_write, raw, aligned, threads)[0]}
     storage = LocalStorage(store)
     times["pack write"], written = seconds(pack_write, storage, segments, threads)
+    times["in place"], again = seconds(pack_write, storage, cut(aligned, 0), threads, True)
+    storage.delete([pack.name for pack in again.packs])
     drop_cache(folder)
     times["raw read"] = seconds(raw_read, raw, threads)[0]
     times["pack read"] = seconds(pack_read, storage, written, targets, threads)[0]
@@ -139,8 +148,9 @@ def main():
     print(f"{size / 1e9:.2f} GB, {options.threads} threads, {len(written.packs)} packs; medians of {options.rounds}:")
     for name, value in middle.items():
         print(f"  {name:11} {value:.3f} s  {size / value / 1e9:.2f} GB/s")
-    for what in ("write", "read"):
-        print(f"  pack/raw {what}: {middle[f'pack {what}'] / middle[f'raw {what}']:.2f}")
+    print(f"  writing, pack to raw: {middle['pack write'] / middle['raw write']:.2f}", end="")
+    print(f" (in place {middle['in place'] / middle['raw write']:.2f})")
+    print(f"  reading, pack to raw: {middle['pack read'] / middle['raw read']:.2f}")
 
 
 if __name__ == "__main__":

@@ -153,8 +153,8 @@ class Checkpointer:
         """
         if total_steps is None and epochs is None:
             raise InvalidInput("batches() needs total_steps= or epochs=, or it would never end")
-        training = self._begin(total_steps)
         position = open_position(loader)
+        training = self._begin(total_steps, loader)
         training.attach_loader(position)
         with self._loop(training):
             while not training.ended and (epochs is None or position.epoch < epochs):
@@ -267,9 +267,12 @@ class Checkpointer:
             self._training.interrupted(e)
         self._release()
 
-    def _begin(self, total: int | None) -> Training:
+    def _begin(self, total: int | None, loader: object = None) -> Training:
         if self._looping:
             raise InvalidInput("this Checkpointer is in a loop already; leave it first")
+        for finding in audit({**self._objects, "loader": loader}, self._namespace):
+            logger.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding)
+        self._namespace = {}
         return self._opened(total)
 
     def _opened(self, total: int | None) -> Training:
@@ -284,9 +287,6 @@ class Checkpointer:
         return self._training
 
     def _open(self, total: int | None) -> Training:
-        for line in audit(self._objects, self._namespace):
-            logger.warning("%s", line)
-        self._namespace = {}
         plan = Plan(**self._settings, total=total, facts=_single_process())
         session = open_session(plan)
         claim_run(session.store, session.run, self)

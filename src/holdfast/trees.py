@@ -177,7 +177,7 @@ def encode_manifest(manifest: Manifest) -> tuple[Digest, bytes]:
     bodies += [manifest.digests[at : at + step] for at in range(0, len(manifest.digests), step)]
     pages, offset = [], 0
     for body in bodies:
-        pages.append(Page(offset, len(body), Digest.of(body)))
+        pages.append(Page(offset, len(body), bytes(Digest.of(body))))
         offset += len(body)
     head = msgspec.msgpack.encode(Head(bytes(manifest.skeleton_digest), pages[0], pages[1], tuple(pages[2:])))
     return Digest.of(head), b"".join([MAGIC, len(head).to_bytes(8, "little"), head, *bodies])

@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 import typer
-from holdfast.cli.demo import demo, script
+from holdfast.cli.demo import command, script
 from holdfast.cli.demo_plan import Kill, Result, differences, plan
 from holdfast.cli.demo_supervisor import Ledger, Supervisor, Trainer
 from holdfast.errors import HoldfastError, RestoreFailed
 from typer.testing import CliRunner
 
 app = typer.Typer()
-app.command()(demo)
+app.command()(command)
 
 RESULT = Result(step=24, loss=3.25, weights="aa", tensors="bb")
 
@@ -120,9 +120,9 @@ def test_a_difference_ends_with_an_exit_code_and_says_so(tmp_path, monkeypatch):
 
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
     """The whole demo, small: two kills, one of them planned inside a save."""
-    command = [sys.executable, "-c", "import typer; from holdfast.cli.demo import demo; typer.run(demo)"]
-    command += ["--steps", "24", "--kills", "2", "--seed", "3", "--json", "--folder", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    words = [sys.executable, "-c", "import typer; from holdfast.cli.demo import command; typer.run(command)"]
+    words += ["--steps", "24", "--kills", "2", "--seed", "3", "--json", "--folder", str(tmp_path / "demo")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["equal"]

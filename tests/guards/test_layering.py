@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 
 import pytest
 
@@ -33,6 +36,9 @@ FACADE = len(LAYERS)
 
 TORCH_LAYERS = {"state", "recovery", "checkpointer", "exchange", "integrations"}
 TORCH_MODULES = {"holdfast.cli.demo", "holdfast.cli.demo_supervisor"}
+
+OPTIONAL = {"torchdata", "pytest"}
+"""Recognised where a program has it (and for its tests), never needed."""
 
 
 def _layer(name: str) -> str:
@@ -148,3 +154,18 @@ def _loop(graph: dict[str, set[str]]) -> list[str]:
         return next((found for child in sorted(graph[node]) if (found := visit(child, [*path, node]))), [])
 
     return next((found for node in sorted(graph) if (found := visit(node, []))), [])
+
+
+def test_every_import_is_a_declared_dependency(modules, root):
+    """What happens to be installed here is not installed elsewhere."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["torch"]
+    declared = {re.split(r"[^\w-]", name)[0].lower().replace("-", "_") for name in wanted} | {"holdfast"}
+    found = {
+        f"{module.label}:{line} imports {name}"
+        for module in modules
+        if _layer(module.name) != "integrations"
+        for line, name in _imports(module)
+        if name.split(".")[0] not in declared | sys.stdlib_module_names | OPTIONAL
+    }
+    assert not found, "\n".join(sorted(found))

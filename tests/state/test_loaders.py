@@ -1,7 +1,25 @@
 """Interrupted is uninterrupted, for every kind of map-style loader: batches, and what the training draws."""
 
+import gc
+import weakref
+
 import pytest
 import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from holdfast import errors
+from holdfast.state import loaders_random as randomness
+from holdfast.state.loaders import open_position
+from holdfast.state.seeding import seeded
+
 from .loaders_support import (
     Buckets,
     Eager,
@@ -19,20 +37,6 @@ from .loaders_support import (
     train,
     whole,
 )
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
-
-from holdfast import errors
-from holdfast.state import loaders_random as randomness
-from holdfast.state.loaders import open_position
-from holdfast.state.seeding import seeded
 
 DATA = Numbers()
 WEIGHTS = [1.0 + number % 5 for number in range(23)]
@@ -318,6 +322,22 @@ def test_the_loader_keeps_its_own_samplers():
     assert loader.batch_sampler is outer
     assert loader.generator is None
     position.close()
+
+
+def test_workers_end_with_the_last_reference_to_their_loader():
+    """Kept in a reference cycle, each kept iterator would hold the program up for ten seconds at its collection."""
+    loader = builder("shuffle", num_workers=2, persistent_workers=True)()
+    position = open_position(loader)
+    train(position, epochs=2, until=(1, 1))
+    workers, gone = loader._iterator._workers, weakref.ref(loader)
+    gc.disable()
+    try:
+        position.close()
+        del position, loader
+        assert gone() is None
+        assert not any(worker.is_alive() for worker in workers)
+    finally:
+        gc.enable()
 
 
 def test_set_epoch_is_called_wherever_it_is_wanted():

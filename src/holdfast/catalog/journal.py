@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -142,7 +143,7 @@ def read_journal(store: Store, run: RunNumber) -> Journal:
     batches, damaged = load_each(store.storage, names, Batch)
     batches.sort(key=lambda batch: (batch.writer, batch.number))
     entries = [Entry(batch.writer, batch.number, event) for batch in batches for event in batch.events]
-    return Journal(entries, damaged, _missing(run, names))
+    return Journal(entries, damaged, missing_batches(run, names))
 
 
 def _names(store: Store, run: RunNumber) -> list[ObjectName]:
@@ -155,7 +156,9 @@ def _place(name: ObjectName) -> tuple[str, int]:
     return folder.rpartition("/")[2], int(number)
 
 
-def _missing(run: RunNumber, names: list[ObjectName]) -> list[ObjectName]:
+def missing_batches(run: RunNumber, names: Iterable[ObjectName]) -> list[ObjectName]:
+    """Batches that are not among ``names``, all of the run's, although the same writer has a later one there."""
+    names = [name for name in names if _BATCH.fullmatch(name)]
     last: dict[str, int] = {}
     for writer, number in map(_place, names):
         last[writer] = max(number, last.get(writer, 0))

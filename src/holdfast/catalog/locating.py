@@ -17,7 +17,7 @@ from holdfast.catalog.tombstones import read_tombstones
 from holdfast.errors import Damaged
 from holdfast.ids import Digest, ObjectName
 from holdfast.packs.footer import Footer
-from holdfast.packs.index import SegmentIndex
+from holdfast.packs.index import Footers, SegmentIndex
 from holdfast.records import Record
 
 
@@ -39,32 +39,39 @@ def list_packs(store: Store, folder: str) -> list[ObjectName]:
     return [listed.name for listed in store.storage.list(folder) if listed.name.endswith(".pack")]
 
 
-def read_footers(store: Store, names: Iterable[ObjectName]) -> Footed:
+def read_footers(known: Footers, names: Iterable[ObjectName]) -> Footed:
     """The footers of packs; what is damaged is part of the answer, never raised."""
     footers, damaged = [], []
     for name in names:
         try:
-            footers.append(store.footers.get(name))
+            footers.append(known.get(name))
         except Damaged as error:
             damaged.append(DamagedObject(name, error))
     return Footed(footers, damaged)
 
 
-def locate(run: Run, record: Record, digests: Collection[Digest]) -> SegmentIndex:
+def locate(run: Run, record: Record, digests: Collection[Digest], *, fresh: bool = False) -> SegmentIndex:
     """An index in which ``digests``, those of ``record``, are found if any readable pack holds them.
 
     Call it while a `holdfast.catalog.readers.reading` protects the record. Packs that a sweep has
     announced are used for what no other pack holds only, for a sweep that did not see the hold may
     be deleting them.
 
+    Args:
+        run: the run of the record.
+        record: whose hint is tried first.
+        digests: what is wanted.
+        fresh: read all footers again, even those that this store has read before.
+
     Raises:
         StorageError: the store cannot be read.
     """
+    footers = Footers(run.store.storage) if fresh else run.store.footers
     announced = read_tombstones(run.store).names
-    hinted = [ObjectName(name) for name in record.packs if name not in announced]
-    index = SegmentIndex(read_footers(run.store, hinted).footers)
+    names = [name for folder in pack_folders(run) for name in list_packs(run.store, folder)]
+    hinted = [name for name in names if name in record.packs and name not in announced]
+    index = SegmentIndex(read_footers(footers, hinted).footers)
     if all(digest in index for digest in digests):
         return index
-    names = [name for folder in pack_folders(run) for name in list_packs(run.store, folder)]
     names.sort(key=lambda name: name not in announced)  # of several copies the index gives the last
-    return SegmentIndex(read_footers(run.store, names).footers)
+    return SegmentIndex(read_footers(footers, names).footers)

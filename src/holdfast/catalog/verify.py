@@ -1,37 +1,41 @@
 """Checking what is stored: every small object, what names what, and, if asked, every byte.
 
-The shallow check reads all small objects and the footers of all packs. It finds
-any changed bit of a small object or footer, anything missing, swapped or
+The shallow check reads all small objects, manifests and the footers of all
+packs. It finds any changed bit in those, and anything missing, swapped or
 truncated. The deep check also reads every segment. Both tell which checkpoints
 are hurt. Nothing is written, so a store on read-only media can be checked; what
-retention deletes meanwhile is not taken for damage.
+is saved or deleted meanwhile is not taken for damage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from holdfast.catalog.checking import Checked, Problem, check_small, check_tree_object, gaps, problem_of, wrong_names
+from holdfast.catalog import layout
+from holdfast.catalog.checking import MIRROR, Problem, links, problem_of, read_small
+from holdfast.catalog.checking_packs import Packs, check_packs
+from holdfast.catalog.checking_trees import Trees
 from holdfast.catalog.grammar import Reference
-from holdfast.catalog.locating import list_packs, locate, pack_folders, read_footers
+from holdfast.catalog.locating import locate
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.marks import read_record_marks
 from holdfast.catalog.references import resolve
-from holdfast.catalog.runs import Run, read_record
+from holdfast.catalog.runs import read_record
 from holdfast.catalog.store import Store
-from holdfast.errors import Damaged
+from holdfast.errors import Damaged, Missing
 from holdfast.ids import Digest, ObjectName, RecordAddress, RunNumber
-from holdfast.packs.index import SegmentIndex
+from holdfast.packs.index import Location, SegmentIndex
 from holdfast.packs.reader import read_segments
-from holdfast.packs.verify import verify_pack
+from holdfast.packs.verify import Problem as PackProblem
 from holdfast.records import Record
 
 __all__ = ["Problem", "Report", "verify"]
 
 Progress = Callable[[int], None]
 
-REPAIR = "a running training writes lost segments again at its next save; else copy the pack from a mirror"
+REPAIR = "a training that runs on writes lost segments again at its next save; else copy the pack from a mirror"
+HARMLESS = "no checkpoint needs what is lost; gc will remove the pack in time"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +44,11 @@ class Report:
 
     problems: tuple[Problem, ...]
     objects: int
-    """Small objects that were read."""
+    """Small objects and manifests that were read."""
     records: int
     packs: int
     bytes: int
-    """Bytes of packs that were read; 0 unless deep."""
+    """Bytes that were read of packs; 0 unless deep."""
     unknown: tuple[ObjectName, ...] = ()
     """Objects that holdfast did not write; they do no harm."""
 
@@ -74,89 +78,149 @@ def verify(
         reference: the checkpoint; None: everything.
         default_run: as in `resolve`.
         deep: also read every segment: all packs from end to end, or all segments of the checkpoint.
-        progress: called with the bytes of segments as they are checked.
+        progress: called with the bytes of packs or segments as they are checked.
 
     Raises:
         UnknownReference: nothing answers to ``reference``.
+        Damaged: the record that ``reference`` means cannot be read.
         StorageError: it cannot be read, which proves nothing about its bytes.
     """
-    told = progress or (lambda _: None)
+    told = progress or _no_progress
     if reference is not None:
         return _verify_record(store, resolve(store, reference, default_run), deep=deep, progress=told)
-    return _Whole(store, deep, told).report()
+    return _verify_store(store, deep=deep, progress=told)
 
 
 def _verify_record(store: Store, record: Record, *, deep: bool, progress: Progress) -> Report:
-    run = store.run(record.run)
-    marks = read_record_marks(store, record.address)
+    run, address = store.run(record.run), record.address
+    marks = read_record_marks(store, address)
+    report = Report(problems=(), objects=3 + len(marks.marks), records=1, packs=0, bytes=0)
     problems = [problem_of(one.name, one.error) for one in marks.damaged]
-    report = Report(problems=(), objects=1 + len(marks.marks), records=1, packs=0, bytes=0)
     try:
-        digests = list(dict.fromkeys(read_manifest(run, record.manifest_digest).segment_digests()))
+        digests = dict.fromkeys(read_manifest(run, record.manifest_digest).segment_digests())
     except Damaged as error:
-        broken = problem_of(record.name, error, records=(record.address,))
+        broken = problem_of(record.name, error, records=[address])
         return replace(report, problems=(*problems, broken))
-    index = locate(run, record, digests)
-    problems += _lost(record, (digest for digest in digests if digest not in index))
-    there = [digest for digest in digests if digest in index]
-    if deep:
-        problems += _damaged_segments(store, index, there, record.address, progress)
-    found = [location for digest in there if (location := index.get(digest))]
+    index = locate(run, record, digests, fresh=True)
+    found = [location for digest in digests if (location := index.get(digest))]
+    problems += _lost(record, [digest for digest in digests if digest not in index])
+    problems += _damaged_segments(store, index, found, address, progress) if deep else []
     return replace(
         report,
         problems=tuple(problems),
         packs=len({location.pack for location in found}),
-        bytes=sum(location.entry.length for location in found) if deep else 0,
+        bytes=sum(location.entry.stored for location in found) if deep else 0,
     )
 
 
-def _lost(record: Record, missing: Iterable[Digest]) -> Iterator[Problem]:
-    lost = sorted(missing)
-    if lost:
-        what = f"{len(lost)} segments of {record.address} are in no readable pack, the first is {lost[0].short}"
-        yield Problem(object=record.name, kind="missing", what=what, remedy=REPAIR, records=(record.address,))
-
-
 def _damaged_segments(
-    store: Store, index: SegmentIndex, digests: Iterable[Digest], address: RecordAddress, progress: Progress
+    store: Store, index: SegmentIndex, found: Iterable[Location], address: RecordAddress, progress: Progress
 ) -> Iterator[Problem]:
-    for digest in digests:
-        location = index.get(digest)
-        assert location is not None
+    for pack, entry in found:
         try:
-            read_segments(store.storage, index.get, [(digest, memoryview(bytearray(location.entry.length)))], threads=1)
+            into = memoryview(bytearray(entry.length))
+            read_segments(store.storage, index.get, [(entry.digest, into)], threads=1)
         except Damaged as error:
-            yield problem_of(location.pack, error, remedy=REPAIR, records=(address,))
-        progress(location.entry.length)
+            yield problem_of(pack, error, remedy=REPAIR, records=[address])
+        progress(entry.stored)
 
 
-@dataclass(slots=True)
-class _Whole:
-    """The check of a whole store, in the one order that is safe beside running saves: what names, then what is named."""
+def _verify_store(store: Store, *, deep: bool, progress: Progress) -> Report:
+    packs = check_packs(store, store.numbers(), deep=deep, progress=progress)
+    small = read_small(store)
+    trees = Trees(store, small.trees, lambda name, digests: packs.lacks(_folders(name), digests))
+    hurt = [one for record in small.records if (one := _hurt(store, record, trees, packs)) is not None]
+    return Report(
+        problems=(
+            *small.problems,
+            *links(store, small),
+            *_tree_problems(trees, hurt),
+            *(problem for one in hurt if (problem := one.problem()) is not None),
+            *(_pack_problem(problem, hurt) for problem in packs.problems),
+        ),
+        objects=small.read + len(small.trees),
+        records=len(small.records),
+        packs=len(packs.names),
+        bytes=packs.read,
+        unknown=tuple(small.unknown),
+    )
 
-    store: Store
-    deep: bool
-    progress: Progress
-    problems: list[Problem] = field(default_factory=list)
-    objects: int = 0
-    packs: int = 0
-    bytes: int = 0
 
-    def report(self) -> Report:
-        small = check_small(self.store)
-        self.problems += small.problems
-        self.objects += small.read
-        self.problems += [*wrong_names(self.store, small), *gaps(small)]
-        shared = self._packs(pack_folders(None))
-        runs = {run.number: run for run in map(self.store.run, self._readable_runs(small))}
-        for number, run in runs.items():
-            self._run(run, [record for record in small.records if record.run == number], shared)
-        self._stray_trees(small, runs)
-        return Report(
-            problems=tuple(self.problems),
-            objects=self.objects,
-            records=len(small.records),
-            packs=self.packs,
-            bytes=self.bytes,
-            unknown=small.unknown,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hurt:
+    """A record that cannot be loaded in full."""
+
+    record: Record
+    error: Damaged | None
+    """Of its manifest or skeleton."""
+    lost: tuple[Digest, ...] = ()
+
+    def problem(self) -> Problem | None:
+        if self.error is not None:
+            return problem_of(self.record.name, self.error, remedy=MIRROR, records=[self.record.address])
+        return next(_lost(self.record, self.lost), None)
+
+
+def _hurt(store: Store, record: Record, trees: Trees, packs: Packs) -> _Hurt | None:
+    manifest = layout.tree(RunNumber(record.run), record.manifest_digest)
+    try:
+        lost = _still_lost(store, record, trees.needs(manifest).lost, packs)
+    except Damaged as error:
+        hurt = _Hurt(record=record, error=error)
+    else:
+        hurt = _Hurt(record=record, error=None, lost=lost)
+    # Retention may have deleted the record and then what it named, after the listing.
+    return hurt if (hurt.error or hurt.lost) and _is_there(store, record) else None
+
+
+def _still_lost(store: Store, record: Record, lost: tuple[Digest, ...], packs: Packs) -> tuple[Digest, ...]:
+    """Without those that lie in packs which were written since the listing."""
+    if not lost:
+        return ()
+    fresh = locate(store.run(record.run), record, lost, fresh=True)
+    found = ((digest, fresh.get(digest)) for digest in lost)
+    return tuple(digest for digest, location in found if location is None or location.pack in packs.names)
+
+
+def _is_there(store: Store, record: Record) -> bool:
+    try:
+        return read_record(store, record.address) is not None
+    except Damaged:
+        return True
+
+
+def _lost(record: Record, lost: Collection[Digest]) -> Iterator[Problem]:
+    if lost:
+        first = min(lost).short
+        what = f"{len(lost)} segments of {record.address} are whole in no pack, the first is {first}"
+        yield Problem(object=record.name, kind=Missing.kind, what=what, remedy=REPAIR, records=(record.address,))
+
+
+def _tree_problems(trees: Trees, hurt: Collection[_Hurt]) -> Iterator[Problem]:
+    """Damaged trees; those that a record needs are that record's problem too."""
+    for name, error in sorted(trees.damaged.items()):
+        users = [one.record.address for one in hurt if one.error is error]
+        yield problem_of(
+            name, error, remedy=f"a next save of equal state writes it again; else {MIRROR}", records=users
         )
+
+
+def _pack_problem(found: PackProblem, hurt: Collection[_Hurt]) -> Problem:
+    records = [one.record.address for one in hurt if _needs_pack(one, found)]
+    remedy = REPAIR if records else HARMLESS
+    return Problem(object=found.object, kind=found.kind, what=found.message, remedy=remedy, records=tuple(records))
+
+
+def _needs_pack(one: _Hurt, found: PackProblem) -> bool:
+    if found.digest is not None:
+        return found.digest in one.lost
+    # Nobody can read what is in it, so the record's hint is all there is.
+    return bool(one.lost) and found.object in one.record.packs
+
+
+def _folders(tree: ObjectName) -> list[str]:
+    return [layout.private_packs(RunNumber(int(tree.split("/")[2]))), layout.SHARED_PACKS]
+
+
+def _no_progress(_: int) -> None:
+    pass

@@ -24,7 +24,7 @@ from holdfast.errors import RestoreFailed
 Show = Callable[[int, Kill | None], None]
 
 
-def demo(
+def command(
     kills: Annotated[int, typer.Option(min=0, help="How often the training is killed.")] = 6,
     steps: Annotated[int, typer.Option(min=2, help="Optimizer steps of the training.")] = 120,
     seed: Annotated[int, typer.Option(help="Of the training and of the moments of the kills.")] = 0,
@@ -70,9 +70,9 @@ def _train_twice(place: Path, kills: int, steps: int, seed: int, *, quiet: bool)
 
 
 def _supervisor(place: Path, store: str, steps: int, seed: int, show: Show) -> Supervisor:
-    command = [sys.executable, str(script()), "--store", str(place / store)]
-    command += ["--steps", str(steps), "--save-every", str(SAVE_STEPS), "--seed", str(seed)]
-    return Supervisor(command, Ledger(place / store), place / f"{store}.log", show)
+    words = [sys.executable, str(script()), "--store", str(place / store)]
+    words += ["--steps", str(steps), "--save-every", str(SAVE_STEPS), "--seed", str(seed)]
+    return Supervisor(words, Ledger(place / store), place / f"{store}.log", show)
 
 
 def script() -> Path:

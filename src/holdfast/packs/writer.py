@@ -2,7 +2,9 @@
 
 The digest is taken from a private copy, and that copy is what is written:
 memory that changes meanwhile can spoil a checkpoint's moment, but never make a
-digest that does not fit the stored bytes.
+digest that does not fit the stored bytes. Memory that its owner has promised
+not to change (`stable`) is such a copy already: where it is aligned it is
+hashed and written in place.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import msgspec
 
 from holdfast.errors import InvalidInput
 from holdfast.ids import Buffer, Digest, ObjectName
-from holdfast.packs.buffers import copy, flat
+from holdfast.packs.buffers import address, copy, flat
 from holdfast.packs.codec import Codec, encode
 from holdfast.packs.footer import Entry, Footer
 from holdfast.packs.format import BLOCK, CHECK_BYTES, PACK_BYTES, aligned, alignment
@@ -25,6 +27,10 @@ from holdfast.packs.parallel import THREADS, run_threads
 from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Storage
 from holdfast.trees import SEGMENT_BYTES
+
+
+IN_PLACE_FROM = 1024 * 1024
+"""Stable segments of this length and more are written where they lie; shorter ones share a write."""
 
 
 class PackInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +68,7 @@ def write_segments(
     threads: int = THREADS,
     progress: Callable[[int], None] | None = None,
     expected: int | None = None,
+    stable: bool = False,
     cap: int = PACK_BYTES,
 ) -> Written:
     """Write those of ``segments`` that are not ``known`` into new packs in ``folder`` (which ends in ``/``).
@@ -78,6 +85,7 @@ def write_segments(
         threads: how many copy, hash and write.
         progress: called with raw bytes as they are done with, by one thread at a time.
         expected: bytes likely to be new: set aside first, so that a full disk is found before the bytes are written.
+        stable: the caller promises that the memory does not change before this returns.
         cap: no pack gets longer, unless by a single segment.
 
     Raises:
@@ -85,46 +93,56 @@ def write_segments(
         StorageError: of the storage; `StorageFull` early, where ``expected`` is right.
     """
     with Packing(storage, folder, cap=cap, expected=expected) as packing:
-        work = _Work(packing, _Intake(segments), known, codec, progress or _no_progress)
+        work = _Work(packing, _Intake(segments, stable), known, codec, progress or _no_progress)
         run_threads(threads, work.run)
         packing.finish()
         return work.result()
 
 
-class _Numbered(NamedTuple):
+class _Segment(NamedTuple):
     number: int
     data: memoryview
+    in_place: bool
+
+    def after(self, end: int) -> int:
+        """Where it ends if it is staged behind what ends at ``end``."""
+        return aligned(end, alignment(self.data.nbytes)) + self.data.nbytes
 
 
 class _Intake:
     """Hands out the segments in batches that fit one buffer, so that small ones share a write."""
 
-    def __init__(self, segments: Iterable[memoryview]) -> None:
-        self._segments = self._checked(segments)
-        self._next: _Numbered | None = None
+    def __init__(self, segments: Iterable[memoryview], stable: bool) -> None:
+        self._segments = self._checked(segments, stable)
+        self._next: _Segment | None = None
         self._lock = threading.Lock()
 
-    def take(self) -> list[_Numbered]:
-        """The next batch; empty at the end."""
+    def take(self) -> list[_Segment]:
+        """The next batch; empty at the end. A segment that is written in place is alone in its batch."""
         with self._lock:
-            batch: list[_Numbered] = []
+            batch: list[_Segment] = []
             end = 0
             while (segment := self._next or next(self._segments, None)) is not None:
-                size = segment.data.nbytes
-                end = aligned(end, alignment(size)) + size
-                self._next = segment if end > SEGMENT_BYTES else None
+                end = segment.after(end)
+                self._next = segment if batch and (segment.in_place or end > SEGMENT_BYTES) else None
                 if self._next:
                     break
                 batch.append(segment)
+                if segment.in_place:
+                    break
             return batch
 
     @staticmethod
-    def _checked(segments: Iterable[memoryview]) -> Iterator[_Numbered]:
+    def _checked(segments: Iterable[memoryview], stable: bool) -> Iterator[_Segment]:
         for number, segment in enumerate(segments):
             data = flat(segment)
             if not 0 < data.nbytes <= SEGMENT_BYTES:
                 raise InvalidInput(f"segment {number} has {data.nbytes} bytes; 1 to {SEGMENT_BYTES} are wanted")
-            yield _Numbered(number, data)
+            yield _Segment(number, data, stable and _whole_blocks(data))
+
+
+def _whole_blocks(data: memoryview) -> bool:
+    return data.nbytes >= IN_PLACE_FROM and not data.nbytes % BLOCK and not address(data) % BLOCK
 
 
 class _Work:
@@ -150,9 +168,9 @@ class _Work:
         buffer = aligned_buffer(SEGMENT_BYTES)
         while not stop.is_set() and (batch := self._intake.take()):
             begin = time.perf_counter()
-            entries = self._stage(batch, buffer)
+            staged = self._stage(batch, buffer)
             middle = time.perf_counter()
-            self._write(entries, buffer)
+            self._write(*staged)
             self._account(batch, middle - begin, time.perf_counter() - middle)
 
     def result(self) -> Written:
@@ -168,11 +186,13 @@ class _Work:
             write_seconds=self._write_seconds,
         )
 
-    def _stage(self, batch: list[_Numbered], buffer: memoryview) -> list[Entry]:
-        """Put the new segments of a batch into the buffer; offsets count from its beginning."""
+    def _stage(self, batch: list[_Segment], buffer: memoryview) -> tuple[list[Entry], memoryview]:
+        """The new segments of a batch, offsets from 0, and the memory in which they lie like that."""
+        if batch[0].in_place:
+            return self._stage_in_place(batch[0], buffer)
         entries: list[Entry] = []
         end = 0
-        for number, data in batch:
+        for number, data, _ in batch:
             start = aligned(end, alignment(data.nbytes))
             staged = buffer[start : start + data.nbytes]
             copy(staged, data)
@@ -180,7 +200,14 @@ class _Work:
             if self._is_new(number, digest):
                 entries.append(self._encode(digest, staged, end, buffer))
                 end = entries[-1].offset + entries[-1].stored
-        return entries
+        return entries, buffer
+
+    def _stage_in_place(self, segment: _Segment, buffer: memoryview) -> tuple[list[Entry], memoryview]:
+        digest = Digest.of(segment.data)
+        if not self._is_new(segment.number, digest):
+            return [], buffer
+        entry = self._encode(digest, segment.data, 0, buffer)
+        return [entry], segment.data if entry.codec is Codec.RAW else buffer
 
     def _is_new(self, number: int, digest: Digest) -> bool:
         with self._lock:
@@ -199,16 +226,16 @@ class _Work:
         _place(stored, buffer[start : start + size])
         return Entry(digest, start, size, length, codec, Digest.of(stored)[:CHECK_BYTES])
 
-    def _write(self, entries: list[Entry], buffer: memoryview) -> None:
+    def _write(self, entries: list[Entry], memory: memoryview) -> None:
         if not entries:
             return
         length = aligned(entries[-1].offset + entries[-1].stored, BLOCK)
-        _zero_gaps(entries, buffer[:length])
+        _zero_gaps(entries, memory[:length])
         place = self._packing.place(entries, length)
-        place.pack.sink.write(place.offset, buffer[:length])
+        place.pack.sink.write(place.offset, memory[:length])
         self._packing.done(place)
 
-    def _account(self, batch: list[_Numbered], hashing: float, writing: float) -> None:
+    def _account(self, batch: list[_Segment], hashing: float, writing: float) -> None:
         with self._lock:
             self._hash_seconds += hashing
             self._write_seconds += writing
@@ -221,11 +248,11 @@ def _place(stored: Buffer, into: memoryview) -> None:
 
 def _zero_gaps(entries: list[Entry], piece: memoryview) -> None:
     """Between segments lies what was staged there before; a pack has zeros there."""
-    end = 0
-    for entry in entries:
-        piece[end : entry.offset] = bytes(entry.offset - end)
-        end = entry.offset + entry.stored
-    piece[end:] = bytes(len(piece) - end)
+    ends = [0, *(entry.offset + entry.stored for entry in entries)]
+    starts = [*(entry.offset for entry in entries), len(piece)]
+    for end, start in zip(ends, starts, strict=True):
+        if end < start:
+            piece[end:start] = bytes(start - end)
 
 
 def _no_progress(_: int) -> None:

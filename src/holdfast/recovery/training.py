@@ -24,12 +24,12 @@ from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.loading import load
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
+from holdfast.recovery.whole import Whole
 from holdfast.records import Exactness, Kind, MarkKind, Record
 from holdfast.saver import InlineSaver, SaveRequest
 from holdfast.state import rng
 from holdfast.state.boundary import OptimizerSteps
 from holdfast.state.loaders import LoaderPosition, Replay
-from holdfast.state.whole import Whole, capture_whole
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ class Training:
         if self._last_is_here() and self.last is not None:
             return self.last
         data = self._data_state()
-        snapshot = capture_whole(self._whole, rng=self._rng or rng.capture(), data=data)
+        snapshot = self._whole.snapshot(rng=self._rng or rng.capture(), data=data)
         record = self._saver.save(snapshot, self._request(kind, reason, data))
         self._session.parent, self.last = record.address, record
         self._saved_step, self._saved_at = self.step, time.monotonic()

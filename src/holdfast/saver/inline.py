@@ -7,19 +7,19 @@ things is the same: hold, packs, manifest, record, and only then what follows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from holdfast.catalog import layout
 from holdfast.catalog.launches import Launch
-from holdfast.catalog.manifests import write_manifest
 from holdfast.catalog.saves import SaveAttempt, begin_save
 from holdfast.clock import utc_now
 from holdfast.ids import Digest, RecordAddress
-from holdfast.packs import Codec, Written, write_segments
+from holdfast.packs.codec import Codec
+from holdfast.packs.writer import Written, write_segments
 from holdfast.records import Exactness, Kind, Record, Sizes, Target, Timing
 from holdfast.state import Snapshot
-from holdfast.trees import Lifetime
+from holdfast.trees import Lifetime, segments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,38 +64,33 @@ class InlineSaver:
             StorageError: it could not be written; what was written of it is removed.
         """
         began = time.perf_counter()
-        attempt = begin_save(
-            self._launch,
-            request.timeline,
-            request.step,
-            bases=[request.parent] if request.parent else [],
-            shared=any(spec.lifetime is Lifetime.FROZEN for spec in snapshot.skeleton.tensors),
-        )
-        with attempt:
+        bases = [request.parent] if request.parent else []
+        frozen = any(spec.lifetime is Lifetime.FROZEN for spec, _ in snapshot.tensors)
+        with begin_save(self._launch, request.timeline, request.step, bases=bases, shared=frozen) as attempt:
             written = self._write(snapshot, attempt)
-            manifest = write_manifest(
-                self._launch.run, snapshot.skeleton, snapshot.values_bytes, snapshot.inline, written.digests
+            manifest = attempt.write_manifest(
+                snapshot.skeleton, snapshot.values_bytes, snapshot.inline, written.digests
             )
             record = self._record(snapshot, request, attempt, written, manifest, time.perf_counter() - began)
             return attempt.publish(record)
 
     def _write(self, snapshot: Snapshot, attempt: SaveAttempt) -> Written:
         """Writes the segments, lifetime by lifetime, and puts their digests back into skeleton order."""
-        groups = snapshot.segment_positions()
-        written = {
-            lifetime: write_segments(
+        positions = _positions(snapshot)
+        written: dict[Lifetime, Written] = {}
+        for lifetime in positions:
+            part = write_segments(
                 attempt.storage,
                 self._folder(lifetime),
-                _segments(snapshot, lifetime),
+                snapshot.segments(lifetime),
                 known=attempt.known,
                 codec=self._codec,
                 threads=self._threads,
                 progress=self._progress,
-                started=attempt.owns,
             )
-            for lifetime in groups
-        }
-        return _merged(groups, written)
+            attempt.wrote(part.footers)
+            written[lifetime] = part
+        return _merged(positions, written)
 
     def _folder(self, lifetime: Lifetime) -> str:
         run = self._launch.run.number
@@ -110,8 +105,13 @@ class InlineSaver:
         manifest: Digest,
         seconds: float,
     ) -> Record:
+        target = attempt.target
         return Record(
-            **attempt.target.fields(),
+            id=target.id,
+            run=target.run,
+            launch=target.launch,
+            timeline=target.timeline,
+            step=target.step,
             epoch=request.epoch,
             parent=Target.of(request.parent) if request.parent else None,
             created=utc_now(),
@@ -124,9 +124,7 @@ class InlineSaver:
             bytes=Sizes(logical=snapshot.logical_bytes, new=written.new_bytes, stored=written.stored_bytes),
             exactness=dict(request.exactness),
             anomalies=[*snapshot.anomalies, *request.anomalies],
-            timing=Timing(
-                stall=seconds, staging=0.0, hashing=written.hash_seconds, writing=written.write_seconds
-            ),
+            timing=Timing(stall=seconds, staging=0.0, hashing=written.hash_seconds, writing=written.write_seconds),
             codec=str(self._codec),
             environment=dict(request.environment),
             config_digest=request.config_digest,
@@ -135,17 +133,25 @@ class InlineSaver:
         )
 
 
-def _segments(snapshot: Snapshot, lifetime: Lifetime) -> Iterator[memoryview]:
-    return snapshot.segments(lifetime)
+def _positions(snapshot: Snapshot) -> dict[Lifetime, list[int]]:
+    """Per lifetime, the places of its segments in skeleton order."""
+    found: dict[Lifetime, list[int]] = {}
+    at = 0
+    for spec, _ in snapshot.tensors:
+        count = sum(1 for _ in segments(spec))
+        found.setdefault(spec.lifetime, []).extend(range(at, at + count))
+        at += count
+    return found
 
 
-def _merged(groups: Mapping[Lifetime, list[int]], written: Mapping[Lifetime, Written]) -> Written:
+def _merged(positions: Mapping[Lifetime, list[int]], written: Mapping[Lifetime, Written]) -> Written:
     digests: dict[int, Digest] = {}
-    for lifetime, positions in groups.items():
-        digests.update(zip(positions, written[lifetime].digests, strict=True))
+    for lifetime, places in positions.items():
+        digests.update(zip(places, written[lifetime].digests, strict=True))
     return Written(
-        digests=[digests[position] for position in range(len(digests))],
+        digests=[digests[place] for place in range(len(digests))],
         packs=[pack for part in written.values() for pack in part.packs],
+        footers=[footer for part in written.values() for footer in part.footers],
         new_bytes=sum(part.new_bytes for part in written.values()),
         stored_bytes=sum(part.stored_bytes for part in written.values()),
         hash_seconds=sum(part.hash_seconds for part in written.values()),

@@ -15,7 +15,7 @@ from holdfast.state import tensors
 from holdfast.state.loading import Tree
 from holdfast.state.objects import Adapter, adapters
 from holdfast.state.tree import Collector
-from holdfast.trees import Skeleton, TensorSpec, segments
+from holdfast.trees import Lifetime, Skeleton, TensorSpec, segments
 from holdfast.values import Json
 
 
@@ -43,13 +43,15 @@ class Snapshot:
         """Tied tensors: the other paths by name."""
         return {spec.name: spec.aliases for spec in self.skeleton.tensors if spec.aliases}
 
-    def segments(self) -> Iterator[memoryview]:
-        """The bytes of the large tensors, cut at segment boundaries, in skeleton order.
+    def segments(self, lifetime: Lifetime | None = None) -> Iterator[memoryview]:
+        """The bytes of the large tensors (of one lifetime), cut at segment boundaries, in skeleton order.
 
         A view keeps what it looks at alive. Tensors that are not row-major on
         the CPU are copied one at a time, when their turn comes.
         """
         for spec, tensor in self.tensors:
+            if lifetime not in (None, spec.lifetime):
+                continue
             view = tensors.row_bytes(tensor)
             for span in segments(spec):
                 yield view[span.start : span.start + span.length]

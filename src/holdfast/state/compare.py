@@ -39,7 +39,7 @@ def _tree_differences(was: Json, now: Json, path: str) -> Iterator[str]:
         for key in was.keys() | now.keys():
             at = values.join(path, key)
             if key not in now or key not in was:
-                yield f"{at}: {'stored, not there after the load' if key in was else 'not stored, there after the load'}"
+                yield f"{at}: {'stored, and gone' if key in was else 'not stored, and there'} after the load"
             else:
                 yield from _tree_differences(was[key], now[key], at)
     elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):

@@ -8,6 +8,7 @@ lives: its class is never called into being from stored text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +47,8 @@ def split(tensor: Tensor, path: str) -> Split | None:
     Raises:
         UnsupportedTensor: a quantisation or a sharding that cannot be stored.
     """
-    if is_traceable_wrapper_subclass(tensor):
+    # As a plain bool: the type guard of torch contradicts Tensor, and what follows would count as unreachable.
+    if bool(is_traceable_wrapper_subclass(tensor)):
         return _split_subclass(tensor)
     tensor = tensor.detach()
     if tensor.layout == torch.sparse_coo:
@@ -95,14 +97,15 @@ def readers(tensors: Mapping[str, Tensor]) -> dict[str, values.Reader]:
             return torch.nn.Parameter(found, requires_grad=bool(data.get("grad")))
         return found.requires_grad_() if data.get("grad") else found
 
-    builders: dict[str, Callable[[dict[str, Any], Callable[[dict[str, Any]], Tensor]], object]] = {
-        "ndarray": lambda data, part: part(data["data"]).numpy(),
+    builders: dict[str, Callable[..., object]] = {
+        "ndarray": _ndarray,
         "sparse_coo": _sparse_coo,
         "sparse_compressed": _sparse_compressed,
         "quantized": _quantized,
         "subclass": _refuse_subclass,
     }
-    return {"tensor": tensor} | {tag: (lambda data, build=build: build(data, part)) for tag, build in builders.items()}
+    found: dict[str, values.Reader] = {"tensor": tensor}
+    return found | {tag: partial(build, part=part) for tag, build in builders.items()}
 
 
 Part = Callable[[dict[str, Any]], Tensor]
@@ -137,6 +140,10 @@ def _split_quantized(tensor: Tensor, path: str) -> Split:
     raise UnsupportedTensor(f"{path} is quantised as {tensor.dtype}, {scheme}, which cannot be stored")
 
 
+def _ndarray(data: dict[str, Any], part: Part) -> object:
+    return part(data["data"]).numpy()
+
+
 def _sparse_coo(data: dict[str, Any], part: Part) -> Tensor:
     indices, content = part(data["parts"]["indices"]), part(data["parts"]["values"])
     # check_invariants: the indices come from a file, and a bad one would write outside of memory later.
@@ -163,7 +170,7 @@ def _quantized(data: dict[str, Any], part: Part) -> Tensor:
     return torch._make_per_channel_quantized_tensor(content, scales, zero_points, data["axis"])
 
 
-def _refuse_subclass(data: dict[str, Any], _: Part) -> Tensor:
+def _refuse_subclass(data: dict[str, Any], part: Part) -> Tensor:
     raise StateError(
         f"a stored tensor is a {data['class']}, which is filled only where one exists already; "
         "create it in the program before the restore (for an optimizer: its own load_state_dict)"

@@ -16,7 +16,6 @@ from holdfast.state import loaders_samplers as samplers
 from holdfast.state.loaders_position import LoaderPosition, Pace, not_repeated
 from holdfast.state.loaders_tap import Draws, Tap, index_bytes, seeds_from, tapped
 from holdfast.state.sampler import Sampler
-from holdfast.state.seeding import with_epoch
 
 
 class _MapPosition(LoaderPosition):
@@ -27,7 +26,7 @@ class _MapPosition(LoaderPosition):
     def __init__(self, loader: DataLoader[Any]) -> None:
         super().__init__(loader)
         sampler = getattr(loader, samplers.slot(loader))
-        self._tap = Tap(sampler, self._own, self._mark)
+        self._tap = Tap(sampler, self._own)
         self._swap = ExitStack()
         self._kept: bool | None = None
 
@@ -37,9 +36,6 @@ class _MapPosition(LoaderPosition):
         self._swap.close()
         self._tap.ready = None
         self._kept = None
-
-    def _mark(self, indices: Any) -> Any:
-        return with_epoch(indices, self.epoch) if self._seeds_samples else indices
 
     def _begin(self) -> Iterator[Any]:
         self._draw_as_before()
@@ -72,6 +68,7 @@ class _MapPosition(LoaderPosition):
     def _tapped_iterator(self) -> Iterator[Any]:
         self._swap.enter_context(tapped(self.loader, self._tap))
         self._tap.asked = False
+        self._tap.epoch = self.epoch if self._seeds_samples else None
         try:
             iterator = iter(self.loader)
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -98,7 +99,9 @@ class OwnState:
     """
 
     def __init__(self, loader: object) -> None:
-        self._owners: dict[str, Any] = {"loader": loader, **chain(loader)}
+        # Weakly: the kept iterator of a loader holds this, see `Tap`.
+        self._loader = weakref.ref(loader) if hasattr(loader, "__dict__") else lambda: None
+        self._owners = chain(loader)
         self._first = dict(self._scalars())
 
     def capture(self) -> dict[str, Any]:
@@ -119,7 +122,7 @@ class OwnState:
 
     def _generators(self) -> Iterator[tuple[str, Any, Any]]:
         seen: set[int] = set()
-        for path, owner in self._owners.items():
+        for path, owner in {"loader": self._loader(), **self._owners}.items():
             for name, generator in generators(owner).items():
                 if id(generator) not in seen:
                     seen.add(id(generator))
@@ -127,8 +130,7 @@ class OwnState:
 
     def _scalars(self) -> Iterator[tuple[str, Any]]:
         for path, owner in self._owners.items():
-            if path != "loader":
-                yield from ((f"{path}.{name}", value) for name, value in _attributes(owner) if type(value) in _SCALARS)
+            yield from ((f"{path}.{name}", value) for name, value in _attributes(owner) if type(value) in _SCALARS)
 
 
 def _attributes(owner: object) -> Iterable[tuple[str, Any]]:

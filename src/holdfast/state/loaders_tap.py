@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 
 from holdfast.state import loaders_random as randomness
 from holdfast.state import loaders_samplers as samplers
-
-Mark = Callable[[Any], Any]
+from holdfast.state.seeding import with_epoch
 
 
 class Draws:
@@ -36,7 +35,7 @@ class Draws:
     def __next__(self) -> Any:
         indices = self.draw()
         self._tap.pending.append(index_bytes(indices))
-        return self._tap.mark(indices)
+        return indices if self._tap.epoch is None else with_epoch(indices, self._tap.epoch)
 
     def draw(self) -> Any:
         """The next indices as the sampler gives them."""
@@ -54,11 +53,15 @@ class Draws:
 
 
 class Tap:
-    """The stand-in; transparent but for `mark`, which may replace indices on their way to the dataset."""
+    """The stand-in; transparent unless it has an epoch, which indices then carry to the dataset.
 
-    def __init__(self, sampler: Any, own: samplers.OwnState, mark: Mark) -> None:
+    It refers to no loader and no position: kept workers must end when the last
+    reference to their loader is gone, not when a cycle is collected.
+    """
+
+    def __init__(self, sampler: Any, own: samplers.OwnState) -> None:
         self.sampler = sampler
-        self.mark = mark
+        self.epoch: int | None = None
         self.noted: dict[str, Any] = {}
         """Random state when the sampler was asked for an iterator, and when that first drew."""
         self.pending: deque[bytes] = deque()

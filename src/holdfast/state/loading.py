@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from holdfast.state.reading import Filling
 from holdfast.state.tree import leaves, local
 from holdfast.trees import TensorSpec
 from holdfast.values import Json
+
+CPU = torch.device("cpu")
 
 
 class Tree(NamedTuple):
@@ -52,11 +54,13 @@ def fill(data: Json, live: Tensor, filling: Filling) -> list[Callable[[], None]]
     if data["$"] == "subclass":
         parts = composites.subclass_parts(live)
         return [later for name, part in data["parts"].items() for later in fill(part, parts[name], filling)]
-    return [lambda: _replace(live, fresh(data, filling, lambda _: live.device))]
+    return [lambda: _replace(live, fresh(data, filling, live.device))]
 
 
-def fresh(data: Json, filling: Filling, device: Callable[[str], torch.device]) -> Any:
-    """A value whose tensors are all newly made, on the device that is answered for their path, and filled.
+def fresh(
+    data: Json, filling: Filling, device: torch.device = CPU, devices: Mapping[str, torch.device] | None = None
+) -> Any:
+    """A value whose tensors are all newly made, on the device that ``devices`` has for their path, and filled.
 
     Tensors that were tied within ``data`` are one again; nothing is shared with any other object.
     """
@@ -65,7 +69,7 @@ def fresh(data: Json, filling: Filling, device: Callable[[str], torch.device]) -
         name = leaf["name"]
         if name not in made:
             refuse_overlap(leaf)
-            made[name] = tensors.allocate(filling.stored.spec(name), device(name))
+            made[name] = tensors.allocate(filling.stored.spec(name), (devices or {}).get(name, device))
             filling.into(name, made[name])
     filling.run()
     return values.decode(data, readers=composites.readers(made))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -117,7 +116,7 @@ class ModuleObject:
         for action in later:
             action()
         for key, item in data["extra"].items():
-            self.view.extras[key].set(loading.fresh(item, filling, lambda _: torch.device("cpu")))
+            self.view.extras[key].set(loading.fresh(item, filling))
 
     def comparable(self, stored: Json, live: Json) -> Json:
         """All of it."""
@@ -208,8 +207,7 @@ class StatefulObject:
         live = Collector()
         live.encode(self._state(), self.name)
         devices = {path: t.device for spec, t in live.finish()[0] for path in (spec.name, *spec.aliases)}
-        cpu = torch.device("cpu")
-        self.value.load_state_dict(loading.fresh(data, filling, lambda name: devices.get(name, cpu)))
+        self.value.load_state_dict(loading.fresh(data, filling, devices=devices))
 
     def comparable(self, stored: Json, live: Json) -> Json:
         """``live`` without entries that came with a newer version of its library."""

@@ -59,8 +59,8 @@ class Names:
 def stock(optimizer: Optimizer) -> bool:
     """Whether the state of ``optimizer`` is all in ``state`` and ``param_groups``, with no hook or method between."""
     cls = type(optimizer)
-    hooks = ("_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks")
-    hooks += ("_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks")
+    methods, moments = ("state_dict", "load_state_dict"), ("pre", "post")
+    hooks = [f"_optimizer_{method}_{moment}_hooks" for method in methods for moment in moments]
     return (
         cls.state_dict is Optimizer.state_dict
         and cls.load_state_dict is Optimizer.load_state_dict
@@ -160,7 +160,7 @@ class StockOptimizer:
         self.optimizer.state.clear()
         for parameter, state, homes in waiting:
             self.optimizer.state[parameter] = homes.finish(state)
-        self.optimizer.state.update(loading.fresh(data["other"], filling, lambda _: torch.device("cpu")))
+        self.optimizer.state.update(loading.fresh(data["other"], filling))
 
     def comparable(self, stored: Json, live: Json) -> Json:
         """``live`` without group values that the stored torch did not have."""
@@ -206,7 +206,7 @@ class StockOptimizer:
                 filling.run()
                 continue
             device = live.device if isinstance(live, Tensor) else torch.device("cpu")
-            group[key] = loading.fresh(item, filling, lambda _, device=device: device)
+            group[key] = loading.fresh(item, filling, device)
 
 
 @dataclass(slots=True)
@@ -285,7 +285,7 @@ class OwnOptimizer:
 
     def load(self, data: Json, filling: Filling) -> None:
         """Hands it tensors of its own."""
-        self.optimizer.load_state_dict(loading.fresh(data["data"], filling, lambda _: torch.device("cpu")))
+        self.optimizer.load_state_dict(loading.fresh(data["data"], filling))
 
     def comparable(self, stored: Json, live: Json) -> Json:
         """All of it."""

@@ -22,8 +22,8 @@ BUFFER_BYTES = 64 * 1024 * 1024
 class Wanted(NamedTuple):
     """Bytes ``start`` to ``start + len(into)`` of a tensor; both ends are segment boundaries."""
 
-    index: int
-    """In the skeleton."""
+    entry: int
+    """Position in the skeleton."""
     start: int
     into: memoryview
     """Writable, of single bytes."""
@@ -121,7 +121,7 @@ class Stored:
 class _Piece(NamedTuple):
     """Part of a tensor that goes through a buffer."""
 
-    index: int
+    entry: int
     span: Span
     put: Callable[[Tensor], None]
 
@@ -170,9 +170,9 @@ class Filling:
             self.stored.reader.read(self._direct)
         for batch in _batches(self._pieces, self.budget):
             buffers = [torch.empty(piece.span.length, dtype=torch.uint8, device="cpu") for piece in batch]
-            views = [memoryview(buffer.numpy()) for buffer in buffers]
+            views = [buffer.numpy().data for buffer in buffers]
             pairs = zip(batch, views, strict=True)
-            self.stored.reader.read([Wanted(piece.index, piece.span.start, view) for piece, view in pairs])
+            self.stored.reader.read([Wanted(piece.entry, piece.span.start, view) for piece, view in pairs])
             for piece, buffer in zip(batch, buffers, strict=True):
                 piece.put(buffer)
         self._direct, self._pieces, self._seen = [], [], set()

@@ -12,8 +12,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from holdfast.errors import Corrupt, RestoreFailed, StateMismatch
 from holdfast.state import rng
 from holdfast.state.capture import Collected, collect
@@ -70,7 +68,7 @@ class Plan:
         return Restored(values=self._values(), rng=decode(self.rng), not_loaded=self.not_loaded)
 
     def _values(self) -> dict[str, Any]:
-        return dict(fresh(self.values, Filling(self.stored), _on_cpu))
+        return dict(fresh(self.values, Filling(self.stored)))
 
 
 def plan(objects: Mapping[str, object], stored: Stored, *, only: Collection[str] | None = None) -> Plan:
@@ -170,7 +168,3 @@ def _document(stored: Stored) -> dict[str, Any]:
 def _report(what: str, lines: list[str]) -> str:
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "\n  ".join([f"{what} ({len(lines)} differences):", *lines[:_SHOWN], *more])
-
-
-def _on_cpu(_: str) -> torch.device:
-    return torch.device("cpu")

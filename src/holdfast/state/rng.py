@@ -27,7 +27,7 @@ def capture() -> dict[str, Any]:
     """The states of all global generators as plain values."""
     state: dict[str, Any] = {
         "python": python_state(random),
-        "numpy": without_arrays(np.random.get_state(legacy=False)),  # noqa: NPY002  # the global one is what users draw from
+        "numpy": without_arrays(np.random.get_state(legacy=False)),
         "torch": tensor_bytes(torch.get_rng_state()),
     }
     for kind, (devices, get, _) in _accelerators().items():
@@ -41,7 +41,7 @@ def restore(state: dict[str, Any]) -> list[str]:
     Call it last: making iterators, models and optimizers draws numbers.
     """
     set_python_state(random, state["python"])
-    np.random.set_state(with_arrays(state["numpy"]))  # noqa: NPY002
+    np.random.set_state(with_arrays(state["numpy"]))
     torch.set_rng_state(bytes_tensor(state["torch"]))
     notes = []
     accelerators = _accelerators(initialised=False)
@@ -60,9 +60,9 @@ def _accelerators(
 ) -> dict[str, tuple[int, Callable[[int], Any], Callable[[Any, int], Any]]]:
     """Per kind: number of devices, get, set; with ``initialised`` only what the program uses already."""
     found: dict[str, tuple[int, Callable[[int], Any], Callable[[Any, int], Any]]] = {}
-    if torch.cuda.is_available() and (torch.cuda.is_initialized() or not initialised):
+    if torch.cuda.is_available() and (not initialised or torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
         found["cuda"] = (torch.cuda.device_count(), torch.cuda.get_rng_state, torch.cuda.set_rng_state)
-    if torch.xpu.is_available() and (torch.xpu.is_initialized() or not initialised):
+    if torch.xpu.is_available() and (not initialised or torch.xpu.is_initialized()):  # type: ignore[no-untyped-call]
         found["xpu"] = (torch.xpu.device_count(), torch.xpu.get_rng_state, torch.xpu.set_rng_state)
     if torch.backends.mps.is_available():
         found["mps"] = (1, lambda _: torch.mps.get_rng_state(), lambda state, _: torch.mps.set_rng_state(state))

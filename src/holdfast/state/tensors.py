@@ -11,13 +11,14 @@ import sys
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from holdfast.errors import UnknownFormat, UnsupportedTensor
 from holdfast.trees import TensorSpec, item_bytes
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """torch's name of a dtype without ``torch.``.
+    """The name of a dtype without ``torch.``.
 
     Example:
         >>> dtype_name(torch.bfloat16)
@@ -129,11 +130,11 @@ def put(target: Tensor, source: Tensor) -> None:
 def _view(tensor: Tensor) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(bytearray())
-    return memoryview(flat_bytes(tensor).numpy()).cast("B")
+    return flat_bytes(tensor).numpy().data.cast("B")
 
 
 def _no_bytes(tensor: Tensor) -> str | None:
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return "is lazy and has no shape yet; run one forward pass before the first save"
     if is_a(tensor, "torch._subclasses.fake_tensor", "FakeTensor"):
         return "is a fake tensor without data; save outside of FakeTensorMode"

@@ -19,6 +19,8 @@ from holdfast.storage.protocol import Listed, Sink, Source
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
+_REPAIRS = "lost+found"  # the filesystem's own, and often unreadable
+
 log = logging.getLogger(__name__)
 
 
@@ -181,11 +183,9 @@ def _is_name(text: str) -> bool:
 
 def _listed(folder: Path, prefix: str) -> Iterator[Listed]:
     with reported("list", folder):
-        entries = _entries(folder)
-    # A folder sorts by its name and the slash, so the whole listing is sorted as text: "a-b" before "a/b".
-    for key, entry in sorted((f"{e.name}/" if e.is_dir() else e.name, e) for e in entries):
-        if not _is_name(entry.name):
-            continue
+        # A folder sorts by its name and the slash, so the whole listing is sorted as text: "a-b" before "a/b".
+        entries = sorted((f"{e.name}/" if e.is_dir() else e.name, e) for e in _entries(folder) if _is_name(e.name))
+    for key, entry in entries:
         if key.endswith("/"):
             yield from _listed(folder / entry.name, f"{prefix}{key}")
         elif (size := _size(entry)) is not None:
@@ -195,7 +195,7 @@ def _listed(folder: Path, prefix: str) -> Iterator[Listed]:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            return [entry for entry in entries if entry.name != _REPAIRS]
     except _ABSENT:
         return []
 

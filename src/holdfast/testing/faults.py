@@ -169,10 +169,11 @@ class KillAt(CountedFiles):
         """See the class."""
         if number == self._number and not self._after:
             os.kill(os.getpid(), signal.SIGKILL)
-        result = run()
-        if number == self._number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        try:
+            return run()
+        finally:
+            if number == self._number:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 class FailAt(CountedFiles):

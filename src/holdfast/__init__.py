@@ -1,0 +1,58 @@
+"""Checkpoints that survive: save, version, verify and recover PyTorch training.
+
+Importing this package imports neither torch nor anything else that is slow;
+what touches training is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from holdfast import errors
+
+if TYPE_CHECKING:
+    from holdfast.catalog.opening import open
+    from holdfast.checkpointer import Checkpointer
+    from holdfast.policy import best, every, latest
+    from holdfast.recovery.choice import new_run
+    from holdfast.state.sampler import Sampler
+    from holdfast.state.seeding import seeded
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Checkpointer",
+    "Sampler",
+    "__version__",
+    "best",
+    "errors",
+    "every",
+    "latest",
+    "new_run",
+    "open",
+    "seeded",
+]
+
+_HOME = {
+    "Checkpointer": "holdfast.checkpointer",
+    "Sampler": "holdfast.state.sampler",
+    "best": "holdfast.policy",
+    "every": "holdfast.policy",
+    "latest": "holdfast.policy",
+    "new_run": "holdfast.recovery.choice",
+    "open": "holdfast.catalog.opening",
+    "seeded": "holdfast.state.seeding",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    found = getattr(import_module(_HOME[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

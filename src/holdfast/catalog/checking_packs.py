@@ -1,0 +1,66 @@
+"""All packs of a store: which segments they hold whole, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from holdfast.catalog import layout
+from holdfast.catalog.locating import list_packs, read_footers
+from holdfast.catalog.store import Store
+from holdfast.errors import Damaged, Missing
+from holdfast.ids import Digest, ObjectName, RunNumber
+from holdfast.packs.footer import Footer
+from holdfast.packs.index import Footers
+from holdfast.packs.verify import Problem as PackProblem
+from holdfast.packs.verify import verify_pack
+
+
+@dataclass(slots=True, kw_only=True)
+class Packs:
+    """What was found, by folder."""
+
+    names: set[ObjectName] = field(default_factory=set)
+    read: int = 0
+    """Bytes that were read in the deep check."""
+    whole: dict[str, set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    """Digests of the segments that can be had from each folder."""
+    problems: list[PackProblem] = field(default_factory=list)
+
+    def lacks(self, folders: Iterable[str], digests: Iterable[Digest]) -> list[Digest]:
+        """Those of ``digests`` that no pack of ``folders`` holds whole, each once."""
+        held = [self.whole[folder] for folder in folders]
+        return [digest for digest in dict.fromkeys(digests) if not any(digest in whole for whole in held)]
+
+
+def check_packs(store: Store, runs: Iterable[RunNumber], *, deep: bool, progress: Callable[[int], None]) -> Packs:
+    """Reads the footers of all packs, and with ``deep`` every byte of them; packs deleted meanwhile are left out."""
+    packs = Packs()
+    for folder in [layout.SHARED_PACKS, *map(layout.private_packs, runs)]:
+        names = list_packs(store, folder)
+        found = read_footers(Footers(store.storage), names)
+        packs.names |= set(names)
+        packs.problems += [_unreadable(one.name, one.error) for one in found.damaged if not _gone(one.error)]
+        for footer in found.footers:
+            broken = _deep(store, footer, packs, progress) if deep else frozenset()
+            packs.whole[folder].update(digest for digest in footer.digests() if digest not in broken)
+    return packs
+
+
+def _deep(store: Store, footer: Footer, packs: Packs, progress: Callable[[int], None]) -> frozenset[bytes]:
+    problems = [one for one in verify_pack(store.storage, footer.name, progress) if one.kind != Missing.kind]
+    packs.problems += problems
+    packs.read += footer.size
+    if any(one.digest is None and one.length == 0 for one in problems):
+        return frozenset(footer.digests())  # the footer itself was readable before, and is not any more
+    return frozenset(one.digest for one in problems if one.digest is not None)
+
+
+def _unreadable(name: ObjectName, error: Damaged) -> PackProblem:
+    return PackProblem(object=name, kind=error.kind, offset=0, length=0, message=str(error))
+
+
+def _gone(error: Damaged) -> bool:
+    # Whoever needs it lacks its segments, and that is found there.
+    return isinstance(error, Missing)

@@ -1,0 +1,123 @@
+"""What follows a committed save, and never comes before it: read back, mark verified, retention, journal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from holdfast.catalog.journal import JournalWriter
+from holdfast.catalog.marks import NO_MARKS, add_mark, read_marks
+from holdfast.catalog.protections import read_retention_facts
+from holdfast.catalog.retention import plan_retention
+from holdfast.catalog.sweeps import execute, plan_sweep
+from holdfast.errors import Damaged, StorageError
+from holdfast.ids import ObjectName, RecordId
+from holdfast.packs.verify import verify_pack
+from holdfast.policy import Best, Policy
+from holdfast.records import MarkKind, Record, Target
+from holdfast.recovery.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+class Afterwards:
+    """Belongs to one launch; not thread-safe."""
+
+    def __init__(self, session: Session, keep: Policy) -> None:
+        self._session, self._keep = session, keep
+        writer = f"{socket.gethostname().lower()}-{os.getpid()}-{session.launch.number}"
+        self._journal = JournalWriter(session.store, session.run.number, _writer_name(writer))
+        self._metrics: dict[RecordId, Mapping[str, Any]] = {}
+
+    def resumed(self, record: Record) -> None:
+        """Takes the metrics of the line that is continued, for `best`."""
+        session = self._session
+        marks = read_marks(session.store, session.run.number)
+        line = {target.address for target in session.run.lineage().ancestors(Target.of(record.address))}
+        self._metrics = {
+            RecordId(one.id): marks.get(RecordId(one.id), NO_MARKS).metrics(one)
+            for one in session.run.records()
+            if one.address in line
+        }
+        self.note("resumed", f"from {record.address}")
+
+    def watches(self, save: Policy) -> bool:
+        """Whether ``save`` looks at metrics at all: reading a tensor costs a wait for the device."""
+        return any(isinstance(part, Best) for part in save.parts)
+
+    def saved_metrics(self, save: Policy) -> dict[str, Sequence[Any]]:
+        """Per watched metric, its values in the checkpoints that exist."""
+        names = [part.metric for part in save.parts if isinstance(part, Best)]
+        return {name: [one[name] for one in self._metrics.values() if name in one] for name in names}
+
+    def measured(self, record: Record, metrics: Mapping[str, Any]) -> None:
+        """Late metrics of a record."""
+        id_ = RecordId(record.id)
+        self._metrics[id_] = {**self._metrics.get(id_, {}), **metrics}
+
+    def saved(self, record: Record) -> None:
+        """Everything that follows a save.
+
+        Raises:
+            StorageError: not all of it was done; the checkpoint is not concerned.
+        """
+        self.measured(record, record.metrics)
+        for text in record.anomalies:
+            logger.warning("%s: %s", record.address, text)
+            self.note("anomaly", f"{record.address}: {text}")
+        if self._verified(record):
+            self._retain()
+
+    def note(self, kind: str, message: str) -> None:
+        """One line of the journal; written at the next restore, failure or end."""
+        self._journal.add(kind, message)
+
+    def close(self) -> None:
+        """Writes the journal; a failure is logged, for nothing depends on it."""
+        try:
+            self._journal.flush()
+        except StorageError as error:
+            logger.warning("the journal of %s could not be written: %s", self._session.run.number, error)
+
+    def _verified(self, record: Record) -> bool:
+        """Reads back what this save wrote; what it reused was read back by the save that wrote it."""
+        store = self._session.store
+        new = [name for name in record.packs if name not in self._packs_before(record)]
+        problems = [problem for name in new for problem in verify_pack(store.storage, ObjectName(name))]
+        if problems:
+            text = f"read back after the save, {problems[0].what}"
+            logger.error("%s: %s; the next save writes it again", record.address, text)
+            add_mark(store, record.address, MarkKind.QUARANTINED, by="saver", data={"why": text})
+            self.note("damaged", f"{record.address}: {text}")
+            return False
+        add_mark(store, record.address, MarkKind.VERIFIED, by="saver")
+        return True
+
+    def _packs_before(self, record: Record) -> frozenset[str]:
+        parent = record.parent
+        if parent is None:
+            return frozenset()
+        records = self._session.run.records()
+        return frozenset(name for one in records if one.address == parent.address for name in one.packs)
+
+    def _retain(self) -> None:
+        run = self._session.run
+        plan = plan_retention(self._keep.kept, read_retention_facts(run))
+        if not plan.delete:
+            return
+        store = self._session.store
+        try:
+            done = execute(store, plan_sweep(store, run, plan.delete), run=run)
+        except Damaged as error:
+            logger.warning("retention of %s has deleted nothing: %s", run.number, error)
+            return
+        for address in done.records:
+            self._metrics.pop(address.id, None)
+
+
+def _writer_name(text: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text).strip("-")[-80:]
+

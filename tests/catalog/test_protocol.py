@@ -1,0 +1,317 @@
+"""The holds protocol, model-checked on the real code: interleavings of savers, launches, sweeps, tags and readers.
+
+Every history of two actors with at most two preemptions is played, and random
+ones of many actors with kills. What must hold after every change: each visible
+record is whole, no save of an older launch appears after a newer one has
+resolved, and nobody loses what he was told would stay. And each step of the
+protocol is left out in turn, which must break one of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from holds_kit import World, fill, load_all, play, reproducible, save, shuffled, two_switches
+
+from holdfast.catalog import holds, readers, saves, sweeps, tags
+from holdfast.catalog.launches import Launch, begin_launch
+from holdfast.catalog.sources import read_sources
+from holdfast.catalog.sweeps import execute, plan_sweep
+from holdfast.catalog.tags import create_tag
+from holdfast.catalog.tombstones import Tombstones, read_tombstones
+from holdfast.errors import HoldfastError
+from holdfast.ids import TagName
+
+A, B, C, D = (letter * 100 for letter in (b"a", b"b", b"c", b"d"))
+
+
+def begun(world: World, *steps: list[bytes], frozen: list[bytes] = ()) -> list:
+    """A run with a launch and one record for each of ``steps``."""
+    run = world.plain.create_run("model")
+    launch = begin_launch(run, deadline=0)
+    return [save(launch, number, parts, frozen=frozen).address for number, parts in enumerate(steps, start=1)]
+
+
+def saver(world: World, step: int, parts: list[bytes], *, number=1, launch=1, **options):
+    return world.actor(f"saver {step}", lambda store: save(Launch(store.run(number), launch), step, parts, **options))
+
+
+def sweeper(world: World, *delete, number=1, seconds=0.0):
+    world.unwanted |= set(delete)
+
+    def script(store):
+        run = store.run(number) if number else None
+        return execute(store, plan_sweep(store, run, delete), run=run, seconds=seconds)
+
+    return world.actor("sweeper", script)
+
+
+def launcher(world: World, *, deadline=0.05, number=1):
+    def script(store):
+        launch = begin_launch(store.run(number), deadline=deadline)
+        world.resolved[number] = max(launch.number, world.resolved.get(number, 0))
+        return launch
+
+    return world.actor("launcher", script)
+
+
+def tagger(world: World, address):
+    def script(store):
+        create_tag(store, TagName("keep"), address)
+        world.relied_on["tag"] = address
+
+    return world.actor("tagger", script)
+
+
+def reader(world: World, address):
+    def script(store):
+        with readers.reading(store, [address]):
+            world.relied_on["reader"] = address
+            try:
+                load_all(store, address)
+            finally:
+                del world.relied_on["reader"]
+
+    return world.actor("reader", script)
+
+
+def forker(world: World, address):
+    def script(store):
+        store.create_run("fork", forked_from=address)
+        world.relied_on["fork"] = address
+
+    return world.actor("forker", script)
+
+
+def deleting_the_base_of_a_save(world):
+    first, _ = begun(world, [A, B], [B, C])
+    sweeper(world, first)
+    saver(world, 3, [A, D], bases=[first])
+
+
+def deleting_while_a_save_has_packs_without_a_record(world):
+    first, _ = begun(world, [A, B], [C])
+    sweeper(world, first)
+    saver(world, 3, [A, D])
+
+
+def twin_of_a_deleted_record(world):
+    launch = begin_launch(world.plain.create_run("model"), deadline=0)
+    first = save(launch, 1, [A], values=b"{}").address
+    sweeper(world, first)
+    saver(world, 2, [A], values=b"{}")
+
+
+def a_launch_while_the_old_one_saves(world):
+    begun(world, [A])
+    saver(world, 2, [B])
+    launcher(world)
+
+
+def a_launch_and_a_save_that_reuses(world):
+    (first,) = begun(world, [A])
+    saver(world, 2, [A, B], bases=[first])
+    launcher(world)
+
+
+def two_launches(world):
+    begun(world, [A])
+    launcher(world)
+    launcher(world)
+
+
+def tagging_what_is_deleted(world):
+    first, _ = begun(world, [A], [B])
+    tagger(world, first)
+    sweeper(world, first)
+
+
+def reading_what_is_deleted(world):
+    first, _ = begun(world, [A], [B])
+    reader(world, first)
+    sweeper(world, first)
+
+
+def forking_from_what_is_deleted(world):
+    first, _ = begun(world, [A], [B])
+    forker(world, first)
+    sweeper(world, first)
+
+
+def two_sweeps(world):
+    first, second, _ = begun(world, [A], [A, B], [B, C])
+    sweeper(world, first)
+    sweeper(world, first, second)
+
+
+def the_same_step_from_two_processes(world):
+    begun(world, [A])
+    saver(world, 2, [B])
+    saver(world, 2, [C])
+
+
+def gc_of_shared_packs_and_a_second_run(world):
+    (first,) = begun(world, [A], frozen=[C])
+    world.plain.storage.delete([first.name])
+    begin_launch(world.plain.create_run("other"), deadline=0)
+    sweeper(world, number=None, seconds=0.05)
+    saver(world, 1, [B], number=2, frozen=[C])
+
+
+def a_failing_save_and_a_second_run(world):
+    begun(world)
+    begin_launch(world.plain.create_run("other"), deadline=0)
+
+    def fail(store):
+        with saves.begin_save(Launch(store.run(1), 1), 0, 1) as attempt:
+            fill(attempt, 1, [], [C])
+            raise HoldfastError("the disk is full")
+
+    world.actor("failing", fail)
+    saver(world, 1, [B], number=2, frozen=[C])
+
+
+PAIRS = {
+    scenario.__name__: scenario
+    for scenario in (
+        deleting_the_base_of_a_save,
+        deleting_while_a_save_has_packs_without_a_record,
+        twin_of_a_deleted_record,
+        a_launch_while_the_old_one_saves,
+        a_launch_and_a_save_that_reuses,
+        two_launches,
+        tagging_what_is_deleted,
+        reading_what_is_deleted,
+        forking_from_what_is_deleted,
+        two_sweeps,
+        the_same_step_from_two_processes,
+        gc_of_shared_packs_and_a_second_run,
+        a_failing_save_and_a_second_run,
+    )
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_no_history_of_two_actors_with_two_preemptions_breaks_an_invariant(name, monkeypatch):
+    with reproducible(1, monkeypatch):
+        for schedule, world in two_switches(PAIRS[name]):
+            assert not world.violations, (schedule, world.violations)
+
+
+def test_random_histories_of_everybody_with_kills_break_no_invariant(monkeypatch):
+    for seed in range(40):
+        with reproducible(seed, monkeypatch):
+            world = play(everybody, shuffled(seed, kills=0.004))
+        assert not world.violations, (seed, world.violations)
+
+
+def everybody(world):
+    first, second, third = begun(world, [A], [A, B], [B, C], frozen=[D])
+    begin_launch(world.plain.create_run("other"), deadline=0)
+    saver(world, 4, [A, B, D], bases=[first, third])
+    saver(world, 1, [C], number=2, frozen=[D])
+    sweeper(world, first, second)
+    sweeper(world, first, seconds=0.05)
+    sweeper(world, number=None)
+    launcher(world)
+    tagger(world, second)
+    reader(world, first)
+
+
+def _no_hold(patch):
+    patch.setattr(saves, "_announce", lambda attempt: None)
+
+
+def _no_fence_check(patch):
+    patch.setattr(saves, "_check_fence", lambda attempt: None)
+
+
+def _no_look_at_tombstones(patch):
+    patch.setattr(saves, "_read_tombstones", lambda attempt: Tombstones(sweeps=(), damaged=()))
+
+
+def _no_race_for_the_name(patch):
+    patch.setattr(holds, "take_name", lambda *_, **__: None)
+
+
+def _no_second_listing(patch):
+    patch.setattr(sweeps, "_withdraw", lambda plan, facts: plan)
+
+
+def _records_before_holds(patch):
+    facts = {}
+
+    def settle_late(store, plan, *rest):
+        facts[plan] = sweeps.read_facts(store, None if plan.run is None else store.run(plan.run))
+        return settle(store, plan, *rest)
+
+    settle = sweeps._settle
+    patch.setattr(sweeps, "_settle", settle_late)
+    patch.setattr(
+        sweeps, "_fresh_facts", lambda store, plan, run, standing: replace(facts[plan], standing=tuple(standing))
+    )
+
+
+def _no_wait_for_a_twin(patch):
+    patch.setattr(saves, "_await_sweep", lambda attempt, name: None)
+
+
+def _no_check_of_the_tagged_record(patch):
+    patch.setattr(tags, "check_present", lambda store, targets: None)
+
+
+def _no_check_of_the_forked_record(patch):
+    patch.setattr(readers, "check_present", lambda store, targets: None)
+
+
+def _packs_before_records(patch):
+    def reversed_order(store, plan):
+        store.storage.delete(list(reversed(plan.names)))
+
+    patch.setattr(sweeps, "_delete", reversed_order)
+
+
+def _shared_packs_taken_back(patch):
+    patch.setattr(saves, "KeepsShared", lambda storage: storage)
+
+
+def _sources_before_tombstones(patch):
+    def early(attempt):
+        found[attempt] = read_sources(
+            attempt.launch.run, bases=attempt._bases, shared=attempt._shared, tombstones=NONE
+        )
+        return read_tombstones(attempt._store)
+
+    found = {}
+    patch.setattr(saves, "_check_packs", lambda attempt, record: None)  # the last line of defence would see it
+    patch.setattr(saves, "_read_tombstones", early)
+    patch.setattr(saves, "_find_sources", lambda attempt, quarantined: found[attempt])
+
+
+NONE = Tombstones(sweeps=(), damaged=())
+
+WITHOUT = {
+    "the hold, a sweep": (_no_hold, deleting_while_a_save_has_packs_without_a_record),
+    "the hold, a launch": (_no_hold, a_launch_while_the_old_one_saves),
+    "the fence check": (_no_fence_check, a_launch_while_the_old_one_saves),
+    "the look at tombstones": (_no_look_at_tombstones, deleting_the_base_of_a_save),
+    "the look at tombstones, shared": (_no_look_at_tombstones, gc_of_shared_packs_and_a_second_run),
+    "tombstones before sources": (_sources_before_tombstones, deleting_the_base_of_a_save),
+    "the race for the name": (_no_race_for_the_name, a_launch_while_the_old_one_saves),
+    "the second listing": (_no_second_listing, deleting_the_base_of_a_save),
+    "holds before records": (_records_before_holds, deleting_while_a_save_has_packs_without_a_record),
+    "the wait for a twin": (_no_wait_for_a_twin, twin_of_a_deleted_record),
+    "records before packs": (_packs_before_records, two_sweeps),
+    "the check of a tagged record": (_no_check_of_the_tagged_record, tagging_what_is_deleted),
+    "the check of a forked record": (_no_check_of_the_forked_record, forking_from_what_is_deleted),
+    "shared packs stay": (_shared_packs_taken_back, a_failing_save_and_a_second_run),
+}
+
+
+@pytest.mark.parametrize("step", WITHOUT)
+def test_without_one_step_of_the_protocol_a_history_breaks_an_invariant(step, monkeypatch):
+    leave_out, scenario = WITHOUT[step]
+    leave_out(monkeypatch)
+    with reproducible(1, monkeypatch):
+        assert any(world.violations for _, world in two_switches(scenario))
