@@ -3,8 +3,9 @@
     PYTHONPATH=src python benchmarks/packs_raw.py [--folder DIR] [--gigabytes 1.5] [--rounds 5] [--threads 3]
 
 Writing: from ordinary memory to committed packs, fsync included, against direct writes from
-aligned memory and fsync; "in place" is the same from aligned memory that is promised not to change. Reading: verified into ordinary memory, page cache dropped, against
-direct reads. The bare side uses 8 MiB pieces and as many threads.
+aligned memory and fsync; "in place" is the same from aligned memory that is promised not to
+change. Reading: verified into ordinary memory, page cache dropped, against direct reads. The
+bare side uses 8 MiB pieces and as many threads.
 """
 
 from __future__ import annotations

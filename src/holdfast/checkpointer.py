@@ -109,7 +109,8 @@ class Checkpointer:
         self._values: dict[str, Any] = {}
         self._files: dict[str, bytes] = {}
         self._pid = os.getpid()
-        self._looping = self._closed = self._broken = False
+        self._closed = self._broken = False
+        self._loop: _Loop | None = None
         self._stops = StopRequests()
         self._namespace = _callers_names()
 
@@ -156,7 +157,7 @@ class Checkpointer:
         position = open_position(loader)
         training = self._begin(total_steps, loader)
         training.attach_loader(position)
-        with self._loop(training):
+        with _Loop(self, training):
             while not training.ended and (epochs is None or position.epoch < epochs):
                 for batch in position.batches():
                     training.enter()
@@ -171,7 +172,7 @@ class Checkpointer:
     def steps(self, total_steps: int) -> Iterator[int]:
         """As `batches`, for loops that get their data elsewhere; the record says that the data position is not in it."""
         training = self._begin(total_steps)
-        with self._loop(training):
+        with _Loop(self, training):
             while not training.ended:
                 training.enter()
                 yield training.step
@@ -191,7 +192,7 @@ class Checkpointer:
             StateMismatch: entries are missing, surplus or differ; all are listed, and nothing has changed.
             RefusedFresh, UnknownReference, Damaged: as in `batches`.
         """
-        if self._looping:
+        if self.looping:
             raise InvalidInput("restore() inside the loop would tear the data position; leave the loop first")
         fresh = self._training is None
         training = self._opened(None)
@@ -238,6 +239,11 @@ class Checkpointer:
         files = sorted(one for one in place.rglob("*") if one.is_file()) if place.is_dir() else [place]
         self._files |= {str(one.relative_to(place.parent)): one.read_bytes() for one in files}
 
+    @property
+    def looping(self) -> bool:
+        """Whether `batches` or `steps` is being iterated."""
+        return self._loop is not None
+
     def should_stop(self) -> bool:
         """Whether a signal has asked the run to stop: for long evaluations inside the loop."""
         return self._stops.asked is not None
@@ -268,7 +274,7 @@ class Checkpointer:
         self._release()
 
     def _begin(self, total: int | None, loader: object = None) -> Training:
-        if self._looping:
+        if self.looping:
             raise InvalidInput("this Checkpointer is in a loop already; leave it first")
         for finding in audit({**self._objects, "loader": loader}, self._namespace):
             logger.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding)
@@ -302,11 +308,10 @@ class Checkpointer:
             raise
         return training
 
-    def _loop(self, training: Training) -> _Loop:
-        return _Loop(self, training)
-
     def _release(self) -> None:
         self._closed = True
+        if self._loop:
+            self._loop.leave()
         if self._training:
             self._training.close()
         release_run(self)
@@ -319,16 +324,22 @@ class _Loop:
         self._owner, self._training = owner, training
 
     def __enter__(self) -> None:
-        self._owner._looping = True
+        self._owner._loop = self
         self._owner._stops.__enter__()
         self._training.counter.__enter__()
 
     def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self._training.counter.__exit__(type_, e, tb)
-        self._owner._stops.__exit__(type_, e, tb)
-        self._owner._looping = False
+        if self._owner._loop is not self:
+            return  # an exception left the block, and the generator is collected only now
+        self.leave()
         if type_ is None or type_ is GeneratorExit:
             self._training.left_early()
+
+    def leave(self) -> None:
+        """Hooks and handlers go."""
+        self._owner._loop = None
+        self._training.counter.__exit__(None, None, None)
+        self._owner._stops.__exit__(None, None, None)
 
 
 def _want(run: Want) -> NewRun | RunName | RunNumber | None:

@@ -1,4 +1,4 @@
-"""Runs made of bare records: enough for everything that never looks into a manifest."""
+"""Runs made of bare records, for all that never looks into a manifest, and runs made of real, small checkpoints."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from dataclasses import dataclass
 import pytest
 
 from holdfast.catalog import layout
+from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.owners import this_process
 from holdfast.catalog.runs import Run
+from holdfast.catalog.saves import begin_save
 from holdfast.catalog.store import Store, create_store
-from holdfast.ids import Order, RecordAddress, RecordId, nonce
+from holdfast.ids import Digest, Order, RecordAddress, RecordId, nonce
+from holdfast.packs.codec import Codec
+from holdfast.packs.writer import write_segments
 from holdfast.records import Kind, Record, Sizes, StartInfo, Target, Timing
 from holdfast.storage.memory import memory_storage
+from holdfast.trees import INLINE_BYTES, Lifetime, Skeleton, TensorSpec
 
 CREATED = "2026-01-01T00:00:00Z"
 
@@ -67,6 +72,59 @@ class Trainer:
         )
         create_once(self.run.store.storage, layout.start(self.run.number, self.launch, self.timeline), start)
         self.parent = to
+
+
+@dataclass
+class Saver:
+    """Saves real checkpoints of small tensors through the whole protocol."""
+
+    run: Run
+    codec: Codec = Codec.RAW
+    parent: Record | None = None
+
+    def __post_init__(self) -> None:
+        self.launch = begin_launch(self.run, deadline=0)
+        self.launch.record_start(0, None, "test")
+
+    def save(self, step: int, tensors: dict[str, bytes], frozen: dict[str, bytes] | None = None, **fields) -> Record:
+        """A checkpoint of uint8 tensors; ``frozen`` ones go into the shared packs."""
+        parts = [(Lifetime.FROZEN, frozen or {}), (Lifetime.PARAMETER, tensors)]
+        specs = [TensorSpec(k, "uint8", (len(v),), life) for life, part in parts for k, v in part.items()]
+        bases = [self.parent.address] if self.parent else []
+        with begin_save(self.launch, 0, step, bases=bases) as attempt:
+            digests = [*self._write(attempt, layout.SHARED_PACKS, parts[0][1])]
+            digests += self._write(attempt, layout.private_packs(self.run.number), tensors)
+            inline = b"".join(v for _, part in parts for v in part.values() if len(v) <= INLINE_BYTES)
+            manifest = attempt.write_manifest(Skeleton(tuple(specs)), b"{}", inline, digests)
+            record = bare_record(
+                self.run,
+                self.launch.number,
+                0,
+                step,
+                self.parent,
+                manifest=str(manifest),
+                packs=attempt.packs(digests),
+                attempt=attempt.nonce,
+                **fields,
+            )
+            self.parent = attempt.publish(record)
+        return self.parent
+
+    def _write(self, attempt, folder: str, tensors: dict[str, bytes]) -> list[Digest]:
+        large = [memoryview(v) for v in tensors.values() if len(v) > INLINE_BYTES]
+        written = write_segments(attempt.storage, folder, large, known=attempt.known, codec=self.codec, threads=1)
+        attempt.wrote(written.footers)
+        return written.digests
+
+
+@pytest.fixture
+def saver(store):
+    """A function: a saver on a new run."""
+
+    def begin(name: str | None = None, codec: Codec = Codec.RAW) -> Saver:
+        return Saver(store.create_run(name), codec)
+
+    return begin
 
 
 @pytest.fixture

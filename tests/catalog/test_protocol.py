@@ -12,17 +12,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from holds_kit import World, fill, load_all, play, reproducible, save, shuffled, two_switches
+from holds_kit import World, load_all, play, reproducible, save, shuffled, two_switches
 
-from holdfast.catalog import holds, readers, saves, sweeps, tags
+from holdfast.catalog import holds, layout, readers, saves, sweeps, tags
 from holdfast.catalog.launches import Launch, begin_launch
+from holdfast.catalog.saves import begin_save
 from holdfast.catalog.sources import read_sources
 from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.catalog.tags import create_tag
 from holdfast.catalog.tombstones import Tombstones, read_tombstones
-from holdfast.errors import HoldfastError
+from holdfast.errors import StorageFull
 from holdfast.ids import TagName
+from holdfast.packs.codec import Codec
+from holdfast.packs.writer import write_segments
+from holdfast.trees import SEGMENT_BYTES
 
+LONG = bytes(SEGMENT_BYTES)
 A, B, C, D = (letter * 100 for letter in (b"a", b"b", b"c", b"d"))
 
 
@@ -85,7 +90,7 @@ def forker(world: World, address):
 
 
 def deleting_the_base_of_a_save(world):
-    first, _ = begun(world, [A, B], [B, C])
+    first, _ = begun(world, [A, B], [C])
     sweeper(world, first)
     saver(world, 3, [A, D], bases=[first])
 
@@ -163,10 +168,22 @@ def a_failing_save_and_a_second_run(world):
     begun(world)
     begin_launch(world.plain.create_run("other"), deadline=0)
 
+    def full_disk():
+        yield memoryview(C)
+        yield from [memoryview(LONG)] * 2  # the first one fills a pack of its own, so the one before is committed
+        raise StorageFull("no space left")
+
     def fail(store):
-        with saves.begin_save(Launch(store.run(1), 1), 0, 1) as attempt:
-            fill(attempt, 1, [], [C])
-            raise HoldfastError("the disk is full")
+        with begin_save(Launch(store.run(1), 1), 0, 1) as attempt:
+            write_segments(
+                attempt.storage,
+                layout.SHARED_PACKS,
+                full_disk(),
+                known=attempt.known,
+                codec=Codec.RAW,
+                threads=1,
+                cap=8192,
+            )
 
     world.actor("failing", fail)
     saver(world, 1, [B], number=2, frozen=[C])
@@ -194,13 +211,32 @@ PAIRS = {
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_no_history_of_two_actors_with_two_preemptions_breaks_an_invariant(name, monkeypatch):
+    """One in seven of them; `test_not_one_history_...` plays all."""
+    with reproducible(1, monkeypatch):
+        for schedule, world in two_switches(PAIRS[name], every=7):
+            assert not world.violations, (schedule, world.violations)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", PAIRS)
+def test_not_one_history_of_two_actors_with_two_preemptions_breaks_an_invariant(name, monkeypatch):
     with reproducible(1, monkeypatch):
         for schedule, world in two_switches(PAIRS[name]):
             assert not world.violations, (schedule, world.violations)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_many_random_histories_of_everybody_with_kills_break_no_invariant(monkeypatch):
+    for seed in range(1000, 3000):
+        with reproducible(seed, monkeypatch):
+            world = play(everybody, shuffled(seed, kills=0.004))
+        assert not world.violations, (seed, world.violations)
+
+
 def test_random_histories_of_everybody_with_kills_break_no_invariant(monkeypatch):
-    for seed in range(40):
+    for seed in range(150):
         with reproducible(seed, monkeypatch):
             world = play(everybody, shuffled(seed, kills=0.004))
         assert not world.violations, (seed, world.violations)
@@ -314,4 +350,4 @@ def test_without_one_step_of_the_protocol_a_history_breaks_an_invariant(step, mo
     leave_out, scenario = WITHOUT[step]
     leave_out(monkeypatch)
     with reproducible(1, monkeypatch):
-        assert any(world.violations for _, world in two_switches(scenario))
+        assert any(world.violations for _, world in two_switches(scenario, seed=7))

@@ -64,7 +64,7 @@ class Story:
     marks: dict[RecordId, RecordMarks] = field(default_factory=dict)
     tags: dict[RecordId, list[str]] = field(default_factory=dict)
     forks: dict[RecordId, list[RunNumber]] = field(default_factory=dict)
-    order: Order = Order(1, 0, 0)
+    order: Order = field(default_factory=lambda: Order(1, 0, 0))
     parent: Record | None = None
 
     def save(self, step: int, *kinds: MarkKind, **metrics: float) -> RecordId:

@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from holdfast.cli.demo import command, script
 from holdfast.cli.demo_plan import Kill, Result, differences, plan
 from holdfast.cli.demo_supervisor import Ledger, Supervisor, Trainer
 from holdfast.errors import HoldfastError, RestoreFailed
-from typer.testing import CliRunner
 
 app = typer.Typer()
 app.command()(command)
@@ -46,7 +47,7 @@ def test_equal_seeds_plan_equal_kills():
 def test_kills_move_forward_and_leave_room_for_a_last_save(seed):
     steps = [moment.step for moment in plan(kills=6, steps=120, seed=seed)]
     assert steps == sorted(steps)
-    assert 1 <= steps[0]
+    assert steps[0] >= 1
     assert steps[-1] + 10 < 120
 
 

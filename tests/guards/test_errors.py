@@ -7,6 +7,7 @@ import re
 import runpy
 
 import pytest
+
 from holdfast import errors
 
 

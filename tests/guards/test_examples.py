@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -50,13 +51,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("page", names)
 
 
-def test_the_examples_of_a_page_run(page, pages, tmp_path):
+def test_the_examples_of_a_page_run(page, pages, tmp_path, root):
     script = PRELUDE if "model" in "".join(blocks(pages[page])) else ""
     script += "\n".join(blocks(pages[page]))
     for real, small in LARGE.items():
         script = script.replace(real, small)
     command = [sys.executable, "-W", "error", "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | {"PYTHONPATH": str(root / "src")}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

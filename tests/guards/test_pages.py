@@ -7,6 +7,7 @@ import re
 
 import msgspec
 import pytest
+
 from holdfast import records, trees, values
 
 

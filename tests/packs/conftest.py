@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 
 from holdfast.errors import Corrupt, ObjectExists, ObjectMissing, StorageFull
 from holdfast.packs.codec import Codec
+from holdfast.packs.index import SegmentIndex
+from holdfast.packs.reader import read_segments
 from holdfast.packs.writer import write_segments
+from holdfast.storage.local import LocalStorage
+from holdfast.storage.memory import memory_storage
 from holdfast.storage.protocol import Listed
 
 FOLDER = "data/runs/001/"
@@ -67,8 +72,6 @@ class Heap:
     url = "heap://"
 
     def __init__(self, alignment=1, room=1 << 40):
-        import threading
-
         self.lock = threading.Lock()
         self.objects, self.alignment, self.room = {}, alignment, room
         self.reserved, self.pieces, self.reads, self.events = [], [], [], []
@@ -107,8 +110,14 @@ def heap():
     return Heap()
 
 
+@pytest.fixture(params=["heap", "aligned heap", "local", "memory"])
+def storage(request, tmp_path):
+    made = {"heap": Heap, "aligned heap": lambda: Heap(4096), "local": lambda: LocalStorage(tmp_path / "store")}
+    return made.get(request.param, memory_storage)()
+
+
 @pytest.fixture
-def rng(request):
+def rng():
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     return random.Random(seed)
@@ -121,3 +130,12 @@ def nothing(_):
 def write(storage, segments, *, known=nothing, codec=Codec.RAW, **options):
     """Write byte strings as segments."""
     return write_segments(storage, FOLDER, map(memoryview, segments), known=known, codec=codec, **options)
+
+
+def read_back(storage, written, lengths, **options):
+    """The raw bytes of the segments that `write` wrote, in its order."""
+    index = SegmentIndex.of(storage, [pack.name for pack in written.packs])
+    targets = [bytearray(length) for length in lengths]
+    wanted = zip(written.digests, map(memoryview, targets), strict=True)
+    read_segments(storage, index.get, wanted, **options)
+    return [bytes(target) for target in targets]

@@ -1,5 +1,9 @@
 import multiprocessing
+import os
+import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +12,7 @@ import pytest
 def processes():
     """Processes that start quickly, from a parent without threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["holdfast.storage.local", "holdfast.testing.faults"])
+    context.set_forkserver_preload(["holdfast.testing.storage", "holdfast.testing.faults"])
     return context
 
 
@@ -24,3 +28,14 @@ def small_disk(tmp_path):
         pytest.skip(f"may not mount a small disk here: {made.stderr.strip()}")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def fast_disk(tmp_path):
+    """A folder where a sync costs nothing, for tests that make hundreds and lose no power."""
+    if not os.path.isdir("/dev/shm"):
+        yield tmp_path
+        return
+    place = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="holdfast-test-"))
+    yield place
+    shutil.rmtree(place)

@@ -145,7 +145,7 @@ def _read(store: Store, type_: _Type, names: list[ObjectName], small: Small) -> 
 
 def links(store: Store, small: Small) -> Iterator[Problem]:
     """What small objects name and what is not there: ``run.json``, launches, starts, tagged and forked records."""
-    for name, why in sorted(_named(small)):
+    for name, why in sorted(dict(_named(small)).items()):
         if name not in small.names and not _exists(store, name):
             remedy = next(one.remedy for one in _TYPES if one.pattern.fullmatch(name))
             what = f"{name} is not there, and {why}"

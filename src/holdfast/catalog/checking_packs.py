@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from holdfast.catalog import layout
 from holdfast.catalog.locating import list_packs, read_footers
+from holdfast.catalog.objects import DamagedObject
 from holdfast.catalog.store import Store
-from holdfast.errors import Damaged, Missing
-from holdfast.ids import Digest, ObjectName, RunNumber
+from holdfast.errors import Missing
+from holdfast.ids import Digest, ObjectName
 from holdfast.packs.footer import Footer
 from holdfast.packs.index import Footers
 from holdfast.packs.verify import Problem as PackProblem
@@ -34,18 +35,21 @@ class Packs:
         return [digest for digest in dict.fromkeys(digests) if not any(digest in whole for whole in held)]
 
 
-def check_packs(store: Store, runs: Iterable[RunNumber], *, deep: bool, progress: Callable[[int], None]) -> Packs:
+def check_packs(store: Store, *, deep: bool, progress: Callable[[int], None]) -> Packs:
     """Reads the footers of all packs, and with ``deep`` every byte of them; packs deleted meanwhile are left out."""
-    packs = Packs()
-    for folder in [layout.SHARED_PACKS, *map(layout.private_packs, runs)]:
-        names = list_packs(store, folder)
-        found = read_footers(Footers(store.storage), names)
-        packs.names |= set(names)
-        packs.problems += [_unreadable(one.name, one.error) for one in found.damaged if not _gone(one.error)]
+    packs = Packs(names=set(list_packs(store, "data/")))
+    for name in sorted(packs.names):
+        found = read_footers(Footers(store.storage), [name])
+        # Whoever needs a pack that is gone lacks its segments, and that is found there.
+        packs.problems += [_unreadable(one) for one in found.damaged if not isinstance(one.error, Missing)]
         for footer in found.footers:
             broken = _deep(store, footer, packs, progress) if deep else frozenset()
-            packs.whole[folder].update(digest for digest in footer.digests() if digest not in broken)
+            packs.whole[_folder(name)].update(digest for digest in footer.digests() if digest not in broken)
     return packs
+
+
+def _folder(pack: ObjectName) -> str:
+    return "/".join(pack.split("/")[: 2 if pack.startswith(layout.SHARED_PACKS) else 3]) + "/"
 
 
 def _deep(store: Store, footer: Footer, packs: Packs, progress: Callable[[int], None]) -> frozenset[bytes]:
@@ -57,10 +61,5 @@ def _deep(store: Store, footer: Footer, packs: Packs, progress: Callable[[int], 
     return frozenset(one.digest for one in problems if one.digest is not None)
 
 
-def _unreadable(name: ObjectName, error: Damaged) -> PackProblem:
-    return PackProblem(object=name, kind=error.kind, offset=0, length=0, message=str(error))
-
-
-def _gone(error: Damaged) -> bool:
-    # Whoever needs it lacks its segments, and that is found there.
-    return isinstance(error, Missing)
+def _unreadable(found: DamagedObject) -> PackProblem:
+    return PackProblem(object=found.name, kind=found.error.kind, offset=0, length=0, message=str(found.error))

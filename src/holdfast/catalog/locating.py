@@ -15,7 +15,7 @@ from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.catalog.tombstones import read_tombstones
 from holdfast.errors import Damaged
-from holdfast.ids import Digest, ObjectName
+from holdfast.ids import Digest, ObjectName, RunNumber
 from holdfast.packs.footer import Footer
 from holdfast.packs.index import Footers, SegmentIndex
 from holdfast.records import Record
@@ -29,9 +29,9 @@ class Footed(NamedTuple):
     """Packs whose footer cannot be read, or that are gone."""
 
 
-def pack_folders(run: Run | None) -> list[str]:
-    """Where the segments of a run's records may lie; of None: of what all runs share."""
-    return [*([layout.private_packs(run.number)] if run is not None else []), layout.SHARED_PACKS]
+def pack_folders(run: RunNumber) -> list[str]:
+    """Where the segments of a run's records may lie."""
+    return [layout.private_packs(run), layout.SHARED_PACKS]
 
 
 def list_packs(store: Store, folder: str) -> list[ObjectName]:
@@ -66,9 +66,13 @@ def locate(run: Run, record: Record, digests: Collection[Digest], *, fresh: bool
     Raises:
         StorageError: the store cannot be read.
     """
-    footers = Footers(run.store.storage) if fresh else run.store.footers
-    announced = read_tombstones(run.store).names
-    names = [name for folder in pack_folders(run) for name in list_packs(run.store, folder)]
+    return locate_in(run.store, record, digests, Footers(run.store.storage) if fresh else run.store.footers)
+
+
+def locate_in(store: Store, record: Record, digests: Collection[Digest], footers: Footers) -> SegmentIndex:
+    """As `locate`, also where the run itself cannot be opened."""
+    announced = read_tombstones(store).names
+    names = [name for folder in pack_folders(RunNumber(record.run)) for name in list_packs(store, folder)]
     hinted = [name for name in names if name in record.packs and name not in announced]
     index = SegmentIndex(read_footers(footers, hinted).footers)
     if all(digest in index for digest in digests):

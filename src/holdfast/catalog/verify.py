@@ -17,7 +17,7 @@ from holdfast.catalog.checking import MIRROR, Problem, links, problem_of, read_s
 from holdfast.catalog.checking_packs import Packs, check_packs
 from holdfast.catalog.checking_trees import Trees
 from holdfast.catalog.grammar import Reference
-from holdfast.catalog.locating import locate
+from holdfast.catalog.locating import locate, locate_in, pack_folders
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.marks import read_record_marks
 from holdfast.catalog.references import resolve
@@ -25,7 +25,7 @@ from holdfast.catalog.runs import read_record
 from holdfast.catalog.store import Store
 from holdfast.errors import Damaged, Missing
 from holdfast.ids import Digest, ObjectName, RecordAddress, RunNumber
-from holdfast.packs.index import Location, SegmentIndex
+from holdfast.packs.index import Footers, Location, SegmentIndex
 from holdfast.packs.reader import read_segments
 from holdfast.packs.verify import Problem as PackProblem
 from holdfast.records import Record
@@ -126,7 +126,7 @@ def _damaged_segments(
 
 
 def _verify_store(store: Store, *, deep: bool, progress: Progress) -> Report:
-    packs = check_packs(store, store.numbers(), deep=deep, progress=progress)
+    packs = check_packs(store, deep=deep, progress=progress)
     small = read_small(store)
     trees = Trees(store, small.trees, lambda name, digests: packs.lacks(_folders(name), digests))
     hurt = [one for record in small.records if (one := _hurt(store, record, trees, packs)) is not None]
@@ -177,7 +177,7 @@ def _still_lost(store: Store, record: Record, lost: tuple[Digest, ...], packs: P
     """Without those that lie in packs which were written since the listing."""
     if not lost:
         return ()
-    fresh = locate(store.run(record.run), record, lost, fresh=True)
+    fresh = locate_in(store, record, lost, Footers(store.storage))
     found = ((digest, fresh.get(digest)) for digest in lost)
     return tuple(digest for digest, location in found if location is None or location.pack in packs.names)
 
@@ -219,7 +219,7 @@ def _needs_pack(one: _Hurt, found: PackProblem) -> bool:
 
 
 def _folders(tree: ObjectName) -> list[str]:
-    return [layout.private_packs(RunNumber(int(tree.split("/")[2]))), layout.SHARED_PACKS]
+    return pack_folders(RunNumber(int(tree.split("/")[2])))
 
 
 def _no_progress(_: int) -> None:

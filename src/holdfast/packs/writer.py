@@ -28,7 +28,6 @@ from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Storage
 from holdfast.trees import SEGMENT_BYTES
 
-
 IN_PLACE_FROM = 1024 * 1024
 """Stable segments of this length and more are written where they lie; shorter ones share a write."""
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from holdfast.errors import NothingToResume, RefusedFresh
 from holdfast.ids import RecordAddress, RunName, RunNumber
-from holdfast.recovery.fresh import near_misses
 from holdfast.records import RunInfo
+from holdfast.recovery.fresh import near_misses
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def claim_run(store: Store, run: Run, owner: Checkpointer) -> None:
     with _lock:
         earlier = _open[key]() if key in _open else None
         if earlier is not None and earlier is not owner:
-            if earlier._looping:
+            if earlier.looping:
                 raise AlreadyOpen(f"{run.number} is being trained in this process already; end that loop first")
             logger.warning("a second Checkpointer was made for %s: the first one is closed", run.number)
             earlier._closed = True

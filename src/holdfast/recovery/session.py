@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from holdfast.catalog.config import config_digest, config_changes
+from holdfast.catalog.config import config_changes, config_digest
 from holdfast.catalog.launches import Launch, begin_launch
-from holdfast.catalog.marks import read_marks, NO_MARKS
+from holdfast.catalog.marks import NO_MARKS, read_marks
 from holdfast.catalog.references import resolve
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
-from holdfast.errors import Damaged, NothingToResume, NotFound, RefusedFresh, StorageError
+from holdfast.errors import Damaged, NotFound, NothingToResume, RefusedFresh
 from holdfast.ids import RecordAddress, RunName, RunNumber
 from holdfast.policy import Policy
 from holdfast.records import Kind, Record

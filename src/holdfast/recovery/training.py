@@ -20,12 +20,12 @@ from holdfast.errors import StorageError
 from holdfast.ids import TagName
 from holdfast.packs.codec import Codec
 from holdfast.policy import Best, SaveFacts
+from holdfast.records import Exactness, Kind, MarkKind, Record
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.loading import load
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.whole import Whole
-from holdfast.records import Exactness, Kind, MarkKind, Record
 from holdfast.saver import InlineSaver, SaveRequest
 from holdfast.state import rng
 from holdfast.state.boundary import OptimizerSteps

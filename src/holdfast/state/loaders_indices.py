@@ -174,12 +174,12 @@ class CursorPosition(_MapPosition):
         return {"cursor": self._sampler.cursor_after(self.batch - self._since, outer)}
 
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
+        if self.batch == 0:
+            self._resume_boundary(details)
         self._sampler.seek(self.epoch, details["cursor"])
         self._since = self.batch
         pace.tell(self.batch)
-        if self.batch == 0:
-            self._resume_boundary(details)
-        else:
+        if self.batch:
             number = randomness.hashed(self._sampler.seed, self.epoch, details["cursor"])
             self._iterator = self._begin_at(None, number)
 

@@ -44,13 +44,17 @@ class Pace:
 
     def __init__(self, total: int, progress: Progress | None, every: float = 1.0) -> None:
         self._total, self._progress, self._every = total, progress, every
-        self._start = self._told = time.monotonic()
+        self._start: float | None = None
+        self._told = 0.0
 
     def tell(self, done: int) -> None:
         """So many batches are replayed."""
         if self._progress is None:
             return
         now = time.monotonic()
+        if self._start is None:
+            # What comes before the first batch (a permutation of the data set) says nothing of the pace.
+            self._start = self._told = now
         if done == self._total or now - self._told >= self._every:
             self._told = now
             self._progress(Replay(done=done, total=self._total, seconds=now - self._start))

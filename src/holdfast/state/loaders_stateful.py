@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from holdfast.errors import StateMismatch
 from holdfast.records import Exactness
 from holdfast.state import loaders_random as randomness
 from holdfast.state import loaders_samplers as samplers
 from holdfast.state.loaders_position import LoaderPosition, Pace
+from holdfast.state.loaders_tap import seeds_from
 
 
 class StatefulPosition(LoaderPosition):
@@ -53,7 +57,7 @@ class StatefulPosition(LoaderPosition):
         if self._iterator is None and self._pending is not None:
             return {"loader": self._pending, "own": self._own.capture()}
         # Before the first iterator, state_dict() would make one: it starts workers and draws numbers.
-        if not self._touched:
+        if not self._touched or (self.batch == 0 and not self._carries_over):
             return {"loader": None, "own": self._own.capture()}
         found: dict[str, Any] = {"loader": copy.deepcopy(self.loader.state_dict()), "own": self._own.capture()}
         if self._iterator is not None:
@@ -64,17 +68,29 @@ class StatefulPosition(LoaderPosition):
         self._own.restore(details["own"])
         self._pending = details["loader"]
         self._touched = self._pending is not None
+        if self._pending is None and isinstance(self.loader, DataLoader):
+            self.loader._iterator = None
         pace.tell(self.batch)
         if self.batch and "seed" in details:
             self._open_stream(details["seed"])
             self._iterator = self._made()
             self._stream.load(details["stream"])
 
+    @property
+    def _carries_over(self) -> bool:
+        # Loading the state of a finished epoch draws its order once more, so it is done only for what
+        # `OwnState` does not hold.
+        parts = [*samplers.chain(self.loader).values(), getattr(self.loader, "dataset", None)]
+        stateful = not samplers.is_map_style(self.loader) or any(hasattr(part, "state_dict") for part in parts)
+        # A kept iterator asks its sampler once, a new one twice; only the loader itself can even that out.
+        return stateful or self._keeps_workers
+
     def _open_stream(self, seed: int) -> None:
         self._seed, self._stream = seed, randomness.Stream(seed)
 
     def _made(self) -> Iterator[Any]:
-        with self._stream:
+        torch_loader = isinstance(self.loader, DataLoader)
+        with self._stream, seeds_from(self.loader, self._seed) if torch_loader else nullcontext():
             if self._pending is not None:
                 self._load_loader(self._pending)
             made: Iterator[Any] = iter(self.loader)
@@ -93,13 +109,21 @@ class StatefulPosition(LoaderPosition):
     def _order(self) -> Exactness:
         if self.workers and not getattr(self.loader, "in_order", True):
             return Exactness(exact=False, reason="in_order=False: batches come as they are ready")
-        outer = next(iter(samplers.chain(self.loader).values()), None)
-        if outer is not None and not _resumable(outer):
-            return Exactness(exact=False, reason=f"{type(outer).__name__} has no state_dict and is read from its start")
+        chain = list(samplers.chain(self.loader).values())
+        # Behind torchdata's own BatchSampler any sampler is drawn again when the loader takes its state over,
+        # but kept workers take over the state of a finished epoch too, which draws once too often.
+        for sampler in chain if self._keeps_workers else chain[:1]:
+            if not _resumable(sampler):
+                reason = f"{type(sampler).__name__} has no state_dict and is read from its start"
+                return Exactness(exact=False, reason=reason)
         return Exactness(exact=True, reason="the loader keeps its own position")
 
+    @property
+    def _keeps_workers(self) -> bool:
+        return bool(getattr(self.loader, "persistent_workers", False))
+
     def _augmentation(self) -> Exactness:
-        if self._seeds_samples and getattr(self.loader, "persistent_workers", False):
+        if self._seeds_samples and self._keeps_workers:
             return Exactness(exact=False, reason="persistent workers do not learn the epoch of a stateful loader")
         if self._seeds_samples:
             return Exactness(exact=True, reason="samples are seeded one by one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -40,9 +41,10 @@ def misfits(stored: Tree, live: Tree, path: str) -> Iterator[str]:
     ):
         yield f"{path}: " + "; ".join(f"stored {k} {a}, live {k} {b}" for k, (a, b) in facts.items() if a != b)
     elif "values" in was["parts"]:
-        a, b = (tree.spec(tree.data["parts"]["values"]["name"]).dtype for tree in (stored, live))
-        if a != b:
-            yield f"{path}: stored dtype {a}, live dtype {b}"
+        a, b = (tree.spec(tree.data["parts"]["values"]["name"]) for tree in (stored, live))
+        # The first dimension counts the stored elements, which may differ; the others are blocks.
+        was_block, now_block = (msgspec.structs.replace(spec, shape=spec.shape[1:]) for spec in (a, b))
+        yield from _spec_misfits(was_block, now_block, path)
 
 
 def fill(data: Json, live: Tensor, filling: Filling) -> list[Callable[[], None]]:
@@ -108,9 +110,12 @@ def _replace(live: Tensor, made: Tensor) -> None:
     with torch.no_grad():
         if live.is_quantized:
             live.copy_(made)
-        else:
-            # The number of stored elements may differ, which copy_ refuses for compressed layouts.
+        elif live.layout == torch.sparse_coo:
             live.data = made
+        else:
+            # Assigning data does nothing to compressed layouts, and copy_ refuses another number of elements.
+            live.resize_as_sparse_(made)
+            live.copy_(made)
 
 
 def _form(data: Json) -> str:

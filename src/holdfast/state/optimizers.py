@@ -21,7 +21,7 @@ from holdfast.errors import StateError, UnsupportedValue
 from holdfast.state import composites, loading, tensors
 from holdfast.state.loading import Tree
 from holdfast.state.reading import Filling
-from holdfast.state.tree import Collector, leaves
+from holdfast.state.tree import Collector, is_sharded, leaves, local
 from holdfast.trees import TensorSpec
 from holdfast.values import Json
 
@@ -91,7 +91,7 @@ def parameter_groups(name: str, optimizer: Optimizer, names: Names) -> list[list
     return [[known for known in group if known is not None] for group in found]
 
 
-def group_problems(name: str, stored: list[Any], live: list[Any]) -> Iterator[str]:
+def group_problems(name: str, stored: list[Any], live: list[Any], *, order_counts: bool) -> Iterator[str]:
     """How the parameter groups differ; one line per difference."""
     was, now = ([{ParameterName(*p) for p in group} for group in groups] for groups in (stored, live))
     if len(was) != len(now):
@@ -104,6 +104,8 @@ def group_problems(name: str, stored: list[Any], live: list[Any]) -> Iterator[st
     if known == present and len(was) == len(now):
         moved = sorted({p for a, b in zip(was, now, strict=True) for p in a ^ b})
         yield from (f"{name}: {p} is in another parameter group than when it was stored" for p in moved)
+        if order_counts and not moved and stored != live:
+            yield f"{name}: its parameters are in another order than when it was stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ class StockOptimizer:
     def problems(self, stored: Tree, live: Tree) -> Iterator[str]:
         """Differences of the parameter groups, and tensors that could not be made anew."""
         was, now = ([group["params"] for group in tree.data["groups"]] for tree in (stored, live))
-        yield from group_problems(self.name, was, now)
+        yield from group_problems(self.name, was, now, order_counts=_order_counts(self.optimizer))
         present = dict(_named_states(live.data["state"]))
         for name, state in _named_states(stored.data["state"]):
             for key, item in state.items():
@@ -163,12 +165,10 @@ class StockOptimizer:
         self.optimizer.state.update(loading.fresh(data["other"], filling))
 
     def comparable(self, stored: Json, live: Json) -> Json:
-        """``live`` without group values that the stored torch did not have."""
-        pairs = zip(stored["groups"], live["groups"], strict=False)
-        groups = [
-            now | {"values": {k: v for k, v in now["values"].items() if k in was["values"]}} for was, now in pairs
-        ]
-        return live | {"groups": groups}
+        """``live`` without group values that the stored torch did not have; the plan has compared the parameters."""
+        pairs = zip(stored["groups"], live["groups"], strict=True)
+        known = [{key: item for key, item in now["values"].items() if key in was["values"]} for was, now in pairs]
+        return live | {"groups": [was | {"values": now} for was, now in zip(stored["groups"], known, strict=True)]}
 
     def _states(self) -> Iterable[tuple[Tensor, Mapping[str, Any]]]:
         members = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -191,7 +191,7 @@ class StockOptimizer:
         data = self._values(collector, state, path)
         for key, item in data.items():
             if item_tag(item) == "tensor":
-                item |= _whereabouts(state[key].device, parameter.device)
+                item |= _whereabouts(state[key], parameter)
         return data
 
     def _load_group(self, group: dict[str, Any], stored: Mapping[str, Json], filling: Filling) -> None:
@@ -243,13 +243,16 @@ class _Homes:
     def _home(self, key: str, item: Json, leaf: dict[str, Json]) -> Tensor:
         name = leaf["name"]
         if (home := self.filling.placed(name)) is not None:
-            return home
+            # Tied to a parameter, it is a view of it and no parameter itself.
+            return tensors.plain(home)
         spec, device = self.filling.stored.spec(name), self._device(key, leaf)
         live = self.live.get(key)
         if item is not leaf or not isinstance(live, Tensor) or live.device != device or not _fits(live, spec):
             loading.refuse_overlap(leaf)
-            live = _like(self.parameter, spec, device)
-        self.filling.place(name, live)
+            live = _like(local(self.parameter, key), spec, device)
+            if leaf.get("sharded") and is_sharded(self.parameter):
+                live = type(self.parameter.data).from_local(live, self.parameter.device_mesh, self.parameter.placements)  # type: ignore[attr-defined]
+        self.filling.place(name, local(live, key))
         return live
 
     def _device(self, key: str, leaf: dict[str, Json]) -> torch.device:
@@ -278,10 +281,7 @@ class OwnOptimizer:
     def problems(self, stored: Tree, live: Tree) -> Iterator[str]:
         """Differences of the parameter groups; their order counts, since the state goes by number."""
         was, now = stored.data["groups"], live.data["groups"]
-        found = list(group_problems(self.name, was, now))
-        if not found and was != now:
-            found = [f"{self.name}: its parameters are in another order than when it was stored"]
-        yield from found
+        yield from group_problems(self.name, was, now, order_counts=True)
 
     def load(self, data: Json, filling: Filling) -> None:
         """Hands it tensors of its own."""
@@ -297,17 +297,24 @@ def item_tag(item: Json) -> str | None:
     return item.get("$") if isinstance(item, dict) else None
 
 
+def _order_counts(optimizer: Optimizer) -> bool:
+    # LBFGS lays its parameters end to end; so may any optimizer that torch does not ship.
+    return isinstance(optimizer, torch.optim.LBFGS) or not type(optimizer).__module__.startswith("torch.optim.")
+
+
 def _named_states(data: Mapping[str, Mapping[str, Json]]) -> Iterator[tuple[ParameterName, Mapping[str, Json]]]:
     return ((ParameterName(o, name), state) for o, states in data.items() for name, state in states.items())
 
 
-def _whereabouts(device: torch.device, parameter: torch.device) -> dict[str, Json]:
-    if device.type != "cpu":
-        return {"device": device.type}
-    return {"host": True} if parameter.type != "cpu" else {}
+def _whereabouts(tensor: Tensor, parameter: Tensor) -> dict[str, Json]:
+    sharded = {"sharded": True} if is_sharded(tensor) else {}
+    if tensor.device.type != "cpu":
+        return sharded | {"device": tensor.device.type}
+    return sharded | ({"host": True} if parameter.device.type != "cpu" else {})
 
 
 def _fits(live: Tensor, spec: TensorSpec) -> bool:
+    live = local(live, "")
     plain = live.layout == torch.strided and composites.split(live, "") is None
     return plain and tuple(live.shape) == spec.shape and tensors.dtype_name(live.dtype) == spec.dtype
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -66,14 +66,15 @@ class Seeded(Dataset[Any]):
             inner(epoch)
 
     def __getitem__(self, index: Any) -> Any:
-        with _seeded(self._number(index)):
-            return self.dataset[_plain(index)]
+        with _put_back():
+            return self._sample(index)
 
     def __getitems__(self, indices: Sequence[Any]) -> Any:
         inner = getattr(self.dataset, "__getitems__", None)
-        if not callable(inner):
-            return [self[index] for index in indices]
-        with _seeded(randomness.hashed(*map(self._number, indices))):
+        with _put_back():
+            if not callable(inner):
+                return [self._sample(index) for index in indices]
+            randomness.seed(randomness.hashed(*map(self._number, indices)))
             return inner([_plain(index) for index in indices])
 
     def __len__(self) -> int:
@@ -84,6 +85,10 @@ class Seeded(Dataset[Any]):
         if name.startswith("__") or name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+    def _sample(self, index: Any) -> Any:
+        randomness.seed(self._number(index))
+        return self.dataset[_plain(index)]
 
     def _number(self, index: Any) -> int:
         return randomness.hashed(self.seed, getattr(index, "epoch", self.epoch), repr(_plain(index)))
@@ -131,12 +136,9 @@ def worker_init(worker: int) -> None:
     randomness.seed(randomness.hashed("worker", torch.initial_seed(), worker))
 
 
-@contextmanager
-def _seeded(number: int) -> Iterator[None]:
+def _put_back() -> AbstractContextManager[None]:
     # A worker has nothing to put back, and putting back costs more than seeding.
-    with nullcontext() if get_worker_info() is not None else randomness.preserved():
-        randomness.seed(number)
-        yield
+    return randomness.preserved() if get_worker_info() is None else nullcontext()
 
 
 def _index(value: Any, epoch: int) -> Index:

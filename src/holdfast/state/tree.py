@@ -132,18 +132,23 @@ def leaves(data: Json) -> Iterator[dict[str, Any]]:
             yield from leaves(item)
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor."""
+    return tensors.is_a(tensor, "torch.distributed.tensor", "DTensor")
+
+
 def local(tensor: Tensor, path: str) -> Tensor:
     """What this process holds of a DTensor; any other tensor is itself.
 
     Raises:
         UnsupportedTensor: other ranks hold parts of it.
     """
-    if not tensors.is_a(tensor, "torch.distributed.tensor", "DTensor"):
+    if not is_sharded(tensor):
         return tensor
     mesh = tensor.device_mesh  # type: ignore[attr-defined]
     if mesh.size() != 1:
         raise UnsupportedTensor(f"{path} is a DTensor over {mesh.size()} ranks; only states of one rank can be stored")
-    return tensor.tolocal()  # type: ignore[attr-defined,no-any-return]
+    return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

@@ -211,7 +211,7 @@ def _size(entry: os.DirEntry[str]) -> int | None:
 
 def _unfinished(folder: Path) -> Iterator[Path]:
     for entry in _entries(folder):
-        if entry.is_dir() and not entry.name.startswith("."):
+        if entry.is_dir() and _is_name(entry.name):
             yield from _unfinished(folder / entry.name)
-        elif entry.name.startswith(PREFIX):
+        elif entry.name.startswith(PREFIX) and entry.is_file(follow_symlinks=False):
             yield folder / entry.name

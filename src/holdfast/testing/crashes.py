@@ -114,8 +114,10 @@ def materialise(state: CrashState, into: Path) -> None:
 
 
 def _positions(steps: int, most: int, rng: random.Random) -> list[int]:
-    everywhere = range(steps + 1)
-    return sorted({steps, *rng.sample(everywhere, max(1, most))}) if len(everywhere) > most else list(everywhere)
+    """Where to cut: after every step, or at the end and as many other places as are allowed."""
+    if steps < most:
+        return list(range(steps + 1))
+    return [*sorted(rng.sample(range(steps), max(0, most - 1))), steps]
 
 
 Fates = tuple[Fate, ...]

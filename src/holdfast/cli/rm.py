@@ -1,0 +1,64 @@
+"""``holdfast rm``: delete checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.catalog.sweeps import OnNeed, SweepPlan, execute, plan_sweep
+from holdfast.cli.finding import find_record, opened
+from holdfast.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, StoreOption
+from holdfast.cli.output import print_json, say, size
+from holdfast.errors import InvalidInput
+
+WAIT = 10.0
+"""Seconds that saves and readers at work are given to finish."""
+
+
+def command(
+    references: Annotated[list[str], typer.Argument(help="Checkpoints of one run.")],
+    dry_run: DryRunOption = False,
+    store: StoreOption = DEFAULT_STORE,
+    json: JsonOption = False,
+) -> None:
+    """Delete checkpoints and what only they need. Refused while a tag, a pin, a fork or a reader needs one."""
+    found = opened(store)
+    records = [find_record(found, reference) for reference in references]
+    runs = {record.run for record in records}
+    if len(runs) != 1:
+        raise InvalidInput(f"rm takes checkpoints of one run at a time, not of {len(runs)}")
+    run = found.run(runs.pop())
+    plan = plan_sweep(found, run, [record.address for record in records], on_need=OnNeed.REFUSE)
+    done = plan if dry_run else execute(found, plan, run=run, seconds=WAIT, report=say_waiting)
+    print_json(document(done, dry_run)) if json else print_plan(done, dry_run)
+
+
+def say_waiting(text: str) -> None:
+    """What is being waited for."""
+    say(text)
+
+
+def document(plan: SweepPlan, dry_run: bool) -> dict[str, Any]:
+    """A sweep as JSON."""
+    return {
+        "dry_run": dry_run,
+        "checkpoints": [str(address) for address in plan.records],
+        "objects": [str(name) for name in plan.names],
+        "freed_bytes": plan.freed,
+        "kept": [{"name": kept.name, "why": kept.why} for kept in plan.kept],
+    }
+
+
+def print_plan(plan: SweepPlan, dry_run: bool) -> None:
+    """A sweep for people."""
+    scope = plan.run if plan.run is not None else "shared"
+    verb = "would delete" if dry_run else "deleted"
+    for address in plan.records:
+        say(f"{verb} {address}")
+    say(
+        f"{scope}: {verb} {len(plan.records)} checkpoints, {len(plan.trees)} manifests, {len(plan.packs)} packs, "
+        f"{size(plan.freed)}"
+    )
+    for kept in plan.kept:
+        say(f"    stays: {kept.name}: {kept.why}")

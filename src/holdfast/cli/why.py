@@ -1,0 +1,82 @@
+"""``holdfast why``: what resume would choose, what retention would keep, and the reasons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from holdfast.catalog.runs import Run
+from holdfast.catalog.store import Store
+from holdfast.cli.finding import find_run, opened
+from holdfast.cli.keeping import Retention, retention
+from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
+from holdfast.cli.output import print_json, say, table
+from holdfast.ids import RecordId
+from holdfast.records import Record
+from holdfast.recovery.resume import Rejected, candidates
+
+
+def command(
+    run: str = typer.Argument(None, help="A run: its name or run-003; the newest one if left out."),
+    keep: str = typer.Option(None, "--keep", help="Explain this policy instead, such as 'latest(3) | best(\"loss\")'."),
+    store: StoreOption = DEFAULT_STORE,
+    json: JsonOption = False,
+) -> None:
+    """Explain what resume would choose in a run and what retention would keep."""
+    found = opened(store)
+    chosen = find_run(found, run)
+    best, rejected = _choice(found, chosen)
+    kept = retention(chosen, keep)
+    if json:
+        print_json(_document(chosen, best, rejected, kept))
+        return
+    _print_choice(chosen, best, rejected)
+    _print_retention(chosen, kept)
+
+
+def _choice(store: Store, run: Run) -> tuple[Record | None, list[str]]:
+    """What resume would try first; that its bytes are whole is only known when they are read ('verify --deep')."""
+    rejected = Rejected()
+    best = next(candidates(store, run, rejected), None)
+    return best, rejected.reasons
+
+
+def _document(run: Run, best: Record | None, rejected: list[str], kept: Retention) -> dict[str, Any]:
+    plan = kept.plan
+    return {
+        "run": str(run.number),
+        "resume": str(best.address) if best else None,
+        "passed_over": rejected,
+        "policy": kept.policy,
+        "policy_from": kept.source,
+        "keep": {str(id_): list(reasons) for id_, reasons in plan.keep.items()} if plan else {},
+        "delete": [str(address) for address in plan.delete] if plan else [],
+    }
+
+
+def _print_choice(run: Run, best: Record | None, rejected: list[str]) -> None:
+    if best:
+        say(f"resume would choose {best.address}, {best.kind}: {best.reason}")
+    else:
+        say("resume would find nothing" + ("" if rejected else f" and start {run.number} from zero"))
+    for line in rejected:
+        say(f"    passed over: {line}")
+
+
+def _print_retention(run: Run, kept: Retention) -> None:
+    if kept.plan is None:
+        say(f"there is no keep policy ({kept.source}): everything stays")
+        return
+    say(f"\nretention by {kept.policy} ({kept.source}):")
+    deleted = {address.id for address in kept.plan.delete}
+    rows = [
+        (record.step, record.id[:8], "delete" if record.id in deleted else "keep", _reason(record, kept))
+        for record in reversed(run.records())
+    ]
+    table(("step", "id", "", "because"), rows, right=("step",))
+
+
+def _reason(record: Record, kept: Retention) -> str:
+    reasons = kept.plan.keep.get(RecordId(record.id), ()) if kept.plan else ()
+    return "; ".join(reasons) or "nothing wants it"
