@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -61,8 +61,10 @@ def unseal(name: ObjectName, data: bytes, type_: type[T] | tuple[type[T], ...]) 
     if found is None:
         raise Corrupt(f"{name} is sealed but is no {' or '.join(types)}; an object was moved here by hand")
     try:
-        decoded = {key: values.decode(value) for key, value in fields.items()}
-        return cast(T, msgspec.convert(decoded, found, strict=True))
+        # Most objects hold plain JSON only; a tagged value has the key "$", and quotes in texts are escaped.
+        if b'"$"' in data:
+            fields = {key: values.decode(value) for key, value in fields.items()}
+        return msgspec.convert(fields, found, strict=True)
     except (msgspec.ValidationError, ValueError) as error:
         raise Corrupt(f"{name} is sealed but malformed: {error}") from error
 
@@ -71,7 +73,10 @@ def _checked(name: ObjectName, data: bytes) -> dict[str, Any]:
     body, tail = data[:-_TAIL_LENGTH], _TAIL.fullmatch(data[-_TAIL_LENGTH:])
     if tail is None or blake3(body).hexdigest().encode() != tail[1]:
         raise Corrupt(f"{name} does not match its seal; run 'holdfast verify' to see what still holds")
-    fields: dict[str, Any] = json.loads(data)
+    try:
+        fields: dict[str, Any] = msgspec.json.decode(data, type=dict)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"{name} is sealed but no JSON: {error}") from error
     fields.pop("seal")
     version = fields.pop("format", None)
     if version not in READABLE:

@@ -314,9 +314,7 @@ def _shared_packs_taken_back(patch):
 
 def _sources_before_tombstones(patch):
     def early(attempt):
-        found[attempt] = read_sources(
-            attempt.launch.run, bases=attempt._bases, shared=attempt._shared, tombstones=NONE
-        )
+        found[attempt] = read_sources(attempt.launch.run, bases=attempt._bases, shared=attempt._shared, tombstones=NONE)
         return read_tombstones(attempt._store)
 
     found = {}

@@ -126,6 +126,14 @@ def test_best_ignores_nan_wherever_it_stands(store, train):
     assert resolve(store, "@best:val_loss:max") == worst
 
 
+def test_best_is_never_a_quarantined_one(store, train):
+    trainer = train("r")
+    healthy = trainer.save(100, metrics={"m": 2.0})
+    rotten = trainer.save(200, metrics={"m": 1.0})
+    add_mark(store, rotten.address, MarkKind.QUARANTINED, by="saver")
+    assert resolve(store, "@best:m") == healthy
+
+
 def test_best_counts_metrics_that_were_measured_later(store, train):
     """Hazards 36: val_loss after the step's save has a home in a mark."""
     trainer = train("r")

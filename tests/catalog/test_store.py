@@ -41,9 +41,11 @@ def test_a_missing_folder_is_named_together_with_a_store_nearby(tmp_path):
 
 def test_an_empty_folder_is_no_store_and_stays_empty(tmp_path):
     """Hazards 28: a mount that is missing looks like an empty folder."""
+    mount = tmp_path / "mnt" / "checkpoints"
+    mount.mkdir(parents=True)
     with pytest.raises(NotFound, match=r"has no holdfast\.json.*mounted"):
-        open_store(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        open_store(mount)
+    assert list(mount.iterdir()) == []
 
 
 @pytest.mark.parametrize("folder", ["catalog", "data"])

@@ -323,7 +323,7 @@ def to_the_end(actor: Actor) -> None:
 
 
 def switches(first: int, before: int, between: int) -> Schedule:
-    """Two actors: ``first`` does some operations, the other one some, then the first goes to its end, then the other."""
+    """Two actors: ``first`` does some operations, the other one some; then each goes to its end."""
 
     def schedule(world: World) -> None:
         one, other = world.actors[first], world.actors[1 - first]

@@ -1,108 +1,12 @@
-"""A storage that is a dictionary, so that tests reach every stored byte and can fail at every call."""
-
 from __future__ import annotations
 
 import random
-import threading
 
 import pytest
+from packs_kit import Heap
 
-from holdfast.errors import Corrupt, ObjectExists, ObjectMissing, StorageFull
-from holdfast.packs.codec import Codec
-from holdfast.packs.index import SegmentIndex
-from holdfast.packs.reader import read_segments
-from holdfast.packs.writer import write_segments
 from holdfast.storage.local import LocalStorage
 from holdfast.storage.memory import memory_storage
-from holdfast.storage.protocol import Listed
-
-FOLDER = "data/runs/001/"
-
-
-class HeapSink:
-    def __init__(self, heap, name, reserve, alignment):
-        self.heap, self.name, self.alignment = heap, name, alignment
-        self.data = bytearray(reserve)
-        self.ended = False
-
-    def write(self, offset, data):
-        self.heap.event(f"write {offset}")
-        self.heap.pieces.append((offset, len(data)))
-        data = bytes(data)
-        with self.heap.lock:
-            self.data.extend(bytes(max(0, offset + len(data) - len(self.data))))
-            self.data[offset : offset + len(data)] = data
-
-    def commit(self, length):
-        self.heap.event("commit")
-        if self.name in self.heap.objects:
-            raise ObjectExists(self.name)
-        assert len(self.data) >= length
-        self.heap.objects[self.name] = self.data[:length]
-        self.ended = True
-        self.heap.committed(self)
-
-    def abort(self):
-        self.heap.aborted += not self.ended
-        self.ended = True
-
-
-class HeapSource:
-    def __init__(self, heap, data, alignment):
-        self.heap, self.data, self.alignment, self.size = heap, data, alignment, len(data)
-        heap.opened += 1
-
-    def read_into(self, offset, into):
-        self.heap.reads.append((offset, len(into)))
-        if offset + len(into) > self.size:
-            raise Corrupt("the object ends early")
-        into[:] = self.data[offset : offset + len(into)]
-
-    def close(self):
-        self.heap.opened -= 1
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-
-class Heap:
-    url = "heap://"
-
-    def __init__(self, alignment=1, room=1 << 40):
-        self.lock = threading.Lock()
-        self.objects, self.alignment, self.room = {}, alignment, room
-        self.reserved, self.pieces, self.reads, self.events = [], [], [], []
-        self.aborted = self.opened = 0
-        self.fail_at, self.error = None, None
-        self.committed = lambda sink: None
-
-    def event(self, what):
-        with self.lock:
-            self.events.append(what)
-            if self.fail_at is not None and len(self.events) > self.fail_at:
-                raise self.error
-
-    def sink(self, name, reserve):
-        self.event("sink")
-        if reserve > self.room:
-            raise StorageFull(f"no room for {reserve} bytes")
-        self.reserved.append(reserve)
-        return HeapSink(self, name, reserve, self.alignment)
-
-    def source(self, name):
-        if name not in self.objects:
-            raise ObjectMissing(f"{name} is not there")
-        return HeapSource(self, self.objects[name], self.alignment)
-
-    def delete(self, names):
-        for name in names:
-            self.objects.pop(name, None)
-
-    def list(self, prefix):
-        return iter([Listed(n, len(d)) for n, d in sorted(self.objects.items()) if n.startswith(prefix)])
 
 
 @pytest.fixture
@@ -121,21 +25,3 @@ def rng():
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     return random.Random(seed)
-
-
-def nothing(_):
-    return False
-
-
-def write(storage, segments, *, known=nothing, codec=Codec.RAW, **options):
-    """Write byte strings as segments."""
-    return write_segments(storage, FOLDER, map(memoryview, segments), known=known, codec=codec, **options)
-
-
-def read_back(storage, written, lengths, **options):
-    """The raw bytes of the segments that `write` wrote, in its order."""
-    index = SegmentIndex.of(storage, [pack.name for pack in written.packs])
-    targets = [bytearray(length) for length in lengths]
-    wanted = zip(written.digests, map(memoryview, targets), strict=True)
-    read_segments(storage, index.get, wanted, **options)
-    return [bytes(target) for target in targets]

@@ -4,7 +4,7 @@ import struct
 
 import msgspec
 import pytest
-from conftest import FOLDER, Heap, write
+from packs_kit import FOLDER, Heap, write
 
 from holdfast.errors import Corrupt, UnknownFormat
 from holdfast.ids import Digest, ObjectName
@@ -105,7 +105,7 @@ def test_a_footer_of_100000_segments_round_trips():
     ("why", "entries", "end"),
     [
         ("not aligned", [entry(BLOCK + 32, 10)], 2 * BLOCK),
-        ("not aligned", [entry(BLOCK + 64, 65_536)], 18 * BLOCK),
+        ("not aligned", [entry(BLOCK, 10), entry(BLOCK + 64, 65_536)], 18 * BLOCK),
         ("overlap", [entry(BLOCK, 100), entry(BLOCK + 64, 100)], 2 * BLOCK),
         ("overlap", [entry(BLOCK + 128, 10), entry(BLOCK, 10)], 2 * BLOCK),
         ("overlap", [entry(0, 10)], BLOCK),
@@ -125,7 +125,7 @@ def test_a_footer_with_right_digest_but_impossible_content_is_corrupt(why, entri
 
 def test_columns_of_different_lengths_are_corrupt():
     body = msgspec.msgpack.encode(
-        dict(id=ID, digests=bytes(32), offsets=b"", stored=b"", lengths=b"", codecs=b"", checks=b"")
+        {"id": ID, "digests": bytes(32), "offsets": b"", "stored": b"", "lengths": b"", "codecs": b"", "checks": b""}
     )
     with pytest.raises(Corrupt, match="columns"):
         decode_footer(NAME, body, Tail(0, len(body), Digest.of(body)), BLOCK)
@@ -139,8 +139,8 @@ def test_a_footer_with_a_field_more_is_corrupt():
 
 
 def test_an_unknown_codec_asks_for_an_upgrade():
-    columns = dict(id=ID, digests=bytes(32), codecs=b"\x07", checks=bytes(16))
-    columns |= dict(offsets=(4096).to_bytes(8, "little"), stored=b"\1\0\0\0", lengths=b"\1\0\0\0")
+    columns = {"id": ID, "digests": bytes(32), "codecs": b"\x07", "checks": bytes(16)}
+    columns |= {"offsets": (4096).to_bytes(8, "little"), "stored": b"\1\0\0\0", "lengths": b"\1\0\0\0"}
     body = msgspec.msgpack.encode(columns)
     with pytest.raises(UnknownFormat, match="upgrade"):
         decode_footer(NAME, body, Tail(8192, len(body), Digest.of(body)), 3 * BLOCK)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import FOLDER, Heap, write
+from packs_kit import FOLDER, Heap, write
 
 from holdfast.errors import Corrupt, Missing
 from holdfast.ids import Digest, ObjectName

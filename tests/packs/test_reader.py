@@ -4,7 +4,7 @@ import mmap
 import threading
 
 import pytest
-from conftest import Heap, read_back, write
+from packs_kit import Heap, read_back, write
 
 from holdfast.errors import Corrupt, InvalidInput, Missing
 from holdfast.ids import Digest

@@ -3,6 +3,7 @@
 Hazards 43.
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from holdfast.errors import StateError, StateMismatch, UnknownFormat, UnsupportedTensor, UnsupportedValue
+from holdfast.errors import (
+    Corrupt,
+    RestoreFailed,
+    StateError,
+    StateMismatch,
+    UnknownFormat,
+    UnsupportedTensor,
+    UnsupportedValue,
+)
 from holdfast.state import capture, restore, tensors
 from holdfast.trees import TensorSpec, item_bytes
 
@@ -199,8 +208,6 @@ def test_an_expanded_tensor_is_saved_and_filled_where_it_lives():
 
 
 def test_an_expanded_target_for_rows_that_differ_is_an_error():
-    from holdfast.errors import RestoreFailed
-
     with pytest.raises(RestoreFailed, match="t: other bytes"):
         restore({"t": torch.zeros(40).expand(30, 40)}, save({"t": torch.rand(30, 40)}))
 
@@ -209,6 +216,15 @@ def test_sparse_tensors_of_other_blocks_do_not_fit():
     first, second = torch.eye(40).to_sparse_bsr((2, 2)), torch.eye(40).to_sparse_bsr((4, 4))
     with pytest.raises(StateMismatch, match=r"t: stored shape \[2, 2\], live shape \[4, 4\]"):
         restore({"t": second}, save({"t": first}))
+
+
+def test_indices_outside_of_a_sparse_tensor_are_found_before_it_is_used():
+    """Hazards 49: a stored index must not become an address."""
+    stored = save({"h": Holder({"t": sparse(0)})})
+    bad = stored.values.replace(b'"shape":[40,40]', b'"shape":[40,30]')
+    assert bad != stored.values
+    with pytest.raises(Corrupt, match="sparse_coo tensor is malformed"):
+        restore({"h": Holder({})}, dataclasses.replace(stored, values=bad))
 
 
 def test_the_coalesced_flag_survives():

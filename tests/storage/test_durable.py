@@ -195,6 +195,16 @@ def test_an_error_is_no_reason_for_a_weaker_way(tmp_path, code):
     assert storage.publishing is Publishing.LINK
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_every_answer_that_means_no_links_is_understood(tmp_path, code):
+    """Hazards 20: exFAT, SMB and FUSE filesystems say it differently."""
+    storage = LocalStorage(tmp_path, FailAt(1, code, persistent=True, ops=frozenset({Op.LINK})))
+    create(storage)
+    assert storage.publishing is Publishing.RENAME
+    with pytest.raises(ObjectExists):
+        create(storage)
+
+
 class AnswersTwice(HookedFiles):
     """Hazards 20: NFS repeats a request whose answer was lost, and finds its own link."""
 

@@ -14,7 +14,7 @@ from holdfast.catalog import layout
 from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.objects import DamagedObject, load_each
 from holdfast.catalog.reach import Holders
-from holdfast.errors import InvalidName, ObjectMissing, UnknownReference
+from holdfast.errors import ObjectMissing, UnknownReference
 from holdfast.ids import ObjectName, RecordAddress, RecordId, RunNumber
 from holdfast.records import Aborted, LaunchInfo, Record, RunInfo, StartInfo
 from holdfast.seals import unseal
@@ -22,6 +22,7 @@ from holdfast.seals import unseal
 if TYPE_CHECKING:
     from holdfast.catalog.store import Store
 
+_RECORD = re.compile(r"(\d{6,})\.(\d{3,})\.(\d{12,})-([0-9a-f]{16})\.json")
 _LAUNCH = re.compile(r"(\d{6,})\.json")
 _PUBLISHED: tuple[type[Record | Aborted], ...] = (Record, Aborted)
 _START = re.compile(r"(\d{6,})\.(\d{3,})\.json")
@@ -55,9 +56,7 @@ class Run:
 
     def addresses(self) -> list[RecordAddress]:
         """All record names by order, from the names alone: given-up saves and damaged records are among them."""
-        listed = self.store.storage.list(layout.records_folder(self.number))
-        found = (_address(one.name) for one in listed)
-        return sorted(address for address in found if address is not None and address.run == self.number)
+        return [RecordAddress.from_name(name) for name in self._record_names()]
 
     def records(self) -> list[Record]:
         """The committed records that can be read, by order."""
@@ -69,7 +68,7 @@ class Run:
 
     def published(self) -> Published:
         """Committed records, given-up saves and damaged objects, from one listing."""
-        names = [address.name for address in self.addresses()]
+        names = self._record_names()
         read, damaged = load_each(self.store.storage, [name for name in names if name not in self._seen], _PUBLISHED)
         self._seen.update((one.name, one) for one in read)
         contents = [self._seen[name] for name in names if name in self._seen]
@@ -114,6 +113,12 @@ class Run:
         """Head and ancestors, as of now."""
         return Lineage.of(self.records(), self.starts(), self.info.forked_from)
 
+    def _record_names(self) -> list[ObjectName]:
+        listed = self.store.storage.list(layout.records_folder(self.number))
+        places = ((_RECORD.fullmatch(one.name.leaf), one.name) for one in listed)
+        ordered = sorted((tuple(map(int, match.groups()[:3])), match[4], name) for match, name in places if match)
+        return [name for *_, name in ordered]
+
     def _launch_names(self) -> list[ObjectName]:
         return [listed.name for listed in self.store.storage.list(f"{layout.run_folder(self.number)}launches/")]
 
@@ -127,13 +132,6 @@ def read_record(store: Store, address: RecordAddress) -> Record | Aborted | None
     try:
         return unseal(address.name, store.storage.read(address.name), _PUBLISHED)
     except ObjectMissing:
-        return None
-
-
-def _address(name: ObjectName) -> RecordAddress | None:
-    try:
-        return RecordAddress.from_name(name)
-    except InvalidName:
         return None
 
 

@@ -158,7 +158,7 @@ def open_store(url: str | Path, *, create: bool = False, visibility: float = 0.0
     except (StorageUnavailable, ObjectMissing) as error:
         if create or not _is_absent(url):
             raise
-        raise NotFound(f"no store at {url}: there is no such folder{_nearby(Path(url))}") from error
+        raise NotFound(f"no store at {url}: there is no such folder{_nearby(str(url))}") from error
     store = create_store(storage) if create else existing_store(storage)
     return replace(store, visibility=visibility)
 
@@ -169,8 +169,7 @@ def existing_store(storage: Storage) -> Store:
         return Store(storage=storage, info=load(storage, layout.STORE, StoreInfo))
     except ObjectMissing:
         _refuse_orphans(storage)
-        near = _nearby(Path(storage.url.removeprefix("file://")))
-        raise NotFound(f"no store at {storage.url}: it has no {layout.STORE}{near}") from None
+        raise NotFound(f"no store at {storage.url}: it has no {layout.STORE}{_nearby(storage.url)}") from None
 
 
 def create_store(storage: Storage) -> Store:
@@ -212,9 +211,11 @@ def _is_absent(url: str | Path) -> bool:
     return "://" not in str(url) and not Path(url).exists()
 
 
-def _nearby(path: Path) -> str:
+def _nearby(url: str) -> str:
     """A hint at stores around a local path, or nothing."""
-    stores = sorted(str(place) for place in _places(path) if (place / layout.STORE).is_file())
+    if "://" in url:
+        return ""
+    stores = sorted(str(place) for place in _places(Path(url)) if (place / layout.STORE).is_file())
     return f"; did you mean {' or '.join(stores[:3])}?" if stores else "; is the path right, and is it mounted?"
 
 

@@ -102,7 +102,7 @@ def _progress(quiet: bool, what: str, steps: int) -> Iterator[Show]:
 
 def _sentence(kill: Kill) -> str:
     where = "in the middle of a save" if kill.in_save else "between saves"
-    return f"  killed after step {kill.step} {where}; the same command resumed at step {kill.resumed_at}"
+    return f"  killed after step {kill.step} {where}; resumed at step {kill.resumed_at}"
 
 
 def _report(killed: Outcome, undisturbed: Outcome) -> None:

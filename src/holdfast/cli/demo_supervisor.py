@@ -33,8 +33,10 @@ from holdfast.trees import Manifest, TensorSpec, segments
 
 RUN = RunNumber(1)
 _STEP = re.compile(r"step (\d+) loss (\S+)")
-_POLL = 0.002
-"""Seconds between looks; a save of the demo takes far longer."""
+_POLL = 0.01
+"""Seconds between looks at the trainer; a save of the demo takes far longer."""
+_LOOK = 0.25
+"""Seconds between looks for new records; three saves, after which retention deletes, take far longer."""
 
 
 class Trainer:
@@ -106,6 +108,13 @@ class Ledger:
         self.folder = folder
         self._seen: dict[RecordId, Record] = {}
         self._run: Run | None = None
+        self._next_look = 0.0
+
+    def glance(self) -> None:
+        """`look`, unless it was done a moment ago: reading must not slow the training down."""
+        if time.monotonic() >= self._next_look:
+            self.look()
+            self._next_look = time.monotonic() + _LOOK
 
     def look(self) -> None:
         """Note the records that are new."""
@@ -201,8 +210,7 @@ class Supervisor:
 
     def _watch(self, trainer: Trainer) -> None:
         self.tell(trainer.step, None)
-        if not self.ledger.saving():
-            self.ledger.look()
+        self.ledger.glance()
         time.sleep(_POLL)
 
 

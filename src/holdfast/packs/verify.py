@@ -77,7 +77,7 @@ def _gap(start: int, end: int) -> Iterator[_Region]:
 
 
 def _problems(source: Source, footer: Footer, progress: Callable[[int], None]) -> Iterator[Problem]:
-    buffer = aligned_buffer(SEGMENT_BYTES)
+    buffer = aligned_buffer(min(SEGMENT_BYTES, source.size))
     for regions in _batches(_regions(footer)):
         start, end = regions[0].start, regions[-1].end
         source.read_into(start, buffer[: end - start])

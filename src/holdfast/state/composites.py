@@ -7,7 +7,8 @@ lives: its class is never called into being from stored text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from holdfast import values
-from holdfast.errors import StateError, UnsupportedTensor, UnsupportedValue
+from holdfast.errors import Corrupt, StateError, UnsupportedTensor, UnsupportedValue
 from holdfast.state.tensors import dtype_name
 from holdfast.values import Json
 
@@ -147,18 +148,29 @@ def _ndarray(data: dict[str, Any], part: Part) -> object:
 def _sparse_coo(data: dict[str, Any], part: Part) -> Tensor:
     indices, content = part(data["parts"]["indices"]), part(data["parts"]["values"])
     # check_invariants: the indices come from a file, and a bad one would write outside of memory later.
-    return torch.sparse_coo_tensor(
-        indices, content, tuple(data["shape"]), is_coalesced=bool(data["coalesced"]), check_invariants=True
-    )
+    coalesced = bool(data["coalesced"])
+    with _checked(data):
+        return torch.sparse_coo_tensor(
+            indices, content, tuple(data["shape"]), is_coalesced=coalesced, check_invariants=True
+        )
 
 
 def _sparse_compressed(data: dict[str, Any], part: Part) -> Tensor:
     inner = data["parts"]
     compressed, plain, content = (part(inner[name]) for name in ("compressed", "plain", "values"))
     layout = _LAYOUTS[data["layout"]]
-    return torch.sparse_compressed_tensor(
-        compressed, plain, content, tuple(data["shape"]), layout=layout, check_invariants=True
-    )
+    with _checked(data):
+        return torch.sparse_compressed_tensor(
+            compressed, plain, content, tuple(data["shape"]), layout=layout, check_invariants=True
+        )
+
+
+@contextmanager
+def _checked(data: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        raise Corrupt(f"a stored {data['$']} tensor is malformed: {str(error).splitlines()[0]}") from error
 
 
 def _quantized(data: dict[str, Any], part: Part) -> Tensor:

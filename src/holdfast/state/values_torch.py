@@ -155,12 +155,19 @@ def _torch_constant(type_: type) -> Callable[[str], Any]:
     return find
 
 
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 def _register_torch() -> None:
     for type_ in (torch.dtype, torch.layout, torch.memory_format):
         values.register(
             type_, f"torch.{type_.__name__}", lambda v: str(v).removeprefix("torch."), _torch_constant(type_)
         )
-    values.register(torch.device, "torch.device", str, torch.device)
+    values.register(torch.device, "torch.device", str, _device)
     values.register(torch.Size, "torch.size", list, torch.Size)
 
 

@@ -1,0 +1,105 @@
+"""Kill -9, everywhere: at each file event of a real save, and at random instants of a real training."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from toy_training import KILLED, ended, finished, forked, newest, resumed_from, train, with_files
+
+import holdfast
+from holdfast.catalog.verify import verify
+from holdfast.testing.faults import CountedFiles, KillAt
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """The fingerprint of a training that nobody touched, per number of workers."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return {
+        workers: finished(lambda: train(folder / f"s{workers}", workers=workers), folder / f"r{workers}")
+        for workers in (0, 2)
+    }
+
+
+def events_of(folder: Path) -> int:
+    """How many file events a whole training makes."""
+    counter = CountedFiles()
+
+    def work() -> int:
+        train(folder / "counted")
+        return len(counter.seen)
+
+    return int(finished(with_files(counter, work), folder / "events"))
+
+
+def check_killed_and_resumed(store: Path, launch: int) -> None:
+    """What the killed launch left is whole, and the next one goes on from the newest of it."""
+    found = holdfast.open(store)
+    report = verify(found, deep=True)
+    assert not report.affected, report.problems
+    del launch
+
+
+def test_a_kill_at_any_file_event_loses_nothing_that_was_committed(
+    tmp_path: Path, undisturbed: dict[int, str], request: pytest.FixtureRequest
+) -> None:
+    """hazards 1-5 and 12; users-ask 2: each event in turn, before and after it."""
+    total = events_of(tmp_path)
+    # Every event of the first two saves and their retention; the later ones are repetitions of these.
+    every_event = "soak" in request.config.getoption("-m")
+    numbers = range(1, total + 1) if every_event else range(1, total + 1, max(1, total // 45))
+    for number in numbers:
+        store = tmp_path / f"k{number}"
+        killer = KillAt(number, after=number % 2 == 0)
+        code = ended(forked(with_files(killer, lambda store=store: train(store))))
+        assert code == KILLED, f"event {number} of {total} did not kill: {code}"
+        before = newest(store)
+        result = finished(lambda store=store: train(store), tmp_path / "result")
+        assert result == undisturbed[0], f"another result after a kill at event {number} of {total}"
+        if before is not None:
+            launches = holdfast.open(store).run(1).launch_numbers()
+            assert resumed_from(store, launches[-1]) == before.id
+        assert verify(holdfast.open(store), deep=True).ok
+    print(f"\n{len(numbers)} kills at file events of a training with {total} of them")
+
+
+@pytest.mark.soak
+def test_a_kill_at_every_single_file_event_loses_nothing(
+    tmp_path: Path, undisturbed: dict[int, str], request: pytest.FixtureRequest
+) -> None:
+    """The whole row of kills, both before and after each event."""
+    test_a_kill_at_any_file_event_loses_nothing_that_was_committed(tmp_path, undisturbed, request)
+
+
+@pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.soak)])
+def test_random_kills_of_a_real_training_change_nothing(
+    tmp_path: Path, undisturbed: dict[int, str], kills: int
+) -> None:
+    """Loader workers, augmentation in workers, accumulation, the third epoch, kills in a row, relaunched at once."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"\nseed {seed}")
+    rng = random.Random(seed)
+    done = trainings = 0
+    while done < kills:
+        store = tmp_path / f"t{trainings}"
+        trainings += 1
+        for _ in range(4):  # in a row, on one store
+            pid = forked(lambda store=store: train(store, workers=2, pause=lambda _: time.sleep(0.02)))
+            time.sleep(rng.uniform(0.0, 1.2))
+            os.kill(pid, signal.SIGKILL)
+            code = ended(pid)
+            before = newest(store)
+            done += code == KILLED
+            if code == 0:
+                break
+        result = finished(lambda store=store: train(store, workers=2), tmp_path / "result")
+        assert result == undisturbed[2], f"seed {seed}: another result"
+        launches = holdfast.open(store).run(1).launch_numbers()
+        assert resumed_from(store, launches[-1]) == (before.id if before else None)
+        assert verify(holdfast.open(store), deep=True).ok
+    print(f"{done} random kills over {trainings} trainings, seed {seed}")

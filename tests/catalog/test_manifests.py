@@ -1,0 +1,98 @@
+"""Manifests and skeletons: written once, verified at every read, healed where they are damaged."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from holds_kit import SKELETON
+
+from holdfast.catalog import layout
+from holdfast.catalog.manifests import encode_trees, read_manifest, read_reach, read_skeleton, write_manifest
+from holdfast.errors import Corrupt, Damaged, Missing
+from holdfast.ids import Digest
+from holdfast.trees import PAGE_SEGMENTS, Lifetime, Skeleton, TensorSpec
+
+DIGESTS = [Digest.of(bytes([number])) for number in range(5)]
+
+
+@pytest.fixture
+def run(store):
+    return store.create_run("gpt2")
+
+
+def write(run, **changes) -> Digest:
+    parts = {"skeleton": SKELETON, "values": b"{}", "inline": b"small", "digests": DIGESTS, **changes}
+    return write_manifest(run, **parts)
+
+
+def trees(run) -> list[str]:
+    return [listed.name for listed in run.store.storage.list(layout.trees_folder(run.number))]
+
+
+def test_a_manifest_comes_back_as_it_was_written(run):
+    manifest = read_manifest(run, write(run))
+    assert manifest.skeleton == SKELETON
+    assert (manifest.values, manifest.inline) == (b"{}", b"small")
+    assert manifest.segment_digests() == DIGESTS
+
+
+def test_many_segments_take_several_pages(run):
+    digests = [Digest.of(number.to_bytes(4, "little")) for number in range(PAGE_SEGMENTS + 1)]
+    assert read_manifest(run, write(run, digests=digests)).segment_digests() == digests
+
+
+def test_the_skeleton_is_stored_once(run):
+    """Hazards 34: it is the same from save to save, so only the digests are written anew."""
+    write(run)
+    write(run, values=b'{"step": 2}')
+    assert len(trees(run)) == 3
+
+
+def test_equal_states_have_one_manifest(run):
+    assert write(run) == write(run)
+    assert len(trees(run)) == 2
+
+
+def test_the_reach_is_known_without_the_skeleton(run):
+    digest = write(run)
+    skeleton = Digest.of(SKELETON.encode())
+    run.store.storage.delete([layout.tree(run.number, skeleton)])
+    reach = read_reach(run, digest)
+    assert (reach.skeleton, reach.digests) == (skeleton, b"".join(DIGESTS))
+    with pytest.raises(Missing, match="a record of run-001 names it"):
+        read_manifest(run, digest)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["skeleton", "manifest"])
+def test_every_flipped_bit_and_every_truncation_is_found(run, which):
+    digest = write(run)
+    name, data = encode_trees(run, SKELETON, b"{}", b"small", DIGESTS).objects[which]
+    for at in range(len(data)):
+        for broken in (data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], data[:at]):
+            run.store.storage.delete([name])
+            run.store.storage.create(name, broken)
+            with pytest.raises(Damaged):
+                read_manifest(run, digest)
+
+
+def test_a_damaged_skeleton_is_healed_by_the_next_save(run):
+    """One rotten object must not fail every later save of the same structure."""
+    digest = write(run)
+    name, data = encode_trees(run, SKELETON, b"{}", b"small", DIGESTS).objects[0]
+    run.store.storage.delete([name])
+    run.store.storage.create(name, data[:-1] + b"?")
+    with pytest.raises(Corrupt):
+        read_skeleton(run, Digest.of(data))
+    write(run)
+    assert read_manifest(run, digest).skeleton == SKELETON
+
+
+def test_a_hundred_thousand_tensors_are_read_in_a_second_of_computing(run):
+    spec = {"dtype": "float32", "shape": (64, 64), "lifetime": Lifetime.PARAMETER}
+    skeleton = Skeleton(tensors=tuple(TensorSpec(name=f"layers/{n}/weight", **spec) for n in range(100_000)))
+    digest = write(run, skeleton=skeleton, digests=DIGESTS * 20_000)
+    began = time.process_time()
+    manifest = read_manifest(run, digest)
+    assert time.process_time() - began < 1
+    assert len(manifest.skeleton.tensors) == 100_000
