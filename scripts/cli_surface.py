@@ -18,7 +18,7 @@ from holdfast.cli import app
 def surface(command: Any, words: str = "holdfast") -> Iterator[str]:
     """Lines such as ``holdfast show REFERENCE [--json]``, commands within commands included.
 
-    By attributes alone: typer may carry a copy of click that is not the installed one.
+    By plain attributes: newer versions of typer carry a copy of click of their own.
     """
     if children := getattr(command, "commands", None):
         for name in sorted(children):
@@ -36,7 +36,7 @@ def _shown(parameter: Any) -> str:
     option = parameter.param_type_name == "option"
     text = "/".join([*parameter.opts, *parameter.secondary_opts]) if option else parameter.name.upper()
     if option and not (parameter.is_flag or parameter.count):
-        text += f" {parameter.type.name.upper()}"
+        text += f" {parameter.metavar or 'VALUE'}"
     text += "..." if parameter.multiple or parameter.nargs != 1 else ""
     return text if parameter.required else f"[{text}]"
 

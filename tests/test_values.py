@@ -198,8 +198,7 @@ def test_an_object_met_twice_beside_itself_is_no_recursion():
     assert values.encode([shared, shared]) == [[1], [1]]
 
 
-def nested(levels, wrap):
-    value = 0
+def nested(levels, wrap, value=0):
     for _ in range(levels):
         value = wrap(value)
     return value
@@ -214,12 +213,14 @@ def test_nesting_has_a_limit_when_written(wrap):
 def test_nesting_has_a_limit_when_read():
     """Hazards 49: stored text cannot make the reader run out of stack."""
     with pytest.raises(Corrupt, match="nested more than"):
-        values.decode(nested(values.DEPTH + 1, lambda v: [v]))
+        values.decode(nested(values.DEPTH + 9, lambda v: [v]))
 
 
 def test_the_deepest_value_that_is_written_can_be_read():
-    deep = nested(values.DEPTH - 1, lambda v: {(1,): v})
-    assert same(through_text(deep), deep)
+    for wrap in (lambda v: [v], lambda v: {(1,): v}):
+        inner = (datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=1), "X")), slice(3**20000), -math.inf)
+        deep = nested(values.DEPTH - 2, wrap, inner)
+        assert same(through_text(deep), deep)
 
 
 def test_a_factory_that_is_not_in_the_table_is_refused():

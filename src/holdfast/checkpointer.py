@@ -262,6 +262,10 @@ class Checkpointer:
         finally:
             self._release()
 
+    def supersede(self) -> None:
+        """Another Checkpointer of this process has taken over the run; this one is over."""
+        self._release()
+
     def __enter__(self) -> Self:
         return self
 

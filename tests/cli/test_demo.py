@@ -129,6 +129,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path)
     assert report["equal"]
     assert len(report["killed"]["kills"]) == 2
     assert report["killed"]["result"]["step"] == 24
+    assert report["killed"]["result"]["loss"] > 0
     assert all(kill["resumed_at"] <= kill["step"] for kill in report["killed"]["kills"])
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # optimizers import it; once here is cheaper than once in every child
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 

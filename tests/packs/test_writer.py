@@ -146,7 +146,7 @@ def test_memory_that_changes_meanwhile_never_makes_a_wrong_digest():
         number = 0
         while not stop.is_set():
             number += 1
-            memory[number * 4096 % len(memory)] = number % 256
+            memory[number * 4096 % len(memory)] = number % 251
 
     scribbler = threading.Thread(target=scribble)
     scribbler.start()

@@ -122,7 +122,8 @@ def test_a_rollback_in_the_same_process_changes_nothing(persistent, back_to):
     position.load(state)
     position.replay()
     randomness.restore(random_state)
-    assert before + train(position, epochs=3) == trace
+    between = train(position, epochs=3, until=(1, 4))
+    assert before + between + train(resumed(build, *checkpoint(position)), epochs=3) == trace
     position.close()
 
 

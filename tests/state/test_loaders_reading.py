@@ -33,6 +33,9 @@ BUILDERS = {
         Stream(), batch_size=4, generator=torch.Generator().manual_seed(5)
     ),
     "iterable dataset, 2 workers": lambda: DataLoader(Stream(), batch_size=4, num_workers=2),
+    "iterable dataset with a generator, 2 workers": lambda: DataLoader(
+        Stream(), batch_size=4, num_workers=2, generator=torch.Generator().manual_seed(5)
+    ),
     "any iterable": Drawing,
     "list": lambda: [torch.tensor(number) for number in range(6)],
     "tuple": lambda: tuple(torch.tensor(number) for number in range(6)),

@@ -8,7 +8,7 @@ import sys
 import textwrap
 
 COMMON = """
-import resource, threading, torch
+import threading, torch
 from torch import nn
 from holdfast.ids import Digest
 from holdfast.state import Stored, capture, restore
@@ -54,12 +54,14 @@ class Peak:
 
 def run(body):
     code = textwrap.dedent(COMMON) + textwrap.dedent(body)
+    # The C library keeps freed blocks of this size to itself otherwise, and they would count.
+    environment = {"PYTHONPATH": ":".join(sys.path), "MALLOC_MMAP_THRESHOLD_": "1000000"}
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=150,
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env=environment,
     )
     assert result.returncode == 0, result.stderr[-2000:]
 
@@ -67,7 +69,7 @@ def run(body):
 def test_a_restore_in_place_needs_no_second_copy():
     run(
         """
-        net = nn.ParameterList([nn.Parameter(torch.ones(16 * MIB // 4)) for _ in range(12)])
+        net = nn.ParameterList([nn.Parameter(torch.ones(8 * MIB // 4)) for _ in range(12)])
         optimizer = torch.optim.SGD(net.parameters(), momentum=0.9)
         for p in net.parameters():
             optimizer.state[p]["momentum_buffer"] = torch.ones_like(p)
@@ -76,7 +78,7 @@ def test_a_restore_in_place_needs_no_second_copy():
         with Peak() as peak:
             restore({"m": net, "o": optimizer}, source)
         assert all(not p.any() for p in net.parameters())
-        assert peak.growth < 48 * MIB, peak.growth / MIB
+        assert peak.growth < 40 * MIB, peak.growth / MIB
         """
     )
 
@@ -84,7 +86,7 @@ def test_a_restore_in_place_needs_no_second_copy():
 def test_optimizer_state_that_is_made_anew_exists_once():
     run(
         """
-        net = nn.ParameterList([nn.Parameter(torch.ones(16 * MIB // 4)) for _ in range(12)])
+        net = nn.ParameterList([nn.Parameter(torch.ones(8 * MIB // 4)) for _ in range(12)])
         optimizer = torch.optim.SGD(net.parameters(), momentum=0.9)
         for p in net.parameters():
             optimizer.state[p]["momentum_buffer"] = torch.ones_like(p)
@@ -92,7 +94,7 @@ def test_optimizer_state_that_is_made_anew_exists_once():
         optimizer.state.clear()
         with Peak() as peak:
             restore({"m": net, "o": optimizer}, source)
-        assert peak.growth < (12 * 16 + 48) * MIB, peak.growth / MIB
+        assert peak.growth < (12 * 8 + 40) * MIB, peak.growth / MIB
         """
     )
 
@@ -100,11 +102,11 @@ def test_optimizer_state_that_is_made_anew_exists_once():
 def test_tensors_that_must_be_copied_for_a_save_are_copied_one_at_a_time():
     run(
         """
-        net = nn.ParameterList([nn.Parameter(torch.ones(2048, 2048).t()) for _ in range(12)])
+        net = nn.ParameterList([nn.Parameter(torch.ones(1024, 2048).t()) for _ in range(12)])
         snapshot = capture({"m": net})
         with Peak() as peak:
             total = sum(len(segment) for segment in snapshot.segments())
-        assert total == 12 * 16 * MIB
-        assert peak.growth < 64 * MIB, peak.growth / MIB
+        assert total == 12 * 8 * MIB
+        assert peak.growth < 40 * MIB, peak.growth / MIB
         """
     )

@@ -26,7 +26,7 @@ from holdfast.catalog.objects import create_once
 from holdfast.catalog.repack_plans import RepackPlan, live_in, make_plan, read_live, read_scope
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
-from holdfast.catalog.sweeps import _working
+from holdfast.catalog.sweeps import working
 from holdfast.catalog.tombstones import read_tombstones
 from holdfast.clock import utc_now
 from holdfast.errors import Damaged
@@ -179,7 +179,7 @@ def _replace(
     if not copies.old:
         return Repacked()
     names = [footer.name for footer in copies.old]
-    with _working(nonce()) as id_:
+    with working(nonce()) as id_:
         sweep = Sweep(id=id_, created=utc_now(), owner=store.owner, objects=list(map(str, names)))
         create_once(store.storage, layout.sweep(id_), sweep)
         try:

@@ -83,7 +83,7 @@ def execute(
     _clear_old(store)
     if not plan.names:
         return plan
-    with _working(nonce()) as id_:
+    with working(nonce()) as id_:
         _announce(store, plan, id_)
         try:
             standing = _settle(store, plan, seconds, give_up_on, report)
@@ -152,7 +152,8 @@ def _refuse(plan: SweepPlan) -> None:
 
 
 @contextmanager
-def _working(id_: str) -> Iterator[str]:
+def working(id_: str) -> Iterator[str]:
+    """While a sweep of this process is at work, so that its tombstones are not taken for left-overs."""
     with _active_lock:
         _active.add(id_)
     try:

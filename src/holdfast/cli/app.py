@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 
-import click
 import typer
 from rich.text import Text
 
@@ -36,20 +35,20 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """As `main`, but gives the exit code."""
     try:
-        result = app(arguments, standalone_mode=False)
+        # Wrong calls and Ctrl-C end in SystemExit there; our errors come through.
+        app(arguments, prog_name="holdfast")
     except HoldfastError as error:
         _explain(error, as_json="--json" in arguments)
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except SystemExit as end:
+        return _code(end)
+    except KeyboardInterrupt:
         return CANCELLED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough.
-        sys.stderr.close()
-        return 0
-    return result if isinstance(result, int) else 0
+    return 0
+
+
+def _code(end: SystemExit) -> int:
+    return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
 def _explain(error: HoldfastError, *, as_json: bool) -> None:

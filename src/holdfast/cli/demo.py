@@ -141,7 +141,7 @@ def _facts(outcome: Outcome) -> list[str]:
         f"{output.size(sum(one.logical for one in outcome.saved))} would have been written",
         f"{statistics.median(stalls) * 1000:.0f} ms, longest {max(stalls) * 1000:.0f} ms",
         f"{outcome.seconds:.0f} s",
-        f"{result.loss:.6f} at step {result.step}",
+        f"{result.loss} at step {result.step}",
         result.weights[:16],
     ]
 

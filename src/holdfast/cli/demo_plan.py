@@ -55,7 +55,8 @@ class Result:
     """Where a training ended."""
 
     step: int
-    loss: float
+    loss: float | None
+    """As its record has it."""
     weights: str
     """Digest over names, dtypes, shapes and content of the model."""
     tensors: str

@@ -145,7 +145,7 @@ class Ledger:
         manifest = read_manifest(run, record.manifest_digest)
         return Result(
             step=record.step,
-            loss=float(record.metrics["loss"]),
+            loss=record.metrics.get("loss"),
             weights=_content(manifest, "model/"),
             tensors=_content(manifest, ""),
         )

@@ -19,8 +19,8 @@ from holdfast.errors import InvalidInput
 
 
 def command(
-    run: str = typer.Argument(None, help="A run: its name or run-003; all runs and the shared packs if left out."),
-    keep: str = typer.Option(None, "--keep", help="Apply this policy, not that of the newest launch; needs a run."),
+    run: str | None = typer.Argument(None, help="A run: its name or run-003; all runs and the shared packs if left out."),
+    keep: str | None = typer.Option(None, "--keep", help="Apply this policy, not that of the newest launch; needs a run."),
     dry_run: DryRunOption = False,
     store: StoreOption = DEFAULT_STORE,
     json: JsonOption = False,

@@ -18,7 +18,7 @@ from holdfast.records import Record
 
 
 def command(
-    run: str = typer.Argument(None, help="A run: its name or run-003; the newest one if left out."),
+    run: str | None = typer.Argument(None, help="A run: its name or run-003; the newest one if left out."),
     store: StoreOption = DEFAULT_STORE,
     json: JsonOption = False,
 ) -> None:

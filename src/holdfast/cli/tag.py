@@ -13,10 +13,10 @@ from holdfast.ids import TagName
 
 
 def command(
-    reference: str = typer.Argument(None, help="The checkpoint to name; without it, the tags are listed."),
-    name: str = typer.Argument(None, help="The tag."),
+    reference: str | None = typer.Argument(None, help="The checkpoint to name; without it, the tags are listed."),
+    name: str | None = typer.Argument(None, help="The tag."),
     note: str = typer.Option("", "--note", help="A few words to keep with the tag."),
-    delete: str = typer.Option(None, "--delete", metavar="NAME", help="Remove this tag; the checkpoint stays."),
+    delete: str | None = typer.Option(None, "--delete", metavar="NAME", help="Remove this tag; the checkpoint stays."),
     store: StoreOption = DEFAULT_STORE,
     json: JsonOption = False,
 ) -> None:

@@ -14,7 +14,7 @@ from holdfast.errors import Damaged
 
 
 def command(
-    reference: str = typer.Argument(None, help="One checkpoint; without it, the whole store."),
+    reference: str | None = typer.Argument(None, help="One checkpoint; without it, the whole store."),
     deep: bool = typer.Option(False, "--deep", help="Read every byte of every pack as well."),
     store: StoreOption = DEFAULT_STORE,
     json: JsonOption = False,

@@ -18,8 +18,8 @@ from holdfast.recovery.resume import Rejected, candidates
 
 
 def command(
-    run: str = typer.Argument(None, help="A run: its name or run-003; the newest one if left out."),
-    keep: str = typer.Option(None, "--keep", help="Explain this policy instead, such as 'latest(3) | best(\"loss\")'."),
+    run: str | None = typer.Argument(None, help="A run: its name or run-003; the newest one if left out."),
+    keep: str | None = typer.Option(None, "--keep", help="Explain this policy instead, such as 'latest(3) | best(\"loss\")'."),
     store: StoreOption = DEFAULT_STORE,
     json: JsonOption = False,
 ) -> None:

@@ -88,7 +88,7 @@ class Afterwards:
         new = [name for name in record.packs if name not in self._packs_before(record)]
         problems = [problem for name in new for problem in verify_pack(store.storage, ObjectName(name))]
         if problems:
-            text = f"read back after the save, {problems[0].what}"
+            text = f"read back after the save, {problems[0].message}"
             logger.error("%s: %s; the next save writes it again", record.address, text)
             add_mark(store, record.address, MarkKind.QUARANTINED, by="saver", data={"why": text})
             self.note("damaged", f"{record.address}: {text}")

@@ -7,18 +7,28 @@ import multiprocessing
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.errors import AlreadyOpen, InvalidInput
 
-if TYPE_CHECKING:
-    from holdfast.checkpointer import Checkpointer
-
 logger = logging.getLogger(__name__)
 
-_open: dict[tuple[str, int], weakref.ref[Checkpointer]] = {}
+
+
+class Claimant(Protocol):
+    """What works on a run: a Checkpointer."""
+
+    @property
+    def looping(self) -> bool:
+        """Whether its training loop runs."""
+
+    def supersede(self) -> None:
+        """Another one takes over: this one may not be used any more."""
+
+
+_open: dict[tuple[str, int], weakref.ref[Claimant]] = {}
 _lock = threading.Lock()
 
 
@@ -40,7 +50,7 @@ def refuse_worker(owner: int | None = None) -> None:
         )
 
 
-def claim_run(store: Store, run: Run, owner: Checkpointer) -> None:
+def claim_run(store: Store, run: Run, owner: Claimant) -> None:
     """Makes ``owner`` the only Checkpointer of this process on the run; an idle earlier one is closed.
 
     Raises:
@@ -53,11 +63,11 @@ def claim_run(store: Store, run: Run, owner: Checkpointer) -> None:
             if earlier.looping:
                 raise AlreadyOpen(f"{run.number} is being trained in this process already; end that loop first")
             logger.warning("a second Checkpointer was made for %s: the first one is closed", run.number)
-            earlier._closed = True
+            earlier.supersede()
         _open[key] = weakref.ref(owner)
 
 
-def release_run(owner: Checkpointer) -> None:
+def release_run(owner: Claimant) -> None:
     """Forgets ``owner``; idempotent."""
     with _lock:
         for key in [key for key, held in _open.items() if held() is owner or held() is None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from holdfast.catalog.marks import NO_MARKS, read_marks
@@ -40,7 +40,9 @@ def candidates(store: Store, run: Run, rejected: Rejected, begin: RecordAddress 
         at = yield from _line(store, here, at, rejected)
 
 
-def _line(store: Store, run: Run, begin: Target, rejected: Rejected) -> Iterator[Record]:
+def _line(
+    store: Store, run: Run, begin: Target, rejected: Rejected
+) -> Generator[Record, None, Target | None]:
     """The candidates within one run; returns where the line goes on in another run, if it does."""
     marks = read_marks(store, run.number)
     for target in run.lineage().ancestors(begin):

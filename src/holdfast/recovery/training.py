@@ -242,7 +242,10 @@ class Training:
 
     def _at_boundary(self) -> bool:
         """Whether the state is that of the last boundary: no step was made in the body, and none is half made."""
-        return self._clean and (not self._in_body or not self._stepped_in_body())
+        if not self._in_body:
+            return self._clean
+        told = self._position is None or self._position.before() is not None
+        return self._clean and told and not self._stepped_in_body()
 
     def _stepped_in_body(self) -> bool:
         return self.counter.taken > 0 or not self.counter.sees
@@ -293,8 +296,7 @@ class Training:
         """The loader's position at the boundary: in the body, the batch at hand is not used up yet."""
         if self._position is None:
             return self._data
-        state = self._position.state()
-        return {**state, "batch": state["batch"] - 1} if self._in_body else state
+        return self._position.before() if self._in_body else self._position.state()
 
     def _exactness(self) -> dict[str, Exactness]:
         found = {

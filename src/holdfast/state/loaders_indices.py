@@ -111,15 +111,16 @@ class IndexPosition(_MapPosition):
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         super().__init__(loader)
-        self._digest = blake3()
+        self._digest = self._earlier = blake3()
 
     def _begin(self) -> Iterator[Any]:
-        self._digest = blake3()
+        self._digest = self._earlier = blake3()
         return super()._begin()
 
     def _take(self) -> Any:
         batch = super()._take()
         if self._tap.pending:
+            self._earlier = self._digest.copy()
             self._digest.update(self._tap.pending.popleft())
         return batch
 
@@ -127,6 +128,9 @@ class IndexPosition(_MapPosition):
         if self.batch == 0:
             return self._boundary()
         return {**self._tap.noted, "digest": self._digest.hexdigest()}
+
+    def _details_before(self) -> dict[str, Any]:
+        return {**self._tap.noted, "digest": self._earlier.hexdigest()}
 
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
         if self.batch == 0:
@@ -172,6 +176,11 @@ class CursorPosition(_MapPosition):
             return {"cursor": 0, **self._boundary()}
         outer = getattr(self.loader.batch_sampler, "batch_size", None)
         return {"cursor": self._sampler.cursor_after(self.batch - self._since, outer)}
+
+    def _details_before(self) -> dict[str, Any] | None:
+        outer = getattr(self.loader.batch_sampler, "batch_size", None)
+        handed = self.batch - 1 - self._since
+        return {"cursor": self._sampler.cursor_after(handed, outer)} if handed > 0 else None
 
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
         if self.batch == 0:

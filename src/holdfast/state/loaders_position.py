@@ -121,6 +121,16 @@ class LoaderPosition(ABC):
             "details": details,
         }
 
+    def before(self) -> dict[str, Any] | None:
+        """The position before the batch at hand, for a save while nothing has been done with it yet.
+
+        None where it cannot be told: at the first batch of an epoch, and for loaders that only know where they are.
+        """
+        details = self._details_before() if self.batch > 1 and self._loaded is None else None
+        if details is None:
+            return None
+        return {**self.state(), "batch": self.batch - 1, "details": details}
+
     def load(self, state: dict[str, Any]) -> None:
         """Takes over a position; nothing is drawn or read before `replay` or `batches`.
 
@@ -187,6 +197,10 @@ class LoaderPosition(ABC):
     @abstractmethod
     def _details(self) -> dict[str, Any]:
         """What this strategy stores."""
+
+    def _details_before(self) -> dict[str, Any] | None:
+        """As `_details`, one batch earlier; None where that cannot be told."""
+        return None
 
     @abstractmethod
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
