@@ -151,7 +151,11 @@ class Holdfast:
         self.step += 1
         snapshot = capture({"model": self.work.model, "optimizer": self.work.optimizer}, {})
         request = SaveRequest(
-            timeline=0, step=self.step, epoch=None, kind=Kind.MANUAL, reason="bench",
+            timeline=0,
+            step=self.step,
+            epoch=None,
+            kind=Kind.MANUAL,
+            reason="bench",
             parent=self.last.address if self.last else None,
         )
         self.last = self.saver.save(snapshot, request)

@@ -158,12 +158,12 @@ class Checkpointer:
         training = self._begin(total_steps, loader)
         training.attach_loader(position)
         with _Loop(self, training):
-            while not training.ended and (epochs is None or position.epoch < epochs):
+            while not training.ended() and (epochs is None or position.epoch < epochs):
                 for batch in position.batches():
                     training.enter()
                     yield training.step, batch
                     training.leave(epoch_ended=position.length is not None and position.batch == position.length)
-                    if training.ended:
+                    if training.ended():
                         break
                 else:
                     training.epoch_over()
@@ -173,7 +173,7 @@ class Checkpointer:
         """As `batches`, for loops that get their data elsewhere; the record says that the data position is not in it."""
         training = self._begin(total_steps)
         with _Loop(self, training):
-            while not training.ended:
+            while not training.ended():
                 training.enter()
                 yield training.step
                 training.leave(epoch_ended=False)
@@ -301,8 +301,15 @@ class Checkpointer:
         session = open_session(plan)
         claim_run(session.store, session.run, self)
         training = Training(
-            session, self._objects, self._values, self._files, plan=plan, codec=self._codec, stops=self._stops,
-            counter=OptimizerSteps(self._objects.values()), accumulate=self._accumulate,
+            session,
+            self._objects,
+            self._values,
+            self._files,
+            plan=plan,
+            codec=self._codec,
+            stops=self._stops,
+            counter=OptimizerSteps(self._objects.values()),
+            accumulate=self._accumulate,
         )
         try:
             training.resume()

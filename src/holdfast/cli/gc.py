@@ -19,8 +19,12 @@ from holdfast.errors import InvalidInput
 
 
 def command(
-    run: str | None = typer.Argument(None, help="A run: its name or run-003; all runs and the shared packs if left out."),
-    keep: str | None = typer.Option(None, "--keep", help="Apply this policy, not that of the newest launch; needs a run."),
+    run: str | None = typer.Argument(
+        None, help="A run: its name or run-003; all runs and the shared packs if left out."
+    ),
+    keep: str | None = typer.Option(
+        None, "--keep", help="Apply this policy, not that of the newest launch; needs a run."
+    ),
     dry_run: DryRunOption = False,
     store: StoreOption = DEFAULT_STORE,
     json: JsonOption = False,
@@ -34,11 +38,13 @@ def command(
     repacks = [(one, _repack(found, one, dry_run, json)) for one in (*runs, *([None] if run is None else []))]
     unfinished = 0 if dry_run else found.storage.sweep_unfinished()
     if json:
-        print_json({
-            "sweeps": [document(plan, dry_run) for plan in sweeps],
-            "repacked": [_repack_document(plan) for _, plan in repacks],
-            "unfinished_bytes": unfinished,
-        })
+        print_json(
+            {
+                "sweeps": [document(plan, dry_run) for plan in sweeps],
+                "repacked": [_repack_document(plan) for _, plan in repacks],
+                "unfinished_bytes": unfinished,
+            }
+        )
         return
     for plan in sweeps:
         print_plan(plan, dry_run)
@@ -50,7 +56,9 @@ def command(
         say(f"removed {size(unfinished)} of unfinished files of dead processes")
 
 
-def _sweeps(store: Store, runs: list[Run], keep: str | None, dry_run: bool, *, with_shared: bool) -> Iterator[SweepPlan]:
+def _sweeps(
+    store: Store, runs: list[Run], keep: str | None, dry_run: bool, *, with_shared: bool
+) -> Iterator[SweepPlan]:
     for run in runs:
         plan = retention(run, keep).plan
         yield _sweep(store, run, plan_sweep(store, run, plan.delete if plan else ()), dry_run)

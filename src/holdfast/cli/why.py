@@ -19,7 +19,9 @@ from holdfast.recovery.resume import Rejected, candidates
 
 def command(
     run: str | None = typer.Argument(None, help="A run: its name or run-003; the newest one if left out."),
-    keep: str | None = typer.Option(None, "--keep", help="Explain this policy instead, such as 'latest(3) | best(\"loss\")'."),
+    keep: str | None = typer.Option(
+        None, "--keep", help="Explain this policy instead, such as 'latest(3) | best(\"loss\")'."
+    ),
     store: StoreOption = DEFAULT_STORE,
     json: JsonOption = False,
 ) -> None:

@@ -120,4 +120,3 @@ class Afterwards:
 
 def _writer_name(text: str) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text).strip("-")[-80:]
-

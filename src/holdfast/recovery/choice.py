@@ -101,9 +101,7 @@ def _from_reference(name: RunName | None, mine: Sequence[KnownRun], source: Reco
     return RunChoice(number=None, name=name, forked_from=source, why=f"a fork of {source}")
 
 
-def _continued(
-    name: RunName | None, mine: Sequence[KnownRun], resume: str, known: Sequence[KnownRun]
-) -> RunChoice:
+def _continued(name: RunName | None, mine: Sequence[KnownRun], resume: str, known: Sequence[KnownRun]) -> RunChoice:
     if mine:
         unfinished = [run for run in mine if not run.finished]
         run = (unfinished or list(mine))[-1]

@@ -58,7 +58,9 @@ def command_line() -> list[str]:
     hide = False
     for word in sys.argv:
         secret = any(key in word.lower() for key in ("token", "secret", "password", "api-key", "api_key"))
-        shown.append("<redacted>" if hide else word.partition("=")[0] + "=<redacted>" if secret and "=" in word else word)
+        shown.append(
+            "<redacted>" if hide else word.partition("=")[0] + "=<redacted>" if secret and "=" in word else word
+        )
         hide = secret and "=" not in word and word.startswith("-")
     return shown
 

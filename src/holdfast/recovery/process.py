@@ -16,7 +16,6 @@ from holdfast.errors import AlreadyOpen, InvalidInput
 logger = logging.getLogger(__name__)
 
 
-
 class Claimant(Protocol):
     """What works on a run: a Checkpointer."""
 

@@ -40,9 +40,7 @@ def candidates(store: Store, run: Run, rejected: Rejected, begin: RecordAddress 
         at = yield from _line(store, here, at, rejected)
 
 
-def _line(
-    store: Store, run: Run, begin: Target, rejected: Rejected
-) -> Generator[Record, None, Target | None]:
+def _line(store: Store, run: Run, begin: Target, rejected: Rejected) -> Generator[Record, None, Target | None]:
     """The candidates within one run; returns where the line goes on in another run, if it does."""
     marks = read_marks(store, run.number)
     for target in run.lineage().ancestors(begin):

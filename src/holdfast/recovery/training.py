@@ -123,7 +123,6 @@ class Training:
 
     # The loop
 
-    @property
     def ended(self) -> bool:
         """Whether the total is reached, or a signal has asked to stop at this boundary."""
         return (self.total is not None and self.step >= self.total) or (self._stops.asked is not None and self._clean)
