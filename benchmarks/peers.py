@@ -267,7 +267,8 @@ def report(work: Work, seconds: dict[str, list[float]], rounds: int) -> str:
         f"# Save and load, {work.bytes / 1e9:.2f} GB",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{psutil.virtual_memory().total / 2**30:.0f} GiB, Python {platform.python_version()}, torch {torch.__version__}. "
+        f"{psutil.virtual_memory().total / 2**30:.0f} GiB, Python {platform.python_version()}, "
+        f"torch {torch.__version__}. "
         f"{rounds} interleaved rounds; `python benchmarks/peers.py --rounds {rounds}`. "
         "A save ends when the bytes are durable: fsync is added where a peer leaves it out. "
         "Only holdfast verifies what it loads.",

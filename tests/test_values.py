@@ -168,7 +168,7 @@ def test_display_never_fails_on_what_encode_wrote(tree):
 @pytest.mark.parametrize(
     "value",
     [object(), lambda: 0, Point(1, 2), type("Sub", (dict,), {})(), type("Text", (str,), {})("x"), sys, (1).__add__],
-    ids=repr,
+    ids=["object", "function", "dataclass", "dict subclass", "str subclass", "module", "method"],
 )
 def test_what_has_no_codec_is_refused_with_its_path(value):
     with pytest.raises(UnsupportedValue, match="optimizer/param_groups/0/foo is a"):

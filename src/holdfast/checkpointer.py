@@ -170,7 +170,7 @@ class Checkpointer:
             training.complete(epochs is not None and position.epoch >= epochs)
 
     def steps(self, total_steps: int) -> Iterator[int]:
-        """As `batches`, for loops that get their data elsewhere; the record says that the data position is not in it."""
+        """As `batches`, for loops that get their data elsewhere; the record says that it has no data position."""
         training = self._begin(total_steps)
         with _Loop(self, training):
             while not training.ended():

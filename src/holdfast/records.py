@@ -44,7 +44,7 @@ class MarkKind(StrEnum):
     FINAL = "final"
 
 
-class Owner(_Sealed, kw_only=True):
+class Owner(_Sealed, frozen=True, kw_only=True):
     """The process behind a launch, a hold or a sweep; enough to tell whether it is still there."""
 
     host: str
@@ -55,7 +55,7 @@ class Owner(_Sealed, kw_only=True):
     """Start time of the process in kernel ticks, so that a recycled pid is not taken for it."""
 
 
-class Target(_Sealed, kw_only=True):
+class Target(_Sealed, frozen=True, kw_only=True):
     """A record as other objects name it."""
 
     run: int
@@ -80,14 +80,14 @@ class Target(_Sealed, kw_only=True):
         return RecordAddress(RunNumber(self.run), order, RecordId(self.id))
 
 
-class StoreInfo(_Sealed, kw_only=True):
+class StoreInfo(_Sealed, frozen=True, kw_only=True):
     """``holdfast.json``: what makes a folder a store."""
 
     id: str
     created: str
 
 
-class RunInfo(_Sealed, kw_only=True):
+class RunInfo(_Sealed, frozen=True, kw_only=True):
     """``catalog/runs/<number>/run.json``: its creation claims the number."""
 
     number: int
@@ -102,7 +102,7 @@ class RunInfo(_Sealed, kw_only=True):
     """Nonce of the creator, so that it knows its own object after a lost answer."""
 
 
-class LaunchInfo(_Sealed, kw_only=True):
+class LaunchInfo(_Sealed, frozen=True, kw_only=True):
     """``launches/<number>.json``: one start of the job; its creation fences every older one."""
 
     run: int
@@ -119,7 +119,7 @@ class LaunchInfo(_Sealed, kw_only=True):
     attempt: str
 
 
-class StartInfo(_Sealed, kw_only=True):
+class StartInfo(_Sealed, frozen=True, kw_only=True):
     """``launches/<number>.<timeline>.json``: a completed restore (or a fresh start) within a launch.
 
     The head of a run hangs on these as well as on records, so lineage does not wait for the first save.
@@ -135,7 +135,7 @@ class StartInfo(_Sealed, kw_only=True):
     attempt: str
 
 
-class Hold(_Sealed, kw_only=True):
+class Hold(_Sealed, frozen=True, kw_only=True):
     """``holds/<id>.json``: a save in flight (``publishes`` set) or a reader at work (``publishes`` None)."""
 
     run: int
@@ -149,7 +149,7 @@ class Hold(_Sealed, kw_only=True):
     attempt: str
 
 
-class Aborted(_Sealed, kw_only=True):
+class Aborted(_Sealed, frozen=True, kw_only=True):
     """Lies under a record's name: that save was given up by somebody who won the race for the name."""
 
     run: int
@@ -175,14 +175,14 @@ class Aborted(_Sealed, kw_only=True):
         return self.address.name
 
 
-class Exactness(_Sealed, kw_only=True):
+class Exactness(_Sealed, frozen=True, kw_only=True):
     """Whether one side of the state resumes bit for bit, and if not, why."""
 
     exact: bool
     reason: str
 
 
-class Sizes(_Sealed, kw_only=True):
+class Sizes(_Sealed, frozen=True, kw_only=True):
     """Bytes of one save: of the state, not seen before, and as stored after the codec."""
 
     logical: int
@@ -190,7 +190,7 @@ class Sizes(_Sealed, kw_only=True):
     stored: int
 
 
-class Timing(_Sealed, kw_only=True):
+class Timing(_Sealed, frozen=True, kw_only=True):
     """Seconds of one save, by the monotonic clock."""
 
     stall: float
@@ -199,7 +199,7 @@ class Timing(_Sealed, kw_only=True):
     writing: float
 
 
-class Record(_Sealed, kw_only=True):
+class Record(_Sealed, frozen=True, kw_only=True):
     """The commit point: a checkpoint exists if and only if its record does."""
 
     id: str
@@ -250,7 +250,7 @@ class Record(_Sealed, kw_only=True):
         return self.address.name
 
 
-class Mark(_Sealed, kw_only=True):
+class Mark(_Sealed, frozen=True, kw_only=True):
     """``marks/<record>/<kind>-<nonce>.json``: append-only facts about a record."""
 
     kind: MarkKind
@@ -261,7 +261,7 @@ class Mark(_Sealed, kw_only=True):
     attempt: str
 
 
-class Tag(_Sealed, kw_only=True):
+class Tag(_Sealed, frozen=True, kw_only=True):
     """``catalog/tags/<name>.json``: a name that does not move."""
 
     tag: str
@@ -271,7 +271,7 @@ class Tag(_Sealed, kw_only=True):
     attempt: str
 
 
-class Event(_Sealed, kw_only=True):
+class Event(_Sealed, frozen=True, kw_only=True):
     """One line of a journal."""
 
     time: str
@@ -280,7 +280,7 @@ class Event(_Sealed, kw_only=True):
     data: dict[str, Any] = {}
 
 
-class Batch(_Sealed, kw_only=True):
+class Batch(_Sealed, frozen=True, kw_only=True):
     """``journal/<writer>/<n>.json``: what happened, in order, by one writer."""
 
     run: int
@@ -289,7 +289,7 @@ class Batch(_Sealed, kw_only=True):
     events: list[Event]
 
 
-class Sweep(_Sealed, kw_only=True):
+class Sweep(_Sealed, frozen=True, kw_only=True):
     """``catalog/sweeps/<id>.json``: tombstones of one sweeper for the objects that it means to delete."""
 
     id: str

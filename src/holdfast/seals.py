@@ -1,7 +1,7 @@
-"""Small objects as sealed JSON: readable by people, and every bit of them is covered.
+r"""Small objects as sealed JSON: readable by people, and every bit of them is covered.
 
 A sealed object is UTF-8 JSON, two spaces of indent, fields in the order of
-their declaration, and ends in exactly ``  "seal": "<64 hex>"\\n}\\n``. The seal
+their declaration, and ends in exactly ``  "seal": "<64 hex>"\n}\n``. The seal
 is the BLAKE3 digest of every byte before that last line, so no canonical form
 is needed to check it. The object states its own name, so two objects that were
 swapped are found too. Source: docs/format.md, "Small objects".

@@ -8,7 +8,8 @@ import re
 import msgspec
 import pytest
 
-from holdfast import records, trees, values
+from holdfast import records, trees
+from holdfast.values import reading, registry
 
 
 def _without_code(text):
@@ -103,7 +104,7 @@ def test_the_format_page_has_the_fields_of_a_manifest_in_their_order(pages, stru
 def test_the_format_page_has_every_tag_of_the_values(pages):
     section = pages["docs/format.md"].partition("## Values")[2].partition("## Manifest")[0]
     listed = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (.*?) \|", section, re.MULTILINE))))
-    assert listed >= set(values._READERS) | set(values._RESERVED)
+    assert listed >= set(reading.READERS) | registry.RESERVED
 
 
 def test_the_format_page_draws_a_pack_as_the_code_does(pages):

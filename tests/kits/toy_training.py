@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import holdfast
-from holdfast import every, latest
+from holdfast import Checkpointer, every, latest  # here and not at first use: each child would import it again
 from holdfast.ids import Digest
 from holdfast.records import Record
 from holdfast.storage import opening
@@ -56,7 +56,7 @@ def train(store: Path, *, steps: int = STEPS, workers: int = 0, pause: Callable[
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     dataset = holdfast.seeded(Augmented(), seed=5)
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers)
-    with holdfast.Checkpointer(
+    with Checkpointer(
         store,
         run="toy",
         state={"model": model, "optimizer": optimizer, "scheduler": scheduler},
@@ -64,10 +64,8 @@ def train(store: Path, *, steps: int = STEPS, workers: int = 0, pause: Callable[
         keep=latest(2),
     ) as ckpt:
         ckpt.values.setdefault("seen", [])
-        micro = 0
-        for step, (x, y) in ckpt.batches(loader, total_steps=steps):
+        for micro, (step, (x, y)) in enumerate(ckpt.batches(loader, total_steps=steps), start=1):
             ((model(x) - y).pow(2).mean() / ACCUMULATE).backward()
-            micro += 1
             if micro % ACCUMULATE == 0:
                 optimizer.step()
                 scheduler.step()

@@ -128,7 +128,7 @@ def _verdict(kills: int, lost: int) -> str:
     return f"Equal, bit for bit: weights, optimizer and loss, after {kills} kills; {lost} steps were made twice."
 
 
-_LABELS = ("checkpoints made", "stored", "torch.save", "stall per save", "time", "final loss", "weights")
+_LABELS = ("checkpoints made", "stored", "with torch.save", "stall per save", "time", "final loss", "weights")
 
 
 def _facts(outcome: Outcome) -> list[str]:
@@ -138,7 +138,7 @@ def _facts(outcome: Outcome) -> list[str]:
     return [
         f"{len(outcome.saved)}",
         output.size(sum(one.stored for one in outcome.saved)),
-        f"{output.size(sum(one.logical for one in outcome.saved))} would have been written",
+        output.size(sum(one.logical for one in outcome.saved)),
         f"{statistics.median(stalls) * 1000:.0f} ms, longest {max(stalls) * 1000:.0f} ms",
         f"{outcome.seconds:.0f} s",
         f"{result.loss} at step {result.step}",

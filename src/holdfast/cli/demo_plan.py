@@ -60,7 +60,7 @@ class Result:
     weights: str
     """Digest over names, dtypes, shapes and content of the model."""
     tensors: str
-    """The same over everything, optimizer and generators included."""
+    """The same over model and optimizer; generators that nobody seeded differ between any two runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,7 +147,7 @@ class Ledger:
             step=record.step,
             loss=record.metrics.get("loss"),
             weights=_content(manifest, "model/"),
-            tensors=_content(manifest, ""),
+            tensors=_content(manifest, "model/", "optimizer/"),
         )
 
 
@@ -214,11 +214,11 @@ class Supervisor:
         time.sleep(_POLL)
 
 
-def _content(manifest: Manifest, prefix: str) -> str:
-    """A digest over the tensors whose names begin with ``prefix``: names, dtypes, shapes and every byte."""
+def _content(manifest: Manifest, *prefixes: str) -> str:
+    """A digest over the tensors whose names begin with one of ``prefixes``: names, dtypes, shapes and every byte."""
     found = blake3()
     for spec, content in _tensors(manifest):
-        if spec.name.startswith(prefix):
+        if spec.name.startswith(prefixes):
             found.update(f"{spec.name} {spec.dtype} {spec.shape}\n".encode() + content)
     return found.hexdigest()
 

@@ -25,7 +25,7 @@ SHOWN = 20
 
 def command(
     reference: ReferenceArgument,
-    all: bool = typer.Option(False, "--all", help="List every tensor and value, not the first few."),
+    everything: bool = typer.Option(False, "--all", help="List every tensor and value, not the first few."),
     store: StoreOption = DEFAULT_STORE,
     json: JsonOption = False,
 ) -> None:
@@ -37,8 +37,8 @@ def command(
         print_json(_document(found, record, manifest))
         return
     _print_record(found, record)
-    _print_tensors(manifest.skeleton.tensors, None if all else SHOWN)
-    if all:
+    _print_tensors(manifest.skeleton.tensors, None if everything else SHOWN)
+    if everything:
         say(json_module.dumps(_values(manifest), indent=2, ensure_ascii=False))
 
 
@@ -71,7 +71,8 @@ def _print_record(store: Store, record: Record) -> None:
         "tags": ", ".join(tags) or "-",
         "marks": ", ".join(sorted({str(mark.kind) for mark in marks.marks})) or "-",
         "metrics": " ".join(f"{name}={number(value)}" for name, value in marks.metrics(record).items()) or "-",
-        "bytes": f"{size(record.bytes.logical)} of state, {size(record.bytes.new)} new, {size(record.bytes.stored)} stored",
+        "bytes": f"{size(record.bytes.logical)} of state, {size(record.bytes.new)} new, "
+        f"{size(record.bytes.stored)} stored",
         "seconds": f"{record.timing.stall:.2f} stall",
         "exact": "; ".join(_exactness(record)) or "-",
     }

@@ -11,7 +11,7 @@ from holdfast.values import reading, writing
 from holdfast.values.enums import class_name
 
 _TAG = re.compile(r"[a-z][a-z0-9_.-]*")
-_RESERVED = frozenset({"tensor", "ndarray", "sparse_coo", "sparse_compressed", "quantized", "subclass"})
+RESERVED = frozenset({"tensor", "ndarray", "sparse_coo", "sparse_compressed", "quantized", "subclass"})
 # Written by the trees of training state (state/tree.py), which pass their own readers.
 
 
@@ -31,7 +31,7 @@ def register(type_: type, tag: str, to_json: Callable[[Any], object], from_json:
         >>> decode(encode([Fraction(1, 3)]))
         [Fraction(1, 3)]
     """
-    if not _TAG.fullmatch(tag) or tag in _RESERVED or tag in reading.READERS:
+    if not _TAG.fullmatch(tag) or tag in RESERVED or tag in reading.READERS:
         raise InvalidInput(f"{tag!r} cannot be the tag of {class_name(type_)}: malformed or built in")
     if tag in reading.EXTRA and reading.EXTRA[tag][0] != class_name(type_):
         raise InvalidInput(f"the tag {tag!r} belongs to {reading.EXTRA[tag][0]} already")
