@@ -252,13 +252,44 @@ def test_an_error_of_the_reader_comes_through():
 
 
 def test_wrong_bytes_that_a_reader_let_through_are_found_by_the_comparison():
-    first, second = trained(0), trained(1)
-    stored = save(first.objects)
+    """In the memory that it fills the reader has to verify; what went through a buffer is compared afterwards."""
+    tensor, target = torch.randn(64, 64), torch.zeros(64, 64).t()
+    stored = save({"t": tensor})
     blob = bytearray(stored.reader.blobs[stored.digests[0]])
     blob[17] ^= 1
     stored.reader.blobs[stored.digests[0]] = bytes(blob)
-    with pytest.raises(RestoreFailed, match=r"model/0.weight: other bytes than stored"):
-        restore(second.objects, stored)
+    with pytest.raises(RestoreFailed, match=r"t: other bytes than stored"):
+        restore({"t": target}, stored)
+
+
+class Meddler:
+    """Writes to a parameter of somebody else when it is loaded."""
+
+    def __init__(self, victim):
+        self.victim = victim
+
+    def state_dict(self):
+        return {"n": 1}
+
+    def load_state_dict(self, state):
+        with torch.no_grad():
+            self.victim[0, 0] += 1
+
+
+def test_code_of_the_user_that_writes_after_the_load_is_found():
+    """The bytes of the model were verified where they lie, and then an object of the user changed them."""
+    net = nn.Linear(32, 32)
+    stored = save({"net": net, "meddler": Meddler(net.weight)})
+    with pytest.raises(RestoreFailed, match=r"net/weight: other bytes than stored"):
+        restore({"net": net, "meddler": Meddler(net.weight)}, stored)
+
+
+def test_two_tensors_in_one_memory_are_found():
+    """The second one is read over a part of the first, which had been verified there."""
+    base = torch.randn(4096)
+    stored = save({"a": torch.randn(2048), "b": torch.randn(2048)})
+    with pytest.raises(RestoreFailed, match=r"a: other bytes than stored"):
+        restore({"a": base[:2048], "b": base[1024:3072]}, stored)
 
 
 def damaged(stored, **changes):

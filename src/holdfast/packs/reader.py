@@ -28,9 +28,11 @@ def read_segments(
     threads: int = THREADS,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Fill each memory in ``wanted`` with the raw bytes of its digest; every digest is checked before it returns.
+    """Fill each memory in ``wanted`` with the raw bytes of its digest, and hash it there.
 
-    Memory: 8 MiB a thread, and as much again for decoding. After an error the targets' contents are undefined.
+    Every digest is taken from the target itself once it is filled, so nothing that lies between the disk and the
+    target goes unchecked. Memory: 8 MiB a thread, and as much again for decoding. After an error the targets'
+    contents are undefined.
 
     Args:
         storage: where from.
@@ -142,7 +144,8 @@ def _read_through(source: Source, piece: Piece, buffer: memoryview) -> None:
     source.read_into(piece.offset, buffer)
     for entry, target in piece.parts:
         start = entry.offset - piece.offset
-        copy(target, checked(piece.pack, entry, buffer[start : start + entry.stored]))
+        copy(target, decoded(piece.pack, entry, buffer[start : start + entry.stored]))
+        check_raw(piece.pack, entry, target)
 
 
 def checked(pack: ObjectName, entry: Entry, stored: memoryview) -> memoryview:
@@ -151,15 +154,23 @@ def checked(pack: ObjectName, entry: Entry, stored: memoryview) -> memoryview:
     Raises:
         Corrupt: they are not what was written.
     """
+    return check_raw(pack, entry, decoded(pack, entry, stored))
+
+
+def decoded(pack: ObjectName, entry: Entry, stored: memoryview) -> memoryview:
+    """What a codec makes of verified stored bytes; raw ones are given back as they are, for `check_raw` to verify.
+
+    Raises:
+        Corrupt: they are not what was written.
+    """
     if entry.codec is Codec.RAW:
-        return check_raw(pack, entry, stored)
+        return stored
     if Digest.of(stored)[:CHECK_BYTES] != entry.check:
         raise _corrupt(pack, entry, "its stored bytes do not match their check")
     try:
-        raw = memoryview(decode(entry.codec, stored, entry.length))
+        return memoryview(decode(entry.codec, stored, entry.length))
     except Corrupt as error:
         raise _corrupt(pack, entry, str(error)) from error
-    return check_raw(pack, entry, raw)
 
 
 def check_raw(pack: ObjectName, entry: Entry, raw: memoryview) -> memoryview:

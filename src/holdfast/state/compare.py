@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,25 +13,40 @@ from holdfast import values
 from holdfast.ids import Digest
 from holdfast.state import tensors
 from holdfast.state.capture import Collected
+from holdfast.state.proofs import Proofs
 from holdfast.state.reading import Stored
 from holdfast.trees import TensorSpec
 from holdfast.values import Json
 
 _THREADS = 4
+_OTHER_BYTES = "other bytes than stored"
 
 
-def differences(documents: Mapping[str, Json], live: Collected, stored: Stored) -> list[str]:
-    """Every entry of the given objects that is not as it was stored; ``documents`` is their stored JSON by name."""
+def differences(documents: Mapping[str, Json], live: Collected, stored: Stored, proofs: Proofs) -> list[str]:
+    """Every entry of the given objects that is not as it was stored; ``documents`` is their stored JSON by name.
+
+    Live tensors are hashed, but for those whose very memory was hashed after it was filled, and not written since.
+    """
     found: list[str] = []
     named: dict[str, Tensor] = {}
     for name, data in documents.items():
         now = live.adapters[name].comparable(data, live.data[name])
         found += _tree_differences(data, now, name)
         found += _pair(data, now, name, named, live)
+    return found + list(_tensors_differences(named, stored, proofs.standing()))
+
+
+def _tensors_differences(
+    named: Mapping[str, Tensor], stored: Stored, proven: Collection[tuple[int, int, int]]
+) -> Iterator[str]:
     with ThreadPoolExecutor(_THREADS, "holdfast-compare") as pool:
         for path, tensor in named.items():
-            found += _tensor_differences(path, tensor, stored, pool)
-    return found
+            if (stored.by_path[path], tensor.data_ptr(), stored.spec(path).nbytes) in proven:
+                reason = _form_difference(stored.spec(path), tensor)
+            else:
+                reason = _difference(path, tensor, stored, pool)
+            if reason is not None:
+                yield f"{path}: {reason}"
 
 
 def _tree_differences(was: Json, now: Json, path: str) -> Iterator[str]:
@@ -72,20 +87,17 @@ def _leaf_pairs(was: Json, now: Json) -> Iterator[tuple[dict[str, Any], dict[str
             yield from _leaf_pairs(a, b)
 
 
-def _tensor_differences(path: str, tensor: Tensor, stored: Stored, pool: ThreadPoolExecutor) -> Iterator[str]:
+def _difference(path: str, tensor: Tensor, stored: Stored, pool: ThreadPoolExecutor) -> str | None:
     spec = stored.spec(path)
     if (reason := _form_difference(spec, tensor)) is not None:
-        yield f"{path}: {reason}"
-        return
+        return reason
     view = tensors.row_bytes(tensor)
     if spec.inline:
-        if bytes(view) != stored.inline_bytes(path):
-            yield f"{path}: other bytes than stored"
-        return
+        return None if bytes(view) == stored.inline_bytes(path) else _OTHER_BYTES
     wanted = stored.segment_digests(path)
     pieces = [view[span.start : span.start + span.length] for span, _ in wanted]
-    if any(found != digest for found, (_, digest) in zip(pool.map(Digest.of, pieces), wanted, strict=True)):
-        yield f"{path}: other bytes than stored"
+    equal = all(found == digest for found, (_, digest) in zip(pool.map(Digest.of, pieces), wanted, strict=True))
+    return None if equal else _OTHER_BYTES
 
 
 def _form_difference(spec: TensorSpec, tensor: Tensor) -> str | None:

@@ -156,9 +156,7 @@ class StockOptimizer:
                 (parameter, state, _Homes(parameter, group, self.optimizer.state.get(parameter, {}), filling))
             )
             later += waiting[-1][2].prepare(state)
-        filling.run()
-        for action in later:
-            action()
+        filling.run(later)
         self.optimizer.state.clear()
         for parameter, state, homes in waiting:
             self.optimizer.state[parameter] = homes.finish(state)
@@ -286,6 +284,7 @@ class OwnOptimizer:
     def load(self, data: Json, filling: Filling) -> None:
         """Hands it tensors of its own."""
         self.optimizer.load_state_dict(loading.fresh(data["data"], filling))
+        filling.proofs.forget()
 
     def comparable(self, stored: Json, live: Json) -> Json:
         """All of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -13,6 +13,7 @@ from torch import Tensor
 from holdfast.errors import Corrupt
 from holdfast.ids import Digest
 from holdfast.state import tensors
+from holdfast.state.proofs import Proofs
 from holdfast.trees import Manifest, Skeleton, Span, TensorSpec, segments
 
 BUFFER_BYTES = 64 * 1024 * 1024
@@ -33,7 +34,7 @@ class TensorReader(Protocol):
     """Where the bytes come from."""
 
     def read(self, wanted: Sequence[Wanted]) -> None:
-        """Fills every view with verified bytes; may work in parallel, returns when all are filled.
+        """Fills every view and verifies the bytes in it; may work in parallel, returns when all are filled.
 
         Raises:
             Damaged, StorageError: the views then hold anything.
@@ -136,6 +137,8 @@ class Filling:
     _pieces: list[_Piece] = field(default_factory=list)
     _seen: set[tuple[int, int, str]] = field(default_factory=set)
     _placed: dict[str, Tensor] = field(default_factory=dict)
+    proofs: Proofs = field(default_factory=Proofs)
+    """What was verified where it lies, for the comparison after the load."""
 
     def into(self, path: str, target: Tensor) -> None:
         """Sends the stored tensor at ``path`` into the memory of ``target``, of equal dtype and shape."""
@@ -145,10 +148,12 @@ class Filling:
             return
         self._seen.add(key)
         if spec.inline:
+            self.proofs.written(target)
             self._put_inline(path, target)
         elif (memory := tensors.live_bytes(target)) is not None:
             self._direct.append(Wanted(index, 0, memory))
         else:
+            self.proofs.written(target)
             self._pieces += _pieces(index, spec, target, self.budget)
 
     def place(self, path: str, target: Tensor) -> None:
@@ -160,14 +165,16 @@ class Filling:
         """The home of the stored tensor at ``path``, if it has one by now."""
         return self._placed.get(self.stored.spec(path).name)
 
-    def run(self) -> None:
-        """Reads everything; then what was gathered is forgotten.
+    def run(self, later: Collection[Callable[[], None]] = ()) -> None:
+        """Reads everything, then calls what had to wait for the bytes; then what was gathered is forgotten.
 
         Raises:
             Damaged, StorageError: from the reader; targets then hold anything.
         """
         if self._direct:
             self.stored.reader.read(self._direct)
+            for one in self._direct:
+                self.proofs.verified(one.entry, one.into)
         for batch in _batches(self._pieces, self.budget):
             buffers = [torch.empty(piece.span.length, dtype=torch.uint8, device="cpu") for piece in batch]
             views = [buffer.numpy().data for buffer in buffers]
@@ -176,6 +183,9 @@ class Filling:
             for piece, buffer in zip(batch, buffers, strict=True):
                 piece.put(buffer)
         self._direct, self._pieces, self._seen = [], [], set()
+        for action in later:
+            action()
+            self.proofs.forget()
 
     def _put_inline(self, path: str, target: Tensor) -> None:
         raw = torch.frombuffer(bytearray(self.stored.inline_bytes(path)), dtype=torch.uint8)

@@ -62,7 +62,8 @@ class Plan:
         filling = Filling(self.stored, budget)
         for name, adapter in self.live.adapters.items():
             adapter.load(self.documents[name], filling)
-        found = differences(self.documents, collect(self.objects, only=self.live.adapters), self.stored)
+        now = collect(self.objects, only=self.live.adapters)
+        found = differences(self.documents, now, self.stored, filling.proofs)
         if found:
             raise RestoreFailed(_report("after the load the live state differs from the checkpoint", found))
         return Restored(values=self._values(), rng=decode(self.rng), not_loaded=self.not_loaded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,14 @@ from holdfast.errors import InvalidName, ObjectMissing, StorageUnavailable
 from holdfast.ids import Buffer, ObjectName
 from holdfast.storage.direct import FileSink, FileSource
 from holdfast.storage.durable import PREFIX, DurableWriter, Publishing, sweep
-from holdfast.storage.files import Files, reported
+from holdfast.storage.files import Files, reported, storage_error
 from holdfast.storage.protocol import Listed, Sink, Source
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+_CHUNK = 1 << 20
+
+_PART = re.compile(r"[a-z0-9][a-z0-9._+=-]*")
 
 _REPAIRS = "lost+found"  # the filesystem's own, and often unreadable
 
@@ -81,8 +86,12 @@ class LocalStorage:
 
     def read(self, name: ObjectName) -> bytes:
         """See `Storage.read`."""
-        with self._found("read", name) as path:
-            return path.read_bytes()
+        known = name if type(name) is ObjectName else ObjectName(name)
+        try:
+            return _content(f"{self._root}/{known}")
+        except OSError:
+            with self._found("read", known) as path:  # once more, for what is wrong in words
+                return path.read_bytes()
 
     def size(self, name: ObjectName) -> int:
         """See `Storage.size`."""
@@ -98,7 +107,13 @@ class LocalStorage:
             raise InvalidName(f"not a folder to list: {prefix[:120]!r}; use '' or names that end in '/'")
         with reported("list", self._root):
             self._check_root()
-        return _listed(self._root / prefix, prefix)
+        return _listed(str(self._root / prefix), prefix)
+
+    def folders(self, prefix: str) -> list[str]:
+        """The names of the folders right below ``prefix``, sorted; nothing else is read."""
+        with reported("list", self._root):
+            self._check_root()
+            return sorted(one.name for one in _objects(str(self._root / prefix)) if one.is_dir())
 
     def delete(self, names: Iterable[ObjectName]) -> None:
         """See `Storage.delete`. What one call deletes goes in no promised order; two calls are in order."""
@@ -181,18 +196,25 @@ def _is_name(text: str) -> bool:
     return True
 
 
-def _listed(folder: Path, prefix: str) -> Iterator[Listed]:
-    with reported("list", folder):
+def _listed(folder: str, prefix: str) -> Iterator[Listed]:
+    try:
         # A folder sorts by its name and the slash, so the whole listing is sorted as text: "a-b" before "a/b".
-        entries = sorted((f"{e.name}/" if e.is_dir() else e.name, e) for e in _entries(folder) if _is_name(e.name))
-    for key, entry in entries:
+        found = sorted((f"{one.name}/" if one.is_dir() else one.name, one) for one in _objects(folder))
+    except OSError as error:
+        raise storage_error(error, "list", Path(folder)) from error
+    for key, entry in found:
         if key.endswith("/"):
-            yield from _listed(folder / entry.name, f"{prefix}{key}")
+            yield from _listed(entry.path, f"{prefix}{key}")
         elif (size := _size(entry)) is not None:
-            yield Listed(ObjectName(f"{prefix}{key}"), size)
+            # Prefix and parts were looked at one by one, and a listing has many names.
+            yield Listed(str.__new__(ObjectName, f"{prefix}{key}"), size)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _objects(folder: str) -> list[os.DirEntry[str]]:
+    return [entry for entry in _entries(folder) if _PART.fullmatch(entry.name)]
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if entry.name != _REPAIRS]
@@ -202,11 +224,24 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _size(entry: os.DirEntry[str]) -> int | None:
     """None for what is no regular file, or has gone since."""
-    with reported("look at", Path(entry.path)):
-        try:
-            return entry.stat().st_size if entry.is_file() else None
-        except FileNotFoundError:
-            return None
+    try:
+        return entry.stat().st_size if entry.is_file() else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise storage_error(error, "look at", Path(entry.path)) from error
+
+
+def _content(path: str) -> bytes:
+    """All of a file, without the buffers and objects that ``open`` makes: small objects are read by the thousand."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = [os.read(descriptor, os.fstat(descriptor).st_size + 1)]
+        while parts[-1]:
+            parts.append(os.read(descriptor, _CHUNK))
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 def _unfinished(folder: Path) -> Iterator[Path]:

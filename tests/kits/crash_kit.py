@@ -1,0 +1,273 @@
+"""Stores that have lived, work on them that is recorded or killed, and what must hold of them after any accident.
+
+All work happens in forked children: whoever held anything is dead when the
+store is looked at, as after a real crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from toy_training import KILLED, ended, finished, forked, with_files
+from torch import nn
+
+import holdfast
+from holdfast import Checkpointer, every, latest
+from holdfast.catalog.forks import fork
+from holdfast.catalog.marks import add_mark, pin, unpin
+from holdfast.catalog.references import resolve
+from holdfast.catalog.tags import create_tag
+from holdfast.catalog.verify import verify
+from holdfast.cli.app import run as command
+from holdfast.errors import NotFound
+from holdfast.ids import TagName
+from holdfast.records import MarkKind
+from holdfast.recovery.resume import Rejected, candidates
+from holdfast.testing.crashes import CrashState, RecordingFiles, Trace, materialise
+from holdfast.testing.faults import HookedFiles
+from holdfast.testing.recording import ROOT, Barrier, Enter, Note
+
+STORE = "store"
+
+
+class Toy(nn.Module):
+    """A frozen base, a tensor that never changes, and a larger one that is another one at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.arange(600.0), requires_grad=False)
+        self.slow = nn.Parameter(torch.arange(1100.0))
+        self.fast = nn.Parameter(torch.zeros(1500))
+        self.small = nn.Parameter(torch.zeros(3))
+
+    def be_at(self, step: int) -> None:
+        with torch.no_grad():
+            self.fast.copy_(torch.arange(1500.0) + 10_000 * step)
+            self.small.fill_(step)
+
+    def is_at(self, step: int) -> bool:
+        other = Toy()
+        other.be_at(step)
+        return all(torch.equal(mine, others) for mine, others in zip(self.parameters(), other.parameters(), strict=True))
+
+
+def train(store: Path, run: str, to: int, keep=None, said: Callable[[int], None] = lambda _: None) -> None:
+    """Trains on to a step, with a checkpoint at every step; ``said`` is called when the one of a step is told of."""
+    torch.set_num_threads(1)
+    model = Toy()
+    with Checkpointer(store, run=run, state={"model": model}, save=every(steps=1), keep=keep or latest(9)) as ckpt:
+        for step in ckpt.steps(to):
+            said(step)
+            model.be_at(step + 1)
+            ckpt.log(loss=1 / (step + 1))
+    said(to)
+
+
+def make_lived(store: Path) -> None:
+    """Two runs of which one is a fork of the other, a frozen base, tags, marks, notes, journals, several packs."""
+    train(store, "first", 3)
+    opened = holdfast.open(store)
+    one, two, three = (resolve(opened, f"run-001@{step}") for step in (1, 2, 3))
+    create_tag(opened, TagName("paper"), two.address, note="figure 2")
+    add_mark(opened, one.address, MarkKind.GOOD, by="health", data={"steps": 50})
+    pin(opened, three.address, by="user", why="keep")
+    fork(opened, "run-001@2", "second")
+    train(store, "second", 4)
+
+
+class KillBefore(HookedFiles):
+    """Kills this process when it is about to give an object a name that has ``part`` in it."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self._part = part
+
+    def link(self, source: Path, target: Path) -> None:
+        if self._part in str(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().link(source, target)
+
+
+def make_wasteful(store: Path) -> None:
+    """As `make_lived`, and all that a gc is for: a policy, a pack that will be mostly dead, a save that was killed."""
+    make_lived(store)
+    train(store, "third", 3)
+    with Checkpointer(store, run="third", state={"model": Toy()}, keep=latest(1)) as ckpt:
+        ckpt.restore()
+    killed = forked(with_files(KillBefore("/records/"), lambda: train(store, "second", 5)))
+    assert ended(killed) == KILLED
+
+
+WORKS: dict[str, tuple[Callable[[Path], None] | None, Callable[[Path, Callable[[], None]], object]]] = {}
+"""By name: what is done before, unrecorded, and the work itself, which says when it has told its user something."""
+
+
+def work(name: str, before: Callable[[Path], None] | None):
+    def keep(function):
+        WORKS[name] = (before, function)
+        return function
+
+    return keep
+
+
+@work("save", None)
+def saves(store: Path, said: Callable[[], None]) -> None:
+    """Three of a new store, so that reuse and retention play."""
+    train(store, "new", 3, keep=latest(2), said=lambda _: said())
+
+
+@work("save-into", make_lived)
+def saves_into(store: Path, said: Callable[[], None]) -> None:
+    """A restart of a run that is there."""
+    train(store, "second", 5, keep=latest(2), said=lambda _: said())
+
+
+def typed(*arguments: str):
+    """Work that is one command."""
+
+    def run(store: Path, _: Callable[[], None]) -> None:
+        code = command([*arguments, "--store", str(store), "--json"])
+        assert code == 0, f"holdfast {' '.join(arguments)} ended with {code}"
+
+    return run
+
+
+work("rm", make_lived)(typed("rm", "run-001@1"))
+work("gc", make_wasteful)(typed("gc"))
+work("tag", make_lived)(typed("tag", "run-001@3", "best-so-far"))
+work("untag", make_lived)(typed("tag", "--delete", "paper"))
+work("fork", make_lived)(typed("fork", "run-001@1", "third"))
+
+
+@work("pin", make_lived)
+def pins(store: Path, _: Callable[[], None]) -> None:
+    opened = holdfast.open(store)
+    pin(opened, resolve(opened, "run-001@1").address, by="user", why="keep")
+
+
+@work("unpin", make_lived)
+def unpins(store: Path, _: Callable[[], None]) -> None:
+    opened = holdfast.open(store)
+    unpin(opened, resolve(opened, "run-001@3").address, by="user")
+
+
+def objects_of(store: Path) -> frozenset[str]:
+    """All that lasts: holds and tombstones come and go with the work that they stand for."""
+    names = (str(path.relative_to(store)) for path in store.rglob("*") if path.is_file())
+    return frozenset(name for name in names if not re.search(r"/holds/|/sweeps/|/\.tmp-", name))
+
+
+def prepared(place: Path, before: Callable[[Path], None] | None) -> Path:
+    """The store in the folder ``place`` on which a work begins; made in a process that is dead afterwards."""
+    place.mkdir(parents=True)
+    store = place / STORE
+    if before is not None:
+        finished(lambda: before(store), place.parent / "said")
+    return store
+
+
+def recorded(name: str, place: Path) -> Trace:
+    """The trace of a work on a store of its own. Its notes are what lasts, each time that the user was told something."""
+    before, function = WORKS[name]
+    store = prepared(place, before)
+    files = RecordingFiles(place)
+
+    def run() -> None:
+        def said() -> None:
+            files.trace.note(json.dumps(sorted(objects_of(store))))
+
+        said()
+        function(store, said)
+        said()
+        place.with_suffix(".trace").write_bytes(pickle.dumps(files.trace))
+
+    assert ended(forked(with_files(files, run))) == 0
+    return pickle.loads(place.with_suffix(".trace").read_bytes())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What must be there and what must not, at one moment of a work."""
+
+    there: frozenset[str]
+    gone: frozenset[str]
+
+
+def promises(trace: Trace) -> list[Promise]:
+    """By how many notes were made: what was there at the last one and is not deleted by what follows."""
+    told = [frozenset(json.loads(step.text)) for step in trace.steps if isinstance(step, Note)]
+    later = [*told[1:], told[-1]]
+    ever = [frozenset[str]().union(*told[: at + 1]) for at in range(len(told))]
+    found = [Promise(there=now & soon, gone=was - now) for now, soon, was in zip(told, later, ever, strict=True)]
+    return [Promise(there=frozenset(), gone=frozenset()), *found]
+
+
+def broken(state: CrashState, promise: Promise, truth: Mapping[str, bytes]) -> str | None:
+    """What is seen at once, from names and bytes: lost, back, or torn."""
+    there = {path.removeprefix(f"{STORE}/"): data for path, data in state.files.items() if "/.tmp-" not in path}
+    lost, back = sorted(promise.there - there.keys()), sorted(promise.gone & there.keys())
+    torn = sorted(name for name, data in there.items() if name in truth and data != truth[name])
+    found = [f"{what} {names[0]}" for what, names in (("lost", lost), ("back", back), ("torn", torn)) if names]
+    return "; ".join(found) or None
+
+
+def opens(store: Path) -> bool:
+    try:
+        holdfast.open(store)
+    except NotFound:
+        return False
+    return True
+
+
+def unsound(store: Path, promise: Promise) -> str | None:
+    """What the library itself says to a store after an accident: None if all is as it must be."""
+    if not opens(store):
+        return "it does not open" if promise.there else None
+    report = verify(holdfast.open(store), deep=True)
+    if not report.ok:
+        return f"verify: {report.problems[0].object}: {report.problems[0]}"
+    names = objects_of(store)
+    lost, back = sorted(promise.there - names), sorted(promise.gone & names)
+    return f"lost {lost[:1]}, back {back[:1]}" if lost or back else wrong_choice(store)
+
+
+def newest_names(store: Path) -> dict[int, str]:
+    """Per run, the name of its newest record, from the names of files alone; no record of these is a given-up one."""
+    found: dict[int, str] = {}
+    for path in sorted((store / "catalog/runs").glob("*/records/*.json")):
+        found[int(path.parts[-3])] = str(path.relative_to(store))
+    return found
+
+
+def wrong_choice(store: Path) -> str | None:
+    """Whether a resume of any run would pick another record than its newest, or, without one, than its fork point."""
+    opened = holdfast.open(store)
+    newest = newest_names(store)
+    for info in opened.runs():
+        chosen = next(candidates(opened, opened.run(info.number), Rejected()), None)
+        origin = None if info.forked_from is None else str(info.forked_from.address.name)
+        wanted = newest.get(info.number, origin)
+        if (chosen and str(chosen.name)) != wanted:
+            return f"resume of {info.number} picks {chosen and chosen.name}, not {wanted}"
+    return None
+
+
+def unusable(store: Path, promise: Promise) -> str | None:
+    """Whether it cannot be worked with: clean up, then go on with the training, and look at all again."""
+    if not opens(store):
+        finished_at(store, "new", 1)
+        return unsound(store, Promise(there=frozenset(), gone=frozenset()))
+    before = unsound(store, promise)
+    code = command(["gc", "--store", str(store), "--json"])
+    kept = frozenset(name for name in promise.there if "/trees/" not in name and not name.startswith("data/"))
+    wrong = unsound(store, Promise(there=kept, gone=frozenset())) if code == 0 else f"gc ended with {code}"
+    left = sorted(str(path) for path in store.rglob(".tmp-*"))
+    return before or wrong or (f"left over: {left[0]}" if left else None)
