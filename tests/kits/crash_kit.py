@@ -11,13 +11,13 @@ import os
 import pickle
 import re
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from toy_training import KILLED, ended, finished, forked, with_files
 from torch import nn
+from toy_training import KILLED, ended, finished, forked, with_files
 
 import holdfast
 from holdfast import Checkpointer, every, latest
@@ -31,9 +31,9 @@ from holdfast.errors import NotFound
 from holdfast.ids import TagName
 from holdfast.records import MarkKind
 from holdfast.recovery.resume import Rejected, candidates
-from holdfast.testing.crashes import CrashState, RecordingFiles, Trace, materialise
+from holdfast.testing.crashes import CrashState, RecordingFiles, Trace
 from holdfast.testing.faults import HookedFiles
-from holdfast.testing.recording import ROOT, Barrier, Enter, Note
+from holdfast.testing.recording import ROOT, Barrier, Change, Enter, Note
 
 STORE = "store"
 
@@ -56,7 +56,9 @@ class Toy(nn.Module):
     def is_at(self, step: int) -> bool:
         other = Toy()
         other.be_at(step)
-        return all(torch.equal(mine, others) for mine, others in zip(self.parameters(), other.parameters(), strict=True))
+        return all(
+            torch.equal(mine, others) for mine, others in zip(self.parameters(), other.parameters(), strict=True)
+        )
 
 
 def train(store: Path, run: str, to: int, keep=None, said: Callable[[int], None] = lambda _: None) -> None:
@@ -175,7 +177,7 @@ def prepared(place: Path, before: Callable[[Path], None] | None) -> Path:
 
 
 def recorded(name: str, place: Path) -> Trace:
-    """The trace of a work on a store of its own. Its notes are what lasts, each time that the user was told something."""
+    """The trace of a work on a store of its own. Its notes are what lasts, whenever the user was told something."""
     before, function = WORKS[name]
     store = prepared(place, before)
     files = RecordingFiles(place)
@@ -240,10 +242,11 @@ def unsound(store: Path, promise: Promise) -> str | None:
 
 
 def newest_names(store: Path) -> dict[int, str]:
-    """Per run, the name of its newest record, from the names of files alone; no record of these is a given-up one."""
+    """Per run, the name of its newest record, from the files alone."""
     found: dict[int, str] = {}
     for path in sorted((store / "catalog/runs").glob("*/records/*.json")):
-        found[int(path.parts[-3])] = str(path.relative_to(store))
+        if json.loads(path.read_bytes())["type"] == "record":
+            found[int(path.parts[-3])] = str(path.relative_to(store))
     return found
 
 
@@ -261,13 +264,105 @@ def wrong_choice(store: Path) -> str | None:
 
 
 def unusable(store: Path, promise: Promise) -> str | None:
-    """Whether it cannot be worked with: clean up, then go on with the training, and look at all again."""
+    """Whether a clean-up fails, hurts what was promised, or leaves unfinished files behind."""
     if not opens(store):
-        finished_at(store, "new", 1)
-        return unsound(store, Promise(there=frozenset(), gone=frozenset()))
-    before = unsound(store, promise)
+        return None
     code = command(["gc", "--store", str(store), "--json"])
-    kept = frozenset(name for name in promise.there if "/trees/" not in name and not name.startswith("data/"))
-    wrong = unsound(store, Promise(there=kept, gone=frozenset())) if code == 0 else f"gc ended with {code}"
+    if code:
+        return f"gc ended with {code}"
     left = sorted(str(path) for path in store.rglob(".tmp-*"))
-    return before or wrong or (f"left over: {left[0]}" if left else None)
+    # What a policy does not keep goes by right: policies are tested elsewhere, what names the rest here.
+    kept = frozenset(name for name in promise.there if re.search("/tags/|run.json|/launches/|/journal/", name))
+    return unsound(store, Promise(there=kept, gone=frozenset())) or (f"left over: {left[0]}" if left else None)
+
+
+def unresumed(store: Path, run: str, report: Path) -> str | None:
+    """Whether a real training does not go on from the newest checkpoint, with its very values."""
+    number = max((info.number for info in holdfast.open(store).named(run)), default=0) if opens(store) else 0
+    newest = newest_names(store).get(number) if number else None
+    step = int(newest.split("/")[-1].split(".")[2].split("-")[0]) if newest else None
+
+    def resume() -> str:
+        torch.set_num_threads(1)
+        model = Toy()
+        with Checkpointer(store, run=run, state={"model": model}, save=every(steps=1)) as ckpt:
+            for first in ckpt.steps((step or 0) + 9):
+                return "" if step in (None, first) and (not first or model.is_at(first)) else f"at {first}, not {step}"
+        return "it did not go on"
+
+    return finished(resume, report) or None
+
+
+# What each sync is for
+
+
+_KINDS = {
+    r"holdfast\.json": "store",
+    r".*/run\.json": "run",
+    r".*/launches/\d+\.json": "launch",
+    r".*/launches/\d+\.\d+\.json": "start",
+    r".*/records/.*\.json": "record",
+    r".*/trees/[0-9a-f]{64}": "tree",
+    r".*/marks/.*\.json": "mark",
+    r".*/holds/.*\.json": "hold",
+    r".*/journal/.*\.json": "journal",
+    r"catalog/tags/.*\.json": "tag",
+    r"catalog/sweeps/.*\.json": "sweep",
+    r"data/shared/.*\.pack": "shared pack",
+    r"data/runs/\d+/.*\.pack": "pack",
+    r"catalog/runs/\d+": "folder of a run",
+    r"data/runs/\d+": "folder of a run's packs",
+    r".*/marks/[0-9a-f]{16}": "folder of a record's marks",
+    r".*/journal/[^/]+": "folder of a writer's journal",
+}
+
+
+def kind_of(path: str) -> str:
+    path = path.removeprefix(f"{STORE}/")
+    found = next((kind for pattern, kind in _KINDS.items() if re.fullmatch(pattern, path)), None)
+    return found or f"folder {path.rpartition('/')[2]}"
+
+
+def syncs(trace: Trace) -> dict[int, str]:
+    """By number from 1, what each sync makes durable; those with nothing pending are left out."""
+    paths = _paths(trace)
+    pending: dict[int, list[Change]] = {}
+    found: dict[int, str] = {}
+    number = 0
+    for step in trace.steps:
+        if isinstance(step, Barrier):
+            number += 1
+            told = {said for change in pending.pop(step.inode, []) for said in _told(trace, paths, change)}
+            if told:
+                found[number] = ", ".join(sorted(told))
+        elif not isinstance(step, Note):
+            pending.setdefault(step.inode, []).append(step)
+    return found
+
+
+def _told(trace: Trace, paths: Mapping[int, str], change: Change) -> Iterator[str]:
+    if not isinstance(change, Enter):
+        if change.inode in paths:  # else its name was taken already, by equal content
+            yield f"the bytes of {kind_of(paths[change.inode])}"
+        return
+    for name, target in change.entries:
+        if not name.startswith(".tmp-"):
+            path = f"{paths[change.inode]}/{name}".lstrip("/")
+            yield f"{'the name' if target is not None else 'the removal'} of {kind_of(path)}"
+
+
+def _paths(trace: Trace) -> dict[int, str]:
+    """The lasting path of each file and folder that ever was."""
+    found = {ROOT: ""}
+    entries = [
+        (number, name, below)
+        for number, base in trace.base.items()
+        if isinstance(base, dict)
+        for name, below in base.items()
+    ]
+    entries += [(step.inode, *entry) for step in trace.steps if isinstance(step, Enter) for entry in step.entries]
+    for _ in range(12):  # as deep as a store can be
+        for folder, name, below in entries:
+            if below is not None and folder in found and not name.startswith(".tmp-"):
+                found[below] = f"{found[folder]}/{name}".lstrip("/")
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -22,6 +22,14 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 READERS = 16
 """Small objects read at once where a read has latency."""
+
+
+@runtime_checkable
+class ListsFolders(Protocol):
+    """A storage that can name the folders in a folder without listing what is in them."""
+
+    def folders(self, prefix: str) -> list[str]:
+        """The folders right below ``prefix``, which is ``""`` or ends in ``/``; empty ones may be among them."""
 
 
 class DamagedObject(NamedTuple):
@@ -51,6 +59,14 @@ def _is_mine(storage: Storage, name: ObjectName, data: bytes) -> bool:
         return storage.read(name) == data
     except ObjectMissing:
         return False
+
+
+def folders(storage: Storage, prefix: str) -> list[str]:
+    """The names of the folders right below ``prefix``; empty ones may be among them."""
+    if isinstance(storage, ListsFolders):
+        return storage.folders(prefix)
+    parts = (listed.name.removeprefix(prefix).partition("/") for listed in storage.list(prefix))
+    return sorted({folder for folder, slash, _ in parts if slash})
 
 
 def load(storage: Storage, name: ObjectName, type_: type[T]) -> T:

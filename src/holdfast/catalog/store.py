@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from holdfast.catalog import layout
-from holdfast.catalog.objects import DamagedObject, create_once, load, load_each
+from holdfast.catalog.objects import DamagedObject, create_once, folders, load, load_each
 from holdfast.catalog.owners import Liveness, liveness, this_process
 from holdfast.catalog.readers import reading
 from holdfast.catalog.runs import Run
@@ -32,7 +32,7 @@ from holdfast.records import Owner, RunInfo, StoreInfo, Target
 from holdfast.storage.opening import open_storage
 from holdfast.storage.protocol import Storage
 
-_RUN_INFO = re.compile(r"catalog/runs/(\d{3,})/run\.json")
+_RUN = re.compile(r"\d{3,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +70,8 @@ class Store:
 
     def numbers(self) -> list[RunNumber]:
         """The numbers of all runs, ascending, from their names alone."""
-        matches = (_RUN_INFO.fullmatch(listed.name) for listed in self.storage.list(layout.RUNS))
-        return sorted(RunNumber(int(match[1])) for match in matches if match)
+        found = (RunNumber(int(one)) for one in folders(self.storage, layout.RUNS) if _RUN.fullmatch(one) and int(one))
+        return sorted(one for one in found if _exists(self.storage, layout.run_info(one)))
 
     def runs(self) -> list[RunInfo]:
         """All runs by number; a damaged one is left out here and found in `damaged`."""

@@ -69,7 +69,8 @@ class Training:
         self.step = step
         self._clean, self._in_body, self._reached = True, False, False
         self._idle = 0
-        self._metrics: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}  # of the boundary
+        self._coming: dict[str, Any] = {}  # of the step at hand
         self._asked: list[tuple[TagName | None, str]] = []
         self._rng: Any = None
         self._saved_step, self._saved_at, self._saved_epochs = step, time.monotonic(), 0
@@ -161,6 +162,8 @@ class Training:
         self._clean = self._stepped()
         self._idle = 0 if self._clean else self._idle + 1
         self.step += self._clean
+        if self._clean:
+            self._metrics, self._coming = self._coming, {}
         if self._idle == PATIENCE:
             logger.warning(
                 "no optimizer step in %d batches; if steps are made where no hook can see them "
@@ -189,7 +192,6 @@ class Training:
         elif reason:
             self._save(self._kind(reason), reason)
         self._save_asked()
-        self._metrics = {}
 
     def _due(self, metrics: Mapping[str, Any], epoch_ended: bool) -> str | None:
         epoch = 0 if self._position is None else self._position.epoch
@@ -213,7 +215,7 @@ class Training:
     def log(self, metrics: Mapping[str, Any]) -> None:
         """See `Checkpointer.log`."""
         if not self._at_boundary():
-            self._metrics |= metrics
+            self._coming |= metrics
         elif self._last_is_here() and self.last is not None:
             add_metrics(self._session.store, self.last.address, _plain(metrics), by="log")
             self._after.measured(self.last, _plain(metrics))

@@ -20,7 +20,7 @@ from holdfast.storage.protocol import Listed, Sink, Source
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 
 _PART = re.compile(r"[a-z0-9][a-z0-9._+=-]*")
 
