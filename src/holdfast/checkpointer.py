@@ -109,7 +109,7 @@ class Checkpointer:
         self._values: dict[str, Any] = {}
         self._files: dict[str, bytes] = {}
         self._pid = os.getpid()
-        self._closed = self._broken = False
+        self._closed = self._broken = self._superseded = False
         self._loop: _Loop | None = None
         self._stops = StopRequests()
         self._namespace = _callers_names()
@@ -138,8 +138,8 @@ class Checkpointer:
         """The rest of the training: pairs of the index of the step about to run, from 0, and a batch.
 
         The first call restores the newest good checkpoint, and the loader goes on where it was. Checkpoints are
-        made between steps. Ends at the total, or early after SIGTERM or SIGUSR1 with a checkpoint of kind
-        ``preempted``. With gradient accumulation the same step comes with several batches.
+        made between steps. Ends at the total, or early after SIGTERM, SIGUSR1 or Ctrl-C with a checkpoint of kind
+        ``preempted``; a second Ctrl-C ends at once. With gradient accumulation a step comes with several batches.
 
         Args:
             loader: a DataLoader, a StatefulDataLoader, or anything that can be iterated once per epoch.
@@ -183,28 +183,35 @@ class Checkpointer:
 
         Args:
             reference: such as ``gpt2@500`` or a tag; a record of this run opens a new timeline.
-            only: names (prefixes of paths such as ``model`` or ``model/head``) to restore; everything else is left.
+            only: names of ``state`` to restore; everything else is left, the step number and the random states too.
+                As the first call it takes the place of resuming: the run begins from zero with these parts.
 
         Returns:
             With ``only``: what of the checkpoint was not loaded. Otherwise empty.
 
         Raises:
             StateMismatch: entries are missing, surplus or differ; all are listed, and nothing has changed.
+            NothingToResume: the run has begun, and there is no checkpoint yet.
             RefusedFresh, UnknownReference, Damaged: as in `batches`.
         """
         if self.looping:
             raise InvalidInput("restore() inside the loop would tear the data position; leave the loop first")
         fresh = self._training is None
-        training = self._opened(None)
+        training = self._opened(None, resume=only is None)
         try:
-            if reference is None and only is None:
-                if not fresh:
-                    training.rewind()
-                return []
-            return training.restore_from(reference, None if only is None else tuple(only))
+            if only is not None:
+                return training.restore_parts(reference, tuple(only))
+            if reference is not None:
+                training.restore_from(reference)
+            elif not fresh:
+                training.rewind()
         except BaseException:
             self._broken = training.torn
+            if training.unbegun:
+                self._training = None
+                release_run(self)
             raise
+        return []
 
     def save(self, *, tag: str | None = None, reason: str = "asked for") -> Record | None:
         """A checkpoint now, whatever the policy; between steps there is one at most, so a second call gives the first.
@@ -264,6 +271,7 @@ class Checkpointer:
 
     def supersede(self) -> None:
         """Another Checkpointer of this process has taken over the run; this one is over."""
+        self._superseded = True
         self._release()
 
     def __enter__(self) -> Self:
@@ -285,39 +293,49 @@ class Checkpointer:
         self._namespace = {}
         return self._opened(total)
 
-    def _opened(self, total: int | None) -> Training:
+    def _opened(self, total: int | None, *, resume: bool = True) -> Training:
         refuse_worker(self._pid)
         if self._closed or self._broken:
-            why = "is closed" if self._closed else "holds half-restored state after a failed restore"
-            raise Unusable(f"this Checkpointer {why}; make a new one, and new objects for it")
+            raise Unusable(f"this Checkpointer {self._over}; make a new one, and new objects for it")
         if self._training is None:
-            self._training = self._open(total)
+            self._training = self._open(total, resume)
         if total is not None:
             self._training.total = total
         return self._training
 
-    def _open(self, total: int | None) -> Training:
+    @property
+    def _over(self) -> str:
+        if self._superseded:
+            return "is closed, for a second one was made for the same run in this process"
+        return "is closed" if self._closed else "holds half-restored state after a failed restore"
+
+    def _open(self, total: int | None, resume: bool) -> Training:
         plan = Plan(**self._settings, total=total, facts=_single_process())
-        session = open_session(plan)
-        claim_run(session.store, session.run, self)
-        training = Training(
-            session,
-            self._objects,
-            self._values,
-            self._files,
-            plan=plan,
-            codec=self._codec,
-            stops=self._stops,
-            counter=OptimizerSteps(self._objects.values()),
-            accumulate=self._accumulate,
-        )
         try:
-            training.resume()
+            session = open_session(plan, claim=lambda store, run: claim_run(store, run, self))
+            training = Training(
+                session,
+                self._objects,
+                self._values,
+                self._files,
+                plan=plan,
+                codec=self._codec,
+                stops=self._stops,
+                counter=OptimizerSteps(self._objects.values()),
+                accumulate=self._accumulate,
+            )
+            if resume:
+                self._resume(training)
         except BaseException:
-            self._broken = training.torn
             release_run(self)
             raise
         return training
+
+    def _resume(self, training: Training) -> None:
+        try:
+            training.resume()
+        finally:
+            self._broken = training.torn
 
     def _release(self) -> None:
         self._closed = True

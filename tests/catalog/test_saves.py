@@ -116,10 +116,12 @@ def test_repacked_segments_are_still_reused(store, run, launch):
         assert attempt.packs([Digest.of(A)])[0].startswith(layout.repacked_packs(run.number))
 
 
-def test_a_quarantined_segment_is_written_again(launch):
+def test_what_only_a_damaged_pack_has_is_written_again(launch):
     """Hazards 3: a rotten segment must not be the source of every later checkpoint."""
-    base = save(launch, 1, [A, B])
-    with begin_save(launch, 0, 2, bases=[base.address], quarantined={Digest.of(A)}) as attempt:
+    base = save(launch, 1, [A])
+    later = save(launch, 2, [A, B], bases=[base.address])
+    (damaged,) = map(ObjectName, base.packs)
+    with begin_save(launch, 0, 3, bases=[later.address], quarantined={damaged}) as attempt:
         assert not attempt.known(Digest.of(A))
         assert attempt.known(Digest.of(B))
 

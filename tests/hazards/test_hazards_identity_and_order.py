@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,9 @@ import holdfast
 from holdfast import Checkpointer, every, latest
 from holdfast.catalog import launches, saves
 from holdfast.catalog.references import resolve
+from holdfast.catalog.tags import create_tag
 from holdfast.errors import AlreadyOpen, InvalidInput, InvalidName, RefusedFresh, UnknownReference, Unusable
-from holdfast.recovery import session as sessions
+from holdfast.ids import TagName
 from holdfast.recovery.launcher import LauncherFacts
 from holdfast.testing.faults import flip_bit
 
@@ -58,6 +58,7 @@ def test_after_a_rollback_in_the_same_launch_a_step_is_saved_anew_and_does_not_c
 
     def again(ckpt, model, optimizer):
         poisoned = ckpt.last
+        create_tag(holdfast.open(tmp_path), TagName("poisoned"), poisoned.address)  # or retention takes it
         ckpt.restore("run-001@2")
         assert value(model) == 2
         go_on(ckpt, model, optimizer, 3, offset=0.5)
@@ -66,8 +67,7 @@ def test_after_a_rollback_in_the_same_launch_a_step_is_saved_anew_and_does_not_c
 
     trained(tmp_path, 3, after=again)
     assert value(stored(tmp_path, "run-001@3", toy())) == 3.5
-    poisoned = next(record for record in records(tmp_path) if record.step == 3)
-    assert value(stored(tmp_path, poisoned.id, toy())) == 3, "asked for by its id, the other one is still there"
+    assert value(stored(tmp_path, "poisoned", toy())) == 3, "asked for by name, the other one is still there"
 
 
 def test_rolling_back_twice_to_one_step_gives_three_checkpoints_of_it(tmp_path):
@@ -75,6 +75,7 @@ def test_rolling_back_twice_to_one_step_gives_three_checkpoints_of_it(tmp_path):
 
     def twice(ckpt, model, optimizer):
         for offset in (0.25, 0.5):
+            create_tag(holdfast.open(tmp_path), TagName(f"before-{offset}"), ckpt.last.address)
             ckpt.restore("run-001@1")
             go_on(ckpt, model, optimizer, 2, offset=offset)
 
@@ -144,8 +145,9 @@ def test_keeping_the_latest_counts_on_the_line_after_a_rollback(tmp_path):
 def test_going_back_by_hand_leaves_one_meaning_for_each_step(tmp_path):
     """Hazard 2: after resume=run-001@3 most later steps had two records, and run-001@4 two meanings."""
     trained(tmp_path, 6)
-    trained(tmp_path, 5, resume="run-001@3")
     store = holdfast.open(tmp_path)
+    create_tag(store, TagName("four"), resolve(store, "run-001@4").address)
+    trained(tmp_path, 5, resume="run-001@3")
     assert [record.step for record in records(tmp_path)].count(4) == 2
     assert resolve(store, "run-001@4").launch == 2
     abandoned = next(record for record in records(tmp_path) if record.step == 6)
@@ -297,7 +299,7 @@ def test_a_loop_inside_a_loop_of_one_run_is_refused(tmp_path):
             with pytest.raises(AlreadyOpen), Checkpointer(tmp_path, run="toy", state=state) as inner:
                 next(inner.steps(1))
             state["optimizer"].step()
-    assert records(tmp_path)[-1].launch == 1 or outer.last.step == 1
+    assert [(record.launch, record.step) for record in records(tmp_path)] == [(1, 1)], "the outer loop is not fenced"
 
 
 def test_two_checkpointers_of_two_runs_leave_no_hook_and_no_handler_behind(tmp_path):
@@ -387,7 +389,6 @@ def test_a_forked_child_cannot_use_its_parents_checkpointer(tmp_path):
             except InvalidInput as error:
                 return error
 
-        assert f"process {os.getpid()}" or True
         assert "belongs to the process that made it" in finished(child, tmp_path / "report")
 
 
@@ -397,4 +398,3 @@ def test_what_opens_a_session_reads_the_launcher_once(tmp_path, monkeypatch):
     trained(tmp_path, 1)
     run = holdfast.open(tmp_path).run(1)
     assert (run.info.job, [one.job for one in run.launches()]) == ("slurm:5", ["slurm:5"])
-    assert sessions.MODES == ("auto", "must", "never")

@@ -31,9 +31,11 @@ from holdfast.errors import NotFound
 from holdfast.ids import TagName
 from holdfast.records import MarkKind
 from holdfast.recovery.resume import Rejected, candidates
+from holdfast.storage import opening
+from holdfast.storage.local import LocalStorage
 from holdfast.testing.crashes import CrashState, RecordingFiles, Trace
 from holdfast.testing.faults import HookedFiles
-from holdfast.testing.recording import ROOT, Barrier, Change, Enter, Note
+from holdfast.testing.recording import ROOT, Barrier, Change, Enter, Note, Resize, Write
 
 STORE = "store"
 
@@ -62,7 +64,7 @@ class Toy(nn.Module):
 
 
 def train(store: Path, run: str, to: int, keep=None, said: Callable[[int], None] = lambda _: None) -> None:
-    """Trains on to a step, with a checkpoint at every step; ``said`` is called when the one of a step is told of."""
+    """Trains on to a step, with a checkpoint at every step; ``said`` is told of each that has one."""
     torch.set_num_threads(1)
     model = Toy()
     with Checkpointer(store, run=run, state={"model": model}, save=every(steps=1), keep=keep or latest(9)) as ckpt:
@@ -108,8 +110,8 @@ def make_wasteful(store: Path) -> None:
     assert ended(killed) == KILLED
 
 
-WORKS: dict[str, tuple[Callable[[Path], None] | None, Callable[[Path, Callable[[], None]], object]]] = {}
-"""By name: what is done before, unrecorded, and the work itself, which says when it has told its user something."""
+WORKS: dict[str, tuple[Callable[[Path], None] | None, Callable[[Path], object]]] = {}
+"""By name: what is done before, unrecorded, and the work itself."""
 
 
 def work(name: str, before: Callable[[Path], None] | None):
@@ -121,21 +123,21 @@ def work(name: str, before: Callable[[Path], None] | None):
 
 
 @work("save", None)
-def saves(store: Path, said: Callable[[], None]) -> None:
+def saves(store: Path) -> None:
     """Three of a new store, so that reuse and retention play."""
-    train(store, "new", 3, keep=latest(2), said=lambda _: said())
+    train(store, "new", 3, keep=latest(2))
 
 
 @work("save-into", make_lived)
-def saves_into(store: Path, said: Callable[[], None]) -> None:
+def saves_into(store: Path) -> None:
     """A restart of a run that is there."""
-    train(store, "second", 5, keep=latest(2), said=lambda _: said())
+    train(store, "second", 5, keep=latest(2))
 
 
 def typed(*arguments: str):
     """Work that is one command."""
 
-    def run(store: Path, _: Callable[[], None]) -> None:
+    def run(store: Path) -> None:
         code = command([*arguments, "--store", str(store), "--json"])
         assert code == 0, f"holdfast {' '.join(arguments)} ended with {code}"
 
@@ -150,13 +152,13 @@ work("fork", make_lived)(typed("fork", "run-001@1", "third"))
 
 
 @work("pin", make_lived)
-def pins(store: Path, _: Callable[[], None]) -> None:
+def pins(store: Path) -> None:
     opened = holdfast.open(store)
     pin(opened, resolve(opened, "run-001@1").address, by="user", why="keep")
 
 
 @work("unpin", make_lived)
-def unpins(store: Path, _: Callable[[], None]) -> None:
+def unpins(store: Path) -> None:
     opened = holdfast.open(store)
     unpin(opened, resolve(opened, "run-001@3").address, by="user")
 
@@ -176,23 +178,56 @@ def prepared(place: Path, before: Callable[[Path], None] | None) -> Path:
     return store
 
 
+class Telling(LocalStorage):
+    """Calls ``said`` whenever it has told its user that something was created or deleted."""
+
+    def __init__(self, root: Path, said: Callable[[], None], **options) -> None:
+        super().__init__(root, **options)
+        self._said = said
+
+    def create(self, name, data) -> None:
+        super().create(name, data)
+        self._said()
+
+    def delete(self, names) -> None:
+        super().delete(names)
+        self._said()
+
+    def sink(self, name, reserve):
+        sink = super().sink(name, reserve)
+        commit = sink.commit
+
+        def committed(length: int) -> None:
+            commit(length)
+            self._said()
+
+        sink.commit = committed
+        return sink
+
+
 def recorded(name: str, place: Path) -> Trace:
-    """The trace of a work on a store of its own. Its notes are what lasts, whenever the user was told something."""
+    """The trace of a work on a store of its own. Its notes are what lasts, whenever anybody was told something."""
     before, function = WORKS[name]
-    store = prepared(place, before)
-    files = RecordingFiles(place)
+    return recorded_on(prepared(place, before), function)
+
+
+def recorded_on(store: Path, function: Callable[[Path], object]) -> Trace:
+    """The trace of a work on the store that is there."""
+    files = RecordingFiles(store.parent)
+    kept = store.parent.with_suffix(".trace")
+
+    def said() -> None:
+        files.trace.note(json.dumps(sorted(objects_of(store))))
 
     def run() -> None:
-        def said() -> None:
-            files.trace.note(json.dumps(sorted(objects_of(store))))
-
+        opening.LocalStorage = lambda root, **options: Telling(root, said, files=files, **options)
         said()
-        function(store, said)
+        function(store)
         said()
-        place.with_suffix(".trace").write_bytes(pickle.dumps(files.trace))
+        kept.write_bytes(pickle.dumps(files.trace))
 
-    assert ended(forked(with_files(files, run))) == 0
-    return pickle.loads(place.with_suffix(".trace").read_bytes())
+    assert ended(forked(run)) == 0
+    return pickle.loads(kept.read_bytes())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,30 +332,44 @@ def unresumed(store: Path, run: str, report: Path) -> str | None:
 
 
 _KINDS = {
-    r"holdfast\.json": "store",
-    r".*/run\.json": "run",
-    r".*/launches/\d+\.json": "launch",
-    r".*/launches/\d+\.\d+\.json": "start",
-    r".*/records/.*\.json": "record",
-    r".*/trees/[0-9a-f]{64}": "tree",
-    r".*/marks/.*\.json": "mark",
-    r".*/holds/.*\.json": "hold",
-    r".*/journal/.*\.json": "journal",
-    r"catalog/tags/.*\.json": "tag",
-    r"catalog/sweeps/.*\.json": "sweep",
-    r"data/shared/.*\.pack": "shared pack",
-    r"data/runs/\d+/.*\.pack": "pack",
-    r"catalog/runs/\d+": "folder of a run",
-    r"data/runs/\d+": "folder of a run's packs",
-    r".*/marks/[0-9a-f]{16}": "folder of a record's marks",
-    r".*/journal/[^/]+": "folder of a writer's journal",
+    r"holdfast\.json": "holdfast.json",
+    r".*/run\.json": "a run",
+    r".*/launches/\d+\.json": "a launch",
+    r".*/launches/\d+\.\d+\.json": "a start",
+    r".*/records/.*\.json": "a record",
+    r".*/trees/[0-9a-f]{64}": "a tree",
+    r".*/marks/.*\.json": "a mark",
+    r".*/holds/.*\.json": "a hold",
+    r".*/journal/.*\.json": "a batch of a journal",
+    r"catalog/tags/.*\.json": "a tag",
+    r"catalog/sweeps/.*\.json": "a sweep",
+    r"data/shared/.*\.pack": "a shared pack",
+    r"data/runs/\d+/.*\.pack": "a pack",
+    r"catalog/runs/\d+": "the folder of a run",
+    r"data/runs/\d+": "the folder of a run's packs",
+    r".*/marks/[0-9a-f]{16}": "the folder of a record's marks",
+    r".*/journal/[^/]+": "the folder of a writer's journal",
 }
 
 
 def kind_of(path: str) -> str:
     path = path.removeprefix(f"{STORE}/")
     found = next((kind for pattern, kind in _KINDS.items() if re.fullmatch(pattern, path)), None)
-    return found or f"folder {path.rpartition('/')[2]}"
+    return found or f"the folder {path.rpartition('/')[2]}"
+
+
+def truth_of(trace: Trace) -> dict[str, bytes]:
+    """Every object that ever was, by name, whole. Objects never change."""
+    data = {number: bytearray(base) for number, base in trace.base.items() if isinstance(base, bytes)}
+    for step in trace.steps:
+        if isinstance(step, Write):
+            data[step.inode].extend(bytes(max(0, step.offset + len(step.data) - len(data[step.inode]))))
+            data[step.inode][step.offset : step.offset + len(step.data)] = step.data
+        elif isinstance(step, Resize):
+            data[step.inode].extend(bytes(max(0, step.length - len(data[step.inode]))))
+            del data[step.inode][step.length if not step.grow else len(data[step.inode]) :]
+    paths = _paths(trace)
+    return {paths[number].removeprefix(f"{STORE}/"): bytes(whole) for number, whole in data.items() if number in paths}
 
 
 def syncs(trace: Trace) -> dict[int, str]:

@@ -34,7 +34,7 @@ def one_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     loss = model(torch.randn(4, 16)).square().mean()
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 def digest_of(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str:

@@ -127,7 +127,7 @@ def drain_seconds(run: Run) -> float:
 
 
 def _claim(run: Run, info: LaunchInfo) -> Launch:
-    number = max(run.launch_numbers(), default=0) + 1
+    number = _next_number(run)
     while True:
         info = msgspec.structs.replace(info, number=number)
         try:
@@ -136,6 +136,12 @@ def _claim(run: Run, info: LaunchInfo) -> Launch:
             number += 1
         else:
             return Launch(run, number)
+
+
+def _next_number(run: Run) -> int:
+    """Above every launch that has left anything, also one whose own file is lost."""
+    saved = [address.order.launch for address in run.addresses()]
+    return max([0, *run.launch_numbers(), *saved, *(start.launch for start in run.starts())]) + 1
 
 
 def _drain(launch: Launch, seconds: float, report: Report) -> None:

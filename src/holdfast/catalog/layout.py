@@ -11,6 +11,7 @@ from holdfast.ids import Digest, ObjectName, RecordAddress, RunNumber, TagName
 
 STORE = ObjectName("holdfast.json")
 RUNS = "catalog/runs/"
+RUN_INFO = "run.json"
 TAGS = "catalog/tags/"
 SWEEPS = "catalog/sweeps/"
 SHARED_PACKS = "data/shared/"
@@ -23,7 +24,7 @@ def run_folder(run: RunNumber) -> str:
 
 def run_info(run: RunNumber) -> ObjectName:
     """The object that claims a run's number."""
-    return ObjectName(f"{run_folder(run)}run.json")
+    return ObjectName(f"{run_folder(run)}{RUN_INFO}")
 
 
 def launch(run: RunNumber, number: int) -> ObjectName:

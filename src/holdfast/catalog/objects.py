@@ -32,6 +32,14 @@ class ListsFolders(Protocol):
         """The folders right below ``prefix``, which is ``""`` or ends in ``/``; empty ones may be among them."""
 
 
+@runtime_checkable
+class ListsFolders(Protocol):
+    """A storage that can name the folders in a folder without listing what is in them."""
+
+    def folders(self, prefix: str) -> list[str]:
+        """The folders right below ``prefix``, which is ``""`` or ends in ``/``; empty ones may be among them."""
+
+
 class DamagedObject(NamedTuple):
     """A small object that could not be read, and why."""
 
@@ -59,6 +67,23 @@ def _is_mine(storage: Storage, name: ObjectName, data: bytes) -> bool:
         return storage.read(name) == data
     except ObjectMissing:
         return False
+
+
+def folders_with(storage: Storage, prefix: str, leaf: str) -> list[str]:
+    """The folders right below ``prefix`` in which an object named ``leaf`` lies, sorted."""
+    if isinstance(storage, ListsFolders):
+        return [folder for folder in storage.folders(prefix) if exists(storage, ObjectName(f"{prefix}{folder}/{leaf}"))]
+    inner = (listed.name.removeprefix(prefix).partition("/") for listed in storage.list(prefix))
+    return [folder for folder, _, rest in inner if rest == leaf]
+
+
+def exists(storage: Storage, name: ObjectName) -> bool:
+    """Whether there is an object of this name."""
+    try:
+        storage.size(name)
+    except ObjectMissing:
+        return False
+    return True
 
 
 def folders(storage: Storage, prefix: str) -> list[str]:

@@ -89,7 +89,7 @@ class Run:
         address = next((address for address in self.addresses() if address.id == id_), None)
         content = None if address is None else read_record(self.store, address)
         if not isinstance(content, Record):
-            raise UnknownReference(f"no record {id_} in {self.number}; list what there is with 'holdfast list'")
+            raise UnknownReference(f"no record {id_} in {self.number}; list what there is with 'holdfast ls'")
         return content
 
     def launch_numbers(self) -> list[int]:

@@ -167,7 +167,7 @@ def begin_save(
     *,
     bases: Iterable[RecordAddress] = (),
     shared: bool = True,
-    quarantined: Collection[Digest] = (),
+    quarantined: Collection[ObjectName] = (),
 ) -> SaveAttempt:
     """Begins to save ``step``; from here on no sweep removes what the save may reuse.
 
@@ -177,7 +177,7 @@ def begin_save(
         step: completed optimizer steps.
         bases: committed records of the run whose segments may be reused.
         shared: whether shared packs may be reused or written.
-        quarantined: segments known to be rotten, which are written again.
+        quarantined: packs known to be damaged; what only they have is written again.
 
     Raises:
         Fenced: a newer launch owns the run.
@@ -240,7 +240,7 @@ def _check_name(attempt: SaveAttempt) -> None:
     raise _taken(attempt)
 
 
-def _find_sources(attempt: SaveAttempt, quarantined: Collection[Digest]) -> SegmentIndex:
+def _find_sources(attempt: SaveAttempt, quarantined: Collection[ObjectName]) -> SegmentIndex:
     """Step 4: only after the tombstones, for a sweep that is through has removed its own."""
     return read_sources(
         attempt.launch.run,

@@ -17,7 +17,7 @@ from holdfast.catalog.manifests import read_reach
 from holdfast.catalog.runs import Run, read_record
 from holdfast.catalog.tombstones import Tombstones
 from holdfast.errors import Damaged
-from holdfast.ids import Digest, ObjectName, RecordAddress
+from holdfast.ids import ObjectName, RecordAddress
 from holdfast.packs.footer import Footer
 from holdfast.packs.index import SegmentIndex
 from holdfast.records import Record
@@ -34,7 +34,7 @@ def read_sources(
     bases: Iterable[RecordAddress],
     shared: bool,
     tombstones: Tombstones,
-    quarantined: Collection[Digest] = (),
+    quarantined: Collection[ObjectName] = (),
 ) -> SegmentIndex:
     """The segments that a save may reuse; read after its hold was made and after the tombstones.
 
@@ -43,7 +43,7 @@ def read_sources(
         bases: committed records; those of other runs and those that are gone contribute nothing.
         shared: whether all shared packs are sources.
         tombstones: what sweeps have announced; none of it is a source.
-        quarantined: segments known to be rotten.
+        quarantined: packs known to be damaged, which are no source.
     """
     if tombstones.damaged:
         return SegmentIndex()  # nobody knows what they announce
@@ -52,7 +52,7 @@ def read_sources(
     footers = _private(run, records, tombstones.names)
     if shared:
         footers += _footers(run.store, _present(run.store, layout.SHARED_PACKS, tombstones.names))
-    return SegmentIndex(footers).without(quarantined)
+    return SegmentIndex([footer for footer in footers if footer.name not in quarantined])
 
 
 def _committed(run: Run, base: RecordAddress, tombstones: Tombstones) -> Record | None:

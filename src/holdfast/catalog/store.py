@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from holdfast.catalog import layout
-from holdfast.catalog.objects import DamagedObject, create_once, folders, load, load_each
+from holdfast.catalog.objects import DamagedObject, create_once, exists, folders, folders_with, load, load_each
 from holdfast.catalog.owners import Liveness, liveness, this_process
 from holdfast.catalog.readers import reading
 from holdfast.catalog.runs import Run
@@ -70,16 +70,18 @@ class Store:
 
     def numbers(self) -> list[RunNumber]:
         """The numbers of all runs, ascending, from their names alone."""
-        found = (RunNumber(int(one)) for one in folders(self.storage, layout.RUNS) if _RUN.fullmatch(one) and int(one))
-        return sorted(one for one in found if _exists(self.storage, layout.run_info(one)))
+        found = folders_with(self.storage, layout.RUNS, layout.RUN_INFO)
+        return sorted(RunNumber(int(one)) for one in found if _RUN.fullmatch(one))
 
     def runs(self) -> list[RunInfo]:
         """All runs by number; a damaged one is left out here and found in `damaged`."""
         return self._run_infos()[0]
 
     def damaged(self) -> list[DamagedObject]:
-        """The ``run.json`` that could not be read, each with its error."""
-        return self._run_infos()[1]
+        """The ``run.json`` that cannot be read, or are gone from a run that has other objects, each with its error."""
+        without = sorted(self._claimed() - set(self.numbers()))
+        lost = [number for number in without if _has_any(self.storage, layout.run_folder(number))]
+        return [*self._run_infos()[1], *map(_lost_run, lost)]
 
     def run(self, number: int) -> Run:
         """One run.
@@ -130,7 +132,7 @@ class Store:
             return self._claim(info)
 
     def _claim(self, info: RunInfo) -> Run:
-        number = max(self.numbers(), default=0) + 1
+        number = max(self._claimed(), default=0) + 1
         while True:
             info = msgspec.structs.replace(info, number=number)
             try:
@@ -140,8 +142,17 @@ class Store:
             else:
                 return Run(self, info)
 
+    def _claimed(self) -> set[RunNumber]:
+        """All numbers that are taken; a run whose ``run.json`` is lost keeps its number, for its records are there."""
+        return {RunNumber(int(one)) for one in folders(self.storage, layout.RUNS) if _RUN.fullmatch(one) and int(one)}
+
     def _run_infos(self) -> tuple[list[RunInfo], list[DamagedObject]]:
         return load_each(self.storage, map(layout.run_info, self.numbers()), RunInfo)
+
+
+def _lost_run(number: RunNumber) -> DamagedObject:
+    name = layout.run_info(number)
+    return DamagedObject(name, Missing(f"{name} is not there, but other objects of {number} are; copy it back"))
 
 
 def open_store(url: str | Path, *, create: bool = False, visibility: float = 0.0) -> Store:
@@ -188,7 +199,7 @@ def create_store(storage: Storage) -> Store:
 def _refuse_orphans(storage: Storage) -> None:
     found = next((prefix for prefix in ("catalog/", "data/") if _has_any(storage, prefix)), None)
     # Somebody who creates the store right now writes holdfast.json before anything else: look again.
-    if found and not _exists(storage, layout.STORE):
+    if found and not exists(storage, layout.STORE):
         raise Missing(
             f"{storage.url} has a folder {found} but no {layout.STORE}: either the copy of a store that is not complete"
             f" (copy {layout.STORE} too) or a folder that holds something else (choose another); nothing was changed"
@@ -197,14 +208,6 @@ def _refuse_orphans(storage: Storage) -> None:
 
 def _has_any(storage: Storage, prefix: str) -> bool:
     return next(iter(storage.list(prefix)), None) is not None
-
-
-def _exists(storage: Storage, name: ObjectName) -> bool:
-    try:
-        storage.size(name)
-    except ObjectMissing:
-        return False
-    return True
 
 
 def _is_absent(url: str | Path) -> bool:

@@ -88,7 +88,7 @@ def delete_tag(store: Store, name: TagName) -> None:
         UnknownReference: there is no tag of this name.
     """
     if layout.tag(name) not in _names(store):
-        raise UnknownReference(f"no tag {name!s} in {store.url}; list them with 'holdfast tag --list'")
+        raise UnknownReference(f"no tag {name!s} in {store.url}; list them with 'holdfast tag'")
     store.storage.delete([layout.tag(name)])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.marks import NO_MARKS, RecordMarks, read_marks
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
@@ -25,8 +26,9 @@ def command(
     """List the checkpoints of a run, newest first."""
     found = opened(store)
     chosen = find_run(found, run)
-    rows = list(_rows(found, chosen))
-    damaged = [{"name": str(one.name), "error": str(one.error)} for one in chosen.damaged()]
+    published = chosen.published()
+    rows = list(_rows(found, chosen, published.records))
+    damaged = [{"name": str(one.name), "error": str(one.error)} for one in published.damaged]
     if json:
         print_json({"run": str(chosen.number), "name": chosen.info.name, "checkpoints": rows, "damaged": damaged})
         return
@@ -36,23 +38,26 @@ def command(
 def _print(run: Run, rows: list[dict[str, Any]], damaged: list[dict[str, str]]) -> None:
     say(f"{run.number} {run.info.name or ''}".strip())
     for one in damaged:
-        say(f"damaged: {one['name']}: {one['error']}")
+        say(f"damaged: {one['error']}")
     if not rows:
-        say("no checkpoints yet")
+        origin = run.info.forked_from
+        say("no checkpoints yet" + (f"; it begins at {origin.address}" if origin else ""))
         return
     columns = ("", "step", "id", "kind", "new", "saved", "marks, tags, metrics")
     table(columns, map(_cells, rows), right=("step", "new"))
+    if not all(row["on_line"] for row in rows):
+        say("x: left behind by a rollback or a fresh start; ask for it by its id")
 
 
-def _rows(store: Store, run: Run) -> list[dict[str, Any]]:
+def _rows(store: Store, run: Run, records: list[Record]) -> list[dict[str, Any]]:
     marks, tags = read_marks(store, run.number), read_tags(store).by_record()
-    lineage = run.lineage()
-    line = {target.address for target in lineage.line()}
-    head = lineage.head.address if lineage.head else None
+    lineage = Lineage.of(records, run.starts(), run.info.forked_from)
+    line = {target.id for target in lineage.line()}
+    head = lineage.head.id if lineage.head else None
     return [
         _row(record, marks.get(RecordId(record.id), NO_MARKS), tags.get(record.id, []))
-        | {"head": record.address == head, "on_line": record.address in line}
-        for record in reversed(run.records())
+        | {"head": record.id == head, "on_line": record.id in line}
+        for record in reversed(records)
     ]
 
 

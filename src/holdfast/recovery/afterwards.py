@@ -15,9 +15,10 @@ from holdfast.catalog.retention import plan_retention
 from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.errors import Damaged, StorageError
 from holdfast.ids import ObjectName, RecordId
-from holdfast.packs.verify import verify_pack
+from holdfast.packs.verify import Problem
 from holdfast.policy import Best, Policy
 from holdfast.records import MarkKind, Record, Target
+from holdfast.recovery.readback import quarantine, read_back
 from holdfast.recovery.session import Session
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ class Afterwards:
         id_ = RecordId(record.id)
         self._metrics[id_] = {**self._metrics.get(id_, {}), **metrics}
 
-    def saved(self, record: Record) -> None:
-        """Everything that follows a save.
+    def saved(self, record: Record) -> set[ObjectName]:
+        """Everything that follows a save; gives the packs that did not survive it, and must not be reused.
 
         Raises:
             StorageError: not all of it was done; the checkpoint is not concerned.
@@ -68,8 +69,11 @@ class Afterwards:
         for text in record.anomalies:
             logger.warning("%s: %s", record.address, text)
             self.note("anomaly", f"{record.address}: {text}")
-        if self._verified(record):
-            self._retain()
+        if problems := read_back(self._session.store, record):
+            return self._quarantine(record, problems)
+        add_mark(self._session.store, record.address, MarkKind.VERIFIED, by="saver")
+        self._retain()
+        return set()
 
     def note(self, kind: str, message: str) -> None:
         """One line of the journal; written at the next restore, failure or end."""
@@ -82,26 +86,11 @@ class Afterwards:
         except StorageError as error:
             logger.warning("the journal of %s could not be written: %s", self._session.run.number, error)
 
-    def _verified(self, record: Record) -> bool:
-        """Reads back what this save wrote; what it reused was read back by the save that wrote it."""
-        store = self._session.store
-        new = [name for name in record.packs if name not in self._packs_before(record)]
-        problems = [problem for name in new for problem in verify_pack(store.storage, ObjectName(name))]
-        if problems:
-            text = f"read back after the save, {problems[0].message}"
-            logger.error("%s: %s; the next save writes it again", record.address, text)
-            add_mark(store, record.address, MarkKind.QUARANTINED, by="saver", data={"why": text})
-            self.note("damaged", f"{record.address}: {text}")
-            return False
-        add_mark(store, record.address, MarkKind.VERIFIED, by="saver")
-        return True
-
-    def _packs_before(self, record: Record) -> frozenset[str]:
-        parent = record.parent
-        if parent is None:
-            return frozenset()
-        records = self._session.run.records()
-        return frozenset(name for one in records if one.address == parent.address for name in one.packs)
+    def _quarantine(self, record: Record, problems: Sequence[Problem]) -> set[ObjectName]:
+        text = f"read back after the save, {problems[0].message}"
+        logger.error("%s: %s; the next save writes it again", record.address, text)
+        self.note("damaged", f"{record.address}: {text}")
+        return quarantine(self._session.store, record, problems)
 
     def _retain(self) -> None:
         run = self._session.run

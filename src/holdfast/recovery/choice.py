@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from holdfast.errors import NothingToResume, RefusedFresh
+from holdfast.errors import NothingToResume, RefusedFresh, UnknownReference
 from holdfast.ids import RecordAddress, RunName, RunNumber
 from holdfast.records import RunInfo
 from holdfast.recovery.fresh import near_misses
@@ -76,9 +76,10 @@ def choose_run(
     Raises:
         NothingToResume: "must", and there is no run to continue.
         RefusedFresh: there is no run of this name, but one of nearly this name.
+        UnknownReference: there is no run of this number.
     """
     if isinstance(want, RunNumber):
-        return _existing(next(run for run in known if run.info.number == want), f"run={int(want)}")
+        return _existing(_numbered(want, known), f"run={int(want)}")
     name = want.name if isinstance(want, NewRun) else want
     mine = [run for run in known if run.info.name == name]
     restarted = [run for run in mine if job is not None and run.info.job == job]
@@ -89,6 +90,14 @@ def choose_run(
     if source is not None:
         return _from_reference(name, mine, source)
     return _continued(name, mine, resume, known)
+
+
+def _numbered(number: RunNumber, known: Sequence[KnownRun]) -> KnownRun:
+    found = next((run for run in known if run.info.number == number), None)
+    if found is None:
+        there = ", ".join(str(RunNumber(run.info.number)) for run in known[-5:]) or "no runs yet"
+        raise UnknownReference(f"run={int(number)}: there is no {number} that can be read; there is: {there}")
+    return found
 
 
 def _from_reference(name: RunName | None, mine: Sequence[KnownRun], source: RecordAddress) -> RunChoice:

@@ -28,7 +28,7 @@ class Claimant(Protocol):
 
 
 _open: dict[tuple[str, int], weakref.ref[Claimant]] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # whoever is superseded lets its run go while the lock is held
 
 
 def refuse_worker(owner: int | None = None) -> None:

@@ -33,10 +33,14 @@ def candidates(store: Store, run: Run, rejected: Rejected, begin: RecordAddress 
     Damaged and quarantined ones are noted in ``rejected`` and passed over.
     """
     at: Target | None = Target.of(begin) if begin else run.lineage().head
-    while at is not None:
-        here = store.run(at.run)
+    # Also where there is no head: with all records damaged a run looks as if it had none.
+    here = run
+    while True:
         for one in here.damaged():
             rejected.add(one.name, one.error)
+        if at is None:
+            return
+        here = store.run(at.run)
         at = yield from _line(store, here, at, rejected)
 
 

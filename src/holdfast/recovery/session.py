@@ -84,6 +84,14 @@ class Session:
         self._note(None, "there was nothing to resume from")
         return None
 
+    def newest(self) -> Record | None:
+        """The record that `resume` would try first, without loading it."""
+        return next(candidates(self.store, self.run, self.rejected, self.begin), None)
+
+    def begin_with_parts(self, record: Record, only: tuple[str, ...]) -> None:
+        """Notes a start from zero into which parts of a checkpoint were loaded."""
+        self._note(None, f"asked for {', '.join(only)} of {record.address} only")
+
     def _why(self, record: Record) -> str:
         if self.rejected.reasons:
             return f"the newest that can be used; passed over: {self.rejected}"
@@ -108,8 +116,12 @@ class Session:
         self.rejected = Rejected()
 
 
-def open_session(plan: Plan, tell: Callable[[str], None] = logger.warning) -> Session:
+def open_session(
+    plan: Plan, tell: Callable[[str], None] = logger.warning, *, claim: Callable[[Store, Run], None] | None = None
+) -> Session:
     """Opens the store, chooses or creates the run, and claims a launch of it.
+
+    ``claim`` may refuse the run by raising; it is asked before there is a launch, which would fence the older ones.
 
     Raises:
         RefusedFresh: there is evidence of earlier work that is not in this store.
@@ -124,7 +136,10 @@ def open_session(plan: Plan, tell: Callable[[str], None] = logger.warning) -> Se
     evidence = restart_evidence(plan.facts, store_is_new=is_new, launches=_launches(store, choice))
     if evidence and source is None:
         raise RefusedFresh(f"nothing to continue in {store.url}: {evidence}")
+    _refuse_unknown(store, choice, plan)
     run = _run(store, choice, plan)
+    if claim is not None:
+        claim(store, run)
     return _launched(store, run, choice, plan, source, tell)
 
 
@@ -132,12 +147,24 @@ def _open(plan: Plan) -> tuple[Store, bool]:
     try:
         return open_store(plan.url), False
     except NotFound as error:
-        if plan.resume == "must":
-            raise NothingToResume(f"resume='must', but {error}") from error
+        if plan.resume not in ("auto", "never"):
+            raise NothingToResume(f"resume={plan.resume!r}, but {error}") from error
         if plan.facts.restarts:
             evidence = restart_evidence(plan.facts, store_is_new=True, launches=0)
             raise RefusedFresh(f"there is no store at {plan.url}: {evidence}") from error
         return open_store(plan.url, create=True), True
+
+
+def _refuse_unknown(store: Store, choice: RunChoice, plan: Plan) -> None:
+    """A run that cannot be read may be the one that is meant; only who asks for a new one gets a new one."""
+    if choice.number is not None or isinstance(plan.want, NewRun) or choice.forked_from is not None:
+        return
+    damaged = store.damaged()
+    if damaged:
+        raise RefusedFresh(
+            f"{choice.why}, but {damaged[0].name} cannot be read and may be it: {damaged[0].error}; "
+            "copy it back from a mirror, say run=<number>, or holdfast.new_run(...) if a new run is meant"
+        )
 
 
 def _known(store: Store, plan: Plan) -> list[KnownRun]:

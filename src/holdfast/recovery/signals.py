@@ -1,8 +1,9 @@
-"""A request to stop, noticed at the next boundary: SIGTERM and SIGUSR1 set a flag, and nothing else.
+"""A request to stop, noticed at the next boundary: SIGTERM, SIGUSR1 and the first Ctrl-C set a flag, nothing else.
 
 Saving inside a handler could catch the state in the middle of a step. Earlier
 handlers still run; ours live only while the training loop does, so that
-nothing is changed for the rest of the program.
+nothing is changed for the rest of the program. A Ctrl-C after any request is
+what it always is: whoever presses it again does not want to wait.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 
-WATCHED = (signal.SIGTERM, signal.SIGUSR1)
+WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+_loops: list[StopRequests] = []
+"""The loops of this process that run now: whichever ends first leaves the handlers to the others."""
+
+_earlier: dict[signal.Signals, Any] = {}
+"""What was installed before the first of them."""
 
 
 class StopRequests:
@@ -27,29 +35,45 @@ class StopRequests:
 
     def __init__(self) -> None:
         self._asked: str | None = None
-        self._earlier: dict[signal.Signals, Any] = {}
 
     @property
     def asked(self) -> str | None:
         """The name of the signal that asked, or None."""
         return self._asked
 
+    def ask(self, name: str) -> None:
+        """The signal ``name`` has come."""
+        self._asked = name
+
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             logger.warning("the loop runs outside the main thread: SIGTERM will end it without a last checkpoint")
             return self
-        for number in WATCHED:
-            self._earlier[number] = signal.signal(number, self._handler)
+        if not _loops:
+            _earlier.update({number: signal.signal(number, _handler) for number in WATCHED})
+        _loops.append(self)
         return self
 
     def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        for number, earlier in self._earlier.items():
+        if self not in _loops:
+            return
+        _loops.remove(self)
+        if not _loops:
+            _put_back()
+
+
+def _put_back() -> None:
+    for number, earlier in _earlier.items():
+        if signal.getsignal(number) is _handler:  # else the program has installed another one meanwhile
             # None: the earlier handler was not installed from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
-        self._earlier.clear()
+    _earlier.clear()
 
-    def _handler(self, number: int, frame: FrameType | None) -> None:
-        self._asked = signal.Signals(number).name
-        earlier: Callable[[int, FrameType | None], object] | Any = self._earlier.get(signal.Signals(number))
-        if callable(earlier):
-            earlier(number, frame)
+
+def _handler(number: int, frame: FrameType | None) -> None:
+    again = any(loop.asked for loop in _loops)
+    for loop in tuple(_loops):
+        loop.ask(signal.Signals(number).name)
+    earlier: Callable[[int, FrameType | None], object] | Any = _earlier.get(signal.Signals(number))
+    if callable(earlier) and (again or earlier is not signal.default_int_handler):
+        earlier(number, frame)

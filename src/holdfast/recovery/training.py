@@ -13,16 +13,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from holdfast.catalog.marks import add_mark, add_metrics
+from holdfast.catalog.marks import add_mark, add_metrics, read_record_marks
 from holdfast.catalog.references import resolve
 from holdfast.catalog.tags import create_tag
-from holdfast.errors import StorageError
+from holdfast.errors import InvalidInput, NothingToResume, SaveFailed, StateMismatch, StorageError
 from holdfast.ids import TagName
 from holdfast.packs.codec import Codec
 from holdfast.policy import Best, SaveFacts
 from holdfast.records import Exactness, Kind, MarkKind, Record
 from holdfast.recovery.afterwards import Afterwards
-from holdfast.recovery.loading import load
+from holdfast.recovery.loading import Loaded, load
+from holdfast.recovery.readback import quarantined_packs
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.whole import Whole
@@ -57,9 +58,11 @@ class Training:
         self.counter = counter
         self.torn = False
         self.last: Record | None = None
+        self._unsound: Record | None = None
         self._session, self._plan, self._stops, self._accumulate = session, plan, stops, accumulate
         self._whole = Whole(objects=objects, values=values, files=files)
         self._saver = InlineSaver(session.launch, codec=codec)
+        self._saver.distrust(quarantined_packs(session.run))
         self._after = Afterwards(session, plan.keep)
         self._position: LoaderPosition | None = None
         self._data: dict[str, Any] | None = None
@@ -67,7 +70,7 @@ class Training:
 
     def _begin_at(self, step: int) -> None:
         self.step = step
-        self._clean, self._in_body, self._reached = True, False, False
+        self._clean, self._in_body, self._reached, self._unused = True, False, False, False
         self._idle = 0
         self._metrics: dict[str, Any] = {}  # of the boundary
         self._coming: dict[str, Any] = {}  # of the step at hand
@@ -77,6 +80,11 @@ class Training:
 
     # Resuming
 
+    @property
+    def unbegun(self) -> bool:
+        """Whether nothing has been restored or begun yet."""
+        return self._session.timeline < 0
+
     def resume(self) -> None:
         """Restores the newest good checkpoint; a fresh start leaves everything as it is."""
         record = self._session.resume(self._load)
@@ -84,26 +92,51 @@ class Training:
             self._rng = rng.capture()
 
     def rewind(self) -> None:
-        """Restores the newest checkpoint of this line again, as a new timeline."""
-        self._session.resume(self._load, self._session.parent)
+        """Restores the newest checkpoint of this line again, as a new timeline.
 
-    def restore_from(self, reference: str | None, only: tuple[str, ...] | None) -> list[str]:
-        """Restores a named checkpoint, or parts of it; returns what was not loaded."""
-        store, run = self._session.store, self._session.run
-        record = resolve(store, reference, default_run=run.number) if reference else self.last
-        if only is not None:
-            return [] if record is None else load(store, record, self._whole, only=only).not_loaded
-        self._session.resume(self._load, record.address if record else None)
-        return []
+        Raises:
+            NothingToResume: this launch began from zero and has saved nothing yet.
+        """
+        self._session.resume(self._load, self._newest().address)
+
+    def restore_from(self, reference: str) -> None:
+        """Restores a named checkpoint."""
+        self._session.resume(self._load, self._named(reference).address)
+
+    def restore_parts(self, reference: str | None, only: tuple[str, ...]) -> list[str]:
+        """Restores parts of a checkpoint and nothing else, no step number either; returns what was not loaded."""
+        record = self._named(reference) if reference else self._newest()
+        not_loaded = self._read(record, only).not_loaded
+        if self._session.timeline < 0:
+            self._session.begin_with_parts(record, only)
+            self._rng = rng.capture()
+        return not_loaded
+
+    def _named(self, reference: str) -> Record:
+        return resolve(self._session.store, reference, default_run=self._session.run.number)
+
+    def _newest(self) -> Record:
+        record = self.last or (self._session.newest() if self._session.timeline < 0 else None)
+        if record is None:
+            raise NothingToResume(f"{self._session.run.number} has no checkpoint yet, so there is nothing to restore")
+        return record
+
+    def _read(self, record: Record, only: tuple[str, ...] | None = None) -> Loaded:
+        before, self.torn = self.torn, True
+        try:
+            loaded = load(self._session.store, record, self._whole, only=only)
+        except StateMismatch:
+            self.torn = before  # it is found before anything is changed
+            raise
+        self.torn = before and only is not None
+        return loaded
 
     def _load(self, record: Record) -> None:
-        self.torn = True
-        loaded = load(self._session.store, record, self._whole)
+        loaded = self._read(record)
         self._begin_at(record.step)
         self._rng, self._data = loaded.rng, loaded.data
         self._saved_epochs = int((loaded.data or {}).get("epoch", 0))
         self.last = record
-        self.torn = False
         self._after.resumed(record)
         if self._position is not None:
             self._find_position()
@@ -121,6 +154,7 @@ class Training:
         if self._position is not None and self._data is not None:
             self._position.load(self._data)
             self._position.replay(_tell_replay)
+            self._saved_epochs = self._epochs(self._position.batch == self._position.length)
 
     # The loop
 
@@ -130,7 +164,7 @@ class Training:
 
     def enter(self) -> None:
         """The body begins."""
-        self._in_body = True
+        self._in_body, self._unused = True, False
         if self._clean:
             self._rng = rng.capture()
         self.counter.reset()
@@ -153,6 +187,15 @@ class Training:
             self._settle_break()
         self._save_asked()
 
+    def _settle_break(self) -> None:
+        """After `break` the batch counts if the step was made; else the boundary before still stands."""
+        if self._stepped():
+            self._settle()
+            self._rng = rng.capture()
+        elif not self._at_boundary():
+            # The state has moved on, or nobody can say where the loader was: what is saved now is not exact.
+            self._in_body, self._unused = False, True
+
     def complete(self, reached: bool) -> None:
         """Notes that the last epoch is over."""
         self._reached = self._reached or reached
@@ -171,11 +214,6 @@ class Training:
                 PATIENCE,
             )
 
-    def _settle_break(self) -> None:
-        """After `break` the batch counts if the step was made; else the boundary before still stands."""
-        if self._stepped():
-            self._settle()
-
     def _stepped(self) -> bool:
         if self._accumulate is not None:
             return (self._idle + 1) % self._accumulate == 0
@@ -186,12 +224,19 @@ class Training:
 
     def _boundary(self, epoch_ended: bool) -> None:
         self._rng = None
+        saved = self.last
         reason = self._due(self._metrics, epoch_ended)
         if self._stops.asked:
             self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
         elif reason:
             self._save(self._kind(reason), reason)
         self._save_asked()
+        if self.last is not saved:
+            self._saved_epochs = self._epochs(epoch_ended)
+
+    def _epochs(self, epoch_ended: bool) -> int:
+        """Epochs completed at this boundary."""
+        return 0 if self._position is None else self._position.epoch + epoch_ended
 
     def _due(self, metrics: Mapping[str, Any], epoch_ended: bool) -> str | None:
         epoch = 0 if self._position is None else self._position.epoch
@@ -201,7 +246,7 @@ class Training:
             seconds_since_save=time.monotonic() - self._saved_at,
             epoch=epoch,
             epoch_ended=epoch_ended,
-            epochs_since_save=epoch + epoch_ended - self._saved_epochs,
+            epochs_since_save=self._epochs(epoch_ended) - self._saved_epochs,
             metrics=_plain(metrics) if self._after.watches(self._plan.save) else {},
             saved=self._after.saved_metrics(self._plan.save),
         )
@@ -273,7 +318,9 @@ class Training:
 
     def _afterwards(self, record: Record) -> None:
         try:
-            self._after.saved(record)
+            damaged = self._after.saved(record)
+            self._saver.distrust(damaged)
+            self._unsound = record if damaged else None
         except StorageError as error:
             # The checkpoint is safe; what follows it (verification, retention) is tried again after the next one.
             logger.warning("after the save of %s: %s", record.address, error)
@@ -309,15 +356,30 @@ class Training:
         if self._position is None:
             found["data"] = Exactness(exact=False, reason="the loop gets its data elsewhere")
             return found
+        if self._unused:
+            found["data"] = Exactness(exact=False, reason="the loop was left with a batch that no step has used")
+            return {"augmentation": self._position.exactness()["augmentation"]} | found
         parts = self._position.exactness()
         return found | {"data": parts["order"], "augmentation": parts["augmentation"]}
 
     # The end
 
     def finish(self) -> None:
-        """The ``final`` checkpoint, if the total was reached."""
+        """The ``final`` checkpoint, if the total was reached.
+
+        Raises:
+            SaveFailed: the last checkpoint was damaged when it was read back, and no later save wrote it again.
+        """
+        self._save_final()
+        if self._unsound is not None:
+            raise SaveFailed(
+                f"{self._unsound.address}, the last checkpoint, was damaged when it was read back; the next start "
+                "goes back to the one before: look after the disk, then start again"
+            )
+
+    def _save_final(self) -> None:
         reached = self._reached or (self.total is not None and self.step >= self.total)
-        if not reached or not self._clean or (self.last is not None and self._is_final(self.last)):
+        if not reached or (self.last is not None and self._is_final(self.last)):
             return
         if self._last_is_here() and self.last is not None:
             add_mark(self._session.store, self.last.address, MarkKind.FINAL, by="checkpointer")
@@ -325,7 +387,8 @@ class Training:
         self._save(Kind.FINAL, f"the end: {self.step} steps")
 
     def _is_final(self, record: Record) -> bool:
-        return record.kind is Kind.FINAL and record.step == self.step
+        marked = record.kind is Kind.FINAL or read_record_marks(self._session.store, record.address).final
+        return marked and record.step == self.step
 
     def interrupted(self, error: BaseException | None) -> None:
         """The block was left by an exception: nothing is saved, and it is said what stands."""
@@ -342,7 +405,16 @@ class Training:
 
 def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics as numbers; tensors and NumPy scalars are read here, when a checkpoint needs them."""
-    return {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+    return {name: _number(name, value) for name, value in metrics.items()}
+
+
+def _number(name: str, value: Any) -> Any:
+    if not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except (ValueError, RuntimeError) as error:
+        raise InvalidInput(f"log({name}=) wants one number, not {getattr(value, 'shape', value)}: {error}") from error
 
 
 def _tell_replay(replay: Replay) -> None:

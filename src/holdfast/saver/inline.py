@@ -7,14 +7,14 @@ things is the same: hold, packs, manifest, record, and only then what follows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from holdfast.catalog import layout
 from holdfast.catalog.launches import Launch
 from holdfast.catalog.saves import SaveAttempt, begin_save
 from holdfast.clock import utc_now
-from holdfast.ids import Digest, RecordAddress
+from holdfast.ids import Digest, ObjectName, RecordAddress
 from holdfast.packs.codec import Codec
 from holdfast.packs.writer import Written, write_segments
 from holdfast.records import Exactness, Kind, Record, Sizes, Target, Timing
@@ -54,6 +54,11 @@ class InlineSaver:
         self._codec = codec
         self._threads = threads
         self._progress = progress
+        self._damaged: set[ObjectName] = set()
+
+    def distrust(self, packs: Iterable[ObjectName]) -> None:
+        """These packs are damaged: what only they have, the next save writes again."""
+        self._damaged |= set(packs)
 
     def save(self, snapshot: Snapshot, request: SaveRequest) -> Record:
         """A committed record: complete, durable and visible when this returns; else nothing is visible.
@@ -66,7 +71,8 @@ class InlineSaver:
         began = time.perf_counter()
         bases = [request.parent] if request.parent else []
         frozen = any(spec.lifetime is Lifetime.FROZEN for spec, _ in snapshot.tensors)
-        with begin_save(self._launch, request.timeline, request.step, bases=bases, shared=frozen) as attempt:
+        at = (self._launch, request.timeline, request.step)
+        with begin_save(*at, bases=bases, shared=frozen, quarantined=self._damaged) as attempt:
             written = self._write(snapshot, attempt)
             manifest = attempt.write_manifest(
                 snapshot.skeleton, snapshot.values_bytes, snapshot.inline, written.digests
