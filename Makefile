@@ -48,8 +48,11 @@ fmt: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: SHELL := bash
+bench: .SHELLFLAGS := -o pipefail -c
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@{ cat benchmarks/README.md; for script in benchmarks/*.py; do echo; $(BIN)/python -W ignore $$script || exit 1; done; } \
+	  | tee docs/benchmarks.md
 
 soak: $(STAMP)
 	$(PYTEST) -q -n $(JOBS) -m soak --timeout 7200

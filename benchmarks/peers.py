@@ -2,7 +2,7 @@
 
 Everything is interleaved in one run and reported as medians with their spread; ratios are of medians.
 
-    python benchmarks/peers.py --rounds 5 --write docs/benchmarks.md
+    python benchmarks/peers.py --rounds 5
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def one_round(work: Work, raws: dict[str, Raw], ours: Holdfast, seconds: dict[st
 def report(work: Work, seconds: dict[str, list[float]], rounds: int) -> str:
     median = {name: statistics.median(values) for name, values in seconds.items()}
     lines = [
-        f"# Save and load, {work.bytes / 1e9:.2f} GB",
+        f"## Save and load, {work.bytes / 1e9:.2f} GB",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB, Python {platform.python_version()}, "
@@ -293,7 +293,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=int, default=1, help="divide the width of the model, for a quick look")
     parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--write", type=Path, default=None)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     try:
@@ -304,10 +303,7 @@ def main() -> None:
         one_round(work, raws, ours, {})
         for _ in range(args.rounds):
             one_round(work, raws, ours, seconds)
-        text = report(work, seconds, args.rounds)
-        print(text)
-        if args.write:
-            args.write.write_text(text)
+        print(report(work, seconds, args.rounds))
     finally:
         with suppress(OSError):
             shutil.rmtree(folder)

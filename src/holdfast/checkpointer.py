@@ -156,7 +156,7 @@ class Checkpointer:
             raise InvalidInput("batches() needs total_steps= or epochs=, or it would never end")
         position = open_position(loader)
         training = self._begin(total_steps, loader)
-        training.attach_loader(position)
+        position = training.attach_loader(position)
         with _Loop(self, training):
             while not training.ended() and (epochs is None or position.epoch < epochs):
                 for batch in position.batches():

@@ -24,6 +24,7 @@ Grouped by what a handler would do::
     |-- Damaged                            stored bytes are not what was written
     |   |-- Missing                        an object that another one names is not there
     |   |-- Corrupt                        seal or digest does not match, or malformed
+    |   |-- Unreadable                     EIO for this one object: nothing is known of its bytes
     |   `-- UnknownFormat                  written by another version of the format
     |-- StateError                         checkpoint and program do not fit together
     |   |-- StateMismatch                  missing, surplus or differently shaped entries
@@ -210,12 +211,26 @@ class Corrupt(Damaged):
     kind = "corrupt"
     exit_code = 42
 
+    def __init__(self, message: str = "", *, pack: str | None = None, digest: bytes | None = None) -> None:
+        super().__init__(*([message] if message else []))
+        self.pack = pack
+        """The pack that holds the damaged segment, if it is one."""
+        self.digest = digest
+        """The segment's digest."""
+
 
 class UnknownFormat(Damaged):
     """Written in a version of the format that this version cannot read."""
 
     kind = "unknown-format"
     exit_code = 43
+
+
+class Unreadable(Damaged):
+    """The storage answers EIO for this one object: a bad sector, maybe; nothing is proven, so nothing is quarantined."""
+
+    kind = "unreadable"
+    exit_code = 44
 
 
 class StateError(HoldfastError):

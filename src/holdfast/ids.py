@@ -23,6 +23,7 @@ from holdfast.errors import InvalidName
 Buffer = bytes | bytearray | memoryview
 
 _OBJECT = re.compile(r"[a-z0-9][a-z0-9._+=-]*(/[a-z0-9][a-z0-9._+=-]*)*")
+_RECORD_ID = re.compile(r"[0-9a-f]{16}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}")
 _RESERVED = re.compile(r"run-?\d+|last|good|best|epoch|head|auto|must|never|none|[0-9a-f]{16,}", re.IGNORECASE)
 
@@ -150,7 +151,7 @@ class RecordId(str):
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
-        if not re.fullmatch(r"[0-9a-f]{16}", text):
+        if not _RECORD_ID.fullmatch(text):
             raise InvalidName(f"not a record id: {text[:80]!r}")
         return super().__new__(cls, text)
 

@@ -11,11 +11,17 @@ from typing import Any
 
 import msgspec
 
+from holdfast.errors import InvalidName
 from holdfast.ids import Digest, ObjectName, Order, RecordAddress, RecordId, RunNumber
 
 
 class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What all small objects share; ``kw_only`` is not inherited, so each class says it itself."""
+
+    @property
+    def home(self) -> str | None:
+        """The object name that follows from the content; None: it is not told by the content alone."""
+        return None
 
 
 class Kind(StrEnum):
@@ -64,6 +70,9 @@ class Target(_Sealed, frozen=True, kw_only=True):
     step: int
     id: str
 
+    def __post_init__(self) -> None:
+        _check_address(self.address)
+
     @classmethod
     def of(cls, address: RecordAddress) -> Target:
         """From an address."""
@@ -101,6 +110,11 @@ class RunInfo(_Sealed, frozen=True, kw_only=True):
     attempt: str
     """Nonce of the creator, so that it knows its own object after a lost answer."""
 
+    @property
+    def home(self) -> str:
+        """See `_Sealed.home`."""
+        return f"catalog/runs/{RunNumber(self.number).folder}/run.json"
+
 
 class LaunchInfo(_Sealed, frozen=True, kw_only=True):
     """``launches/<number>.json``: one start of the job; its creation fences every older one."""
@@ -118,6 +132,11 @@ class LaunchInfo(_Sealed, frozen=True, kw_only=True):
     config_digest: str | None = None
     attempt: str
 
+    @property
+    def home(self) -> str:
+        """See `_Sealed.home`."""
+        return f"catalog/runs/{RunNumber(self.run).folder}/launches/{self.number:06d}.json"
+
 
 class StartInfo(_Sealed, frozen=True, kw_only=True):
     """``launches/<number>.<timeline>.json``: a completed restore (or a fresh start) within a launch.
@@ -133,6 +152,11 @@ class StartInfo(_Sealed, frozen=True, kw_only=True):
     """None: started from zero."""
     why: str
     attempt: str
+
+    @property
+    def home(self) -> str:
+        """See `_Sealed.home`."""
+        return f"catalog/runs/{RunNumber(self.run).folder}/launches/{self.launch:06d}.{self.timeline:03d}.json"
 
 
 class Hold(_Sealed, frozen=True, kw_only=True):
@@ -163,6 +187,9 @@ class Aborted(_Sealed, frozen=True, kw_only=True):
     reason: str
     attempt: str
 
+    def __post_init__(self) -> None:
+        _check_address(self.address)
+
     @property
     def address(self) -> RecordAddress:
         """The record name that is taken."""
@@ -173,6 +200,11 @@ class Aborted(_Sealed, frozen=True, kw_only=True):
     def name(self) -> ObjectName:
         """Its object name, the one of the record that will not be."""
         return self.address.name
+
+    @property
+    def home(self) -> str:
+        """See `_Sealed.home`."""
+        return self.name
 
 
 class Exactness(_Sealed, frozen=True, kw_only=True):
@@ -233,6 +265,12 @@ class Record(_Sealed, frozen=True, kw_only=True):
     owner: Owner
     attempt: str
 
+    def __post_init__(self) -> None:
+        _check_address(self.address)
+        Digest.parse(self.manifest)
+        for name in self.packs:
+            ObjectName(name)
+
     @property
     def address(self) -> RecordAddress:
         """Where it lies."""
@@ -248,6 +286,11 @@ class Record(_Sealed, frozen=True, kw_only=True):
     def name(self) -> ObjectName:
         """Its object name."""
         return self.address.name
+
+    @property
+    def home(self) -> str:
+        """See `_Sealed.home`."""
+        return self.name
 
 
 class Mark(_Sealed, frozen=True, kw_only=True):
@@ -296,3 +339,13 @@ class Sweep(_Sealed, frozen=True, kw_only=True):
     created: str
     owner: Owner
     objects: list[str]
+
+
+def _check_address(address: RecordAddress) -> None:
+    """What the types of an address leave open.
+
+    Raises:
+        InvalidName: a place that no record can have.
+    """
+    if min(address.order) < 0:
+        raise InvalidName(f"launch, timeline and step of a record count from 0, not {address.order}")

@@ -10,23 +10,13 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
-from crash_kit import (
-    STORE,
-    WORKS,
-    Promise,
-    broken,
-    promises,
-    recorded,
-    syncs,
-    truth_of,
-    unresumed,
-    unsound,
-    unusable,
-)
+from crash_kit import Promise, broken, promises, recorded, recorded_on, syncs, truth_of, unresumed, unsound, unusable
+from lived_kit import STORE, WORKS, typed
 
 from holdfast.testing.crashes import CrashState, Trace, crash_states, materialise, without_sync
 
@@ -44,10 +34,72 @@ SPARE = {
 }
 """Syncs that no power cut of the host needs. A server of files that loses its memory while its clients live does."""
 
-NEEDED = """
-"""
+NEEDED = [
+    *(
+        f"the bytes of {what}"
+        for what in (
+            "holdfast.json",
+            "a run",
+            "a launch",
+            "a start",
+            "a hold",
+            "a shared pack",
+            "a pack",
+            "a tree",
+            "a record",
+            "a mark",
+            "a batch of a journal",
+            "a tag",
+            "a sweep",
+        )
+    ),
+    *(
+        f"the name of {what}"
+        for what in (
+            "the folder store",
+            "holdfast.json",
+            "the folder catalog",
+            "the folder runs",
+            "the folder of a run",
+            "a run",
+            "the folder launches",
+            "a launch",
+            "a start",
+            "the folder data",
+            "the folder shared",
+            "a shared pack",
+            "the folder of a run's packs",
+            "a pack",
+            "the folder repacked",
+            "the folder trees",
+            "a tree",
+            "the folder records",
+            "a record",
+            "the folder marks",
+            "the folder of a record's marks",
+            "a mark",
+            "the folder of a writer's journal",
+            "a batch of a journal",
+            "a tag",
+        )
+    ),
+    *(f"the removal of {what}" for what in ("a record", "a mark", "a tree", "a pack", "a tag")),
+]
+"""All other syncs there are, by what they make durable."""
 
-KINDS = [kind for kind in NEEDED.splitlines() if kind]
+BEHIND_RECORDS = [
+    "the bytes of a shared pack",
+    "the name of a shared pack",
+    "the bytes of a pack",
+    "the name of a pack",
+    "the bytes of a tree",
+    "the name of a tree",
+    "the bytes of a record",
+    "the removal of a record",
+]
+"""Without these a checkpoint is there and cannot be loaded, whatever anybody was told."""
+
+NOTHING = Promise(there=frozenset(), gone=frozenset())
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +132,7 @@ def first_harm(trace: Trace, promised: list[Promise], disk: Disk, limit: int) ->
     return None
 
 
-@pytest.mark.parametrize("most", [150, pytest.param(10**9, marks=SOAK)])
+@pytest.mark.parametrize("most", [40, pytest.param(10**9, marks=SOAK)])
 @pytest.mark.parametrize("work", WORKS)
 def test_no_power_cut_loses_what_anybody_was_told_of(tmp_path: Path, trace_of, work: str, most: int) -> None:
     """Hazards 12: it opens, every checkpoint is whole, a resume picks the newest, and it can be worked with."""
@@ -100,7 +152,7 @@ def test_no_power_cut_loses_what_anybody_was_told_of(tmp_path: Path, trace_of, w
         if number % 16 == 0:
             run = "new" if work == "save" else "second"
             assert unresumed(store, run, tmp_path / "report") is None, where
-            assert unsound(store, Promise(there=frozenset(), gone=frozenset())) is None, where
+            assert unsound(store, NOTHING) is None, where
 
 
 def of_kind(trace: Trace, kind: str) -> list[int]:
@@ -109,11 +161,11 @@ def of_kind(trace: Trace, kind: str) -> list[int]:
 
 def test_every_kind_of_sync_is_in_the_next_tests(trace_of) -> None:
     found = {kind for work in WORKS for kind in syncs(trace_of(work)).values()}
-    assert found == {*KINDS, *SPARE}
+    assert found == {*NEEDED, *SPARE}
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=SOAK)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NEEDED)
 def test_without_this_sync_something_is_lost(tmp_path: Path, trace_of, kind: str, every: bool) -> None:
     """The deliberate break: the same look at the same work finds the harm. The short form drops one of each kind."""
     dropped = 0
@@ -126,8 +178,40 @@ def test_without_this_sync_something_is_lost(tmp_path: Path, trace_of, kind: str
             if not every:
                 print(f"\n{work} without {kind}: {found[:200]}")
                 return
-    print(f"\nwithout {kind}: harm in each of {dropped} works")
+    print(f"\nwithout {kind}: harm, for each of {dropped} such syncs")
     assert dropped
+
+
+def unsound_states(trace: Trace, number: int, disk: Disk) -> Iterator[str]:
+    for state in crash_states(without_sync(trace, number), seed=SEED, limit=20 * len(trace.steps)):
+        if found := unsound(disk.store(state), NOTHING):
+            yield f"{found}, after step {state.position}: {state.story}"
+
+
+@pytest.mark.parametrize("kind", BEHIND_RECORDS)
+def test_without_this_sync_a_checkpoint_is_there_and_not_whole(tmp_path: Path, trace_of, kind: str) -> None:
+    """I1, broken on purpose: the order of things on the disk, not only that they get there."""
+    tried = ((trace_of(work), number) for work in WORKS for number in of_kind(trace_of(work), kind))
+    assert next((found for one in tried for found in unsound_states(*one, Disk(tmp_path))), None)
+
+
+@pytest.mark.parametrize(("cuts", "most"), [(3, 12), pytest.param(30, 10**9, marks=SOAK)])
+@pytest.mark.parametrize("work", ["save-into", "gc"])
+def test_a_second_power_cut_in_the_middle_of_the_clean_up_does_no_harm(
+    tmp_path: Path, trace_of, work: str, cuts: int, most: int
+) -> None:
+    """Crash during recovery: the clean-up after a cut is cut off itself, everywhere."""
+    seen = 0
+    for state in random.Random(SEED).sample(list(crash_states(trace_of(work), seed=SEED)), cuts):
+        store = Disk(tmp_path / "first").store(state)
+        trace = recorded_on(store, typed("gc"))
+        promised, disk = promises(trace), Disk(tmp_path / "second")
+        states = list(crash_states(trace, seed=SEED))
+        for again in random.Random(SEED).sample(states, min(most, len(states))):
+            where = f"seed {SEED}, after step {state.position} and {again.position}: {state.story}; {again.story}"
+            assert unsound(disk.store(again), promised[len(again.notes)]) is None, where
+            seen += 1
+    print(f"\n{cuts} cuts of {work}, {seen} of the clean-ups after them")
 
 
 @pytest.mark.soak

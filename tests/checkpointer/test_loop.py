@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -134,10 +135,8 @@ def test_no_handler_and_no_hook_is_left_after_the_loop(tmp_path: Path) -> None:
 
     before = len(hooks)
     for how in (lambda: launched(tmp_path / "a", 2), lambda: launched(tmp_path / "b", 9, then=crash_at(1))):
-        try:
+        with contextlib.suppress(Stop):
             how()
-        except Stop:
-            pass
         assert len(hooks) == before
 
 

@@ -8,8 +8,11 @@ import re
 import msgspec
 import pytest
 
-from holdfast import records, trees
-from holdfast.values import reading, registry
+from holdfast import ids, records, trees
+from holdfast.errors import InvalidName
+from holdfast.ids import ObjectName, TagName
+from holdfast.seals import unseal
+from holdfast.values import reading, registry, writing
 
 
 def _without_code(text):
@@ -65,6 +68,32 @@ def test_every_file_that_a_page_names_exists(pages, root):
     assert found == []
 
 
+def _commands_named(text):
+    return {match[1] for match in re.finditer(r"['`]holdfast ([a-z]+\b(?: --[a-z-]+)?)(?! \d)", text)}
+
+
+def _commands_there(root):
+    found = set()
+    for line in (root / "tests/guards/cli_surface.txt").read_text().splitlines():
+        name = line.split()[1]
+        found |= {name, *(f"{name} {option}" for option in re.findall(r"--[a-z-]+", line))}
+    return found
+
+
+def test_every_command_that_a_page_or_a_message_names_exists(pages, modules, root):
+    """A message says what to do next; a command that is not there is the last thing that helps."""
+    texts = pages | {module.label: module.text for module in modules}
+    named = {(place, command) for place, text in texts.items() for command in _commands_named(text)}
+    assert len(named) > 20
+    assert sorted(one for one in named if one[1] not in _commands_there(root)) == []
+
+
+def test_every_note_of_the_design_has_a_number_of_its_own_and_a_link(pages):
+    notes = [page for page in pages if page.startswith("docs/design/") and not page.endswith("README.md")]
+    assert len({page.rpartition("/")[2][:4] for page in notes}) == len(notes) >= 2
+    assert [page for page in notes if f"]({page.rpartition('/')[2]})" not in pages["docs/design/README.md"]] == []
+
+
 def _terms(pages):
     return re.findall(r"^\*\*([a-z ]+)\*\*:", pages["docs/glossary.md"], re.MULTILINE)
 
@@ -105,6 +134,56 @@ def test_the_format_page_has_every_tag_of_the_values(pages):
     section = pages["docs/format.md"].partition("## Values")[2].partition("## Manifest")[0]
     listed = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (.*?) \|", section, re.MULTILINE))))
     assert listed >= set(reading.READERS) | registry.RESERVED
+
+
+def test_the_format_page_has_every_tag_that_is_registered_for_torch_and_numpy(pages):
+    importlib.import_module("holdfast.state.values_torch")
+    tags = {
+        tag
+        for type_, (tag, _) in writing.EXTRA.items()
+        if type_.__module__.split(".")[0] in ("torch", "random", "numpy")
+    }
+    scalars = {tag for type_, (tag, _) in writing.EXTRA.items() if tag.startswith("numpy.") and hasattr(type_, "dtype")}
+    listed = set(
+        re.findall(r"`([a-z]+\.\w+)`", pages["docs/format.md"].partition("## Values")[2].partition("## Manifest")[0])
+    )
+    assert len(tags) > 20
+    assert sorted(tags - scalars - listed) == []
+
+
+def test_the_format_page_has_every_dtype_with_its_size(pages):
+    table = re.search(r"^\| dtype \|.*?\n\n", pages["docs/format.md"], re.MULTILINE | re.DOTALL)
+    assert table is not None
+    rows = re.findall(r"^\| (`.*`) \| (\d+) \|$", table[0], re.MULTILINE)
+    assert {name: int(size) for names, size in rows for name in re.findall(r"`(\w+)`", names)} == trees._ITEM_BYTES
+
+
+def test_the_format_page_says_what_lies_in_the_data_of_every_kind_of_mark(pages):
+    table = re.search(r"^\| kind \| in `data` \|.*?\n\n", pages["docs/format.md"], re.MULTILINE | re.DOTALL)
+    assert table is not None
+    rows = re.findall(r"^\| ([a-z, ]+) \|", table[0], re.MULTILINE)[1:]
+    listed = [kind for row in rows for kind in row.split(", ")]
+    assert sorted(listed) == sorted(map(str, records.MarkKind))
+
+
+def test_the_names_that_the_format_page_calls_reserved_are(pages):
+    rule = re.search(r"None of these, in any letter case: (.*?)\. ", " ".join(pages["docs/format.md"].split()))
+    assert rule is not None
+    words = set(re.findall(r"`([a-z]+)`", rule[1])) - {"run"}
+    assert words == set(re.findall(r"[a-z]{4,}", ids._RESERVED.pattern))
+    for word in [*words, "run-3", "RUN3", "0123456789abcdef"]:
+        with pytest.raises(InvalidName):
+            TagName(word)
+
+
+def test_the_record_on_the_format_page_is_sealed(pages):
+    found = re.search(r"```json\n(.*?)```", pages["docs/format.md"], re.DOTALL)
+    assert found is not None
+    name = re.search(r'"object": "(.*?)"', found[1])
+    assert name is not None
+    record = unseal(ObjectName(name[1]), found[1].encode(), records.Record)
+    assert record.name == name[1]
+    assert all(f"  {pack}\n" in pages["docs/format.md"] for pack in record.packs)
 
 
 def test_the_format_page_draws_a_pack_as_the_code_does(pages):

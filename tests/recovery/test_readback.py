@@ -11,8 +11,10 @@ from toy_training import newest
 import holdfast
 from holdfast import every, latest
 from holdfast.catalog.marks import read_record_marks
+from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.catalog.verify import verify
-from holdfast.errors import SaveFailed
+from holdfast.errors import SaveFailed, StorageUnavailable
+from holdfast.recovery.afterwards import Afterwards
 from holdfast.storage import opening
 from holdfast.storage.files import Files
 from holdfast.storage.local import LocalStorage
@@ -81,3 +83,39 @@ def test_a_training_whose_last_checkpoint_rotted_does_not_end_well(tmp_path, mon
     monkeypatch.setattr(opening, "LocalStorage", lambda root, **o: LocalStorage(root, files=RottenDisk(), **o))
     with pytest.raises(SaveFailed, match=r"run-001@1 .*was damaged when it was read back"):
         train(tmp_path / "s", 1)
+
+
+def test_what_was_never_read_back_is_read_back_with_the_next_save(tmp_path, monkeypatch):
+    """The read-back of a save failed, or was killed: a later record must not be called verified in spite of it."""
+    disk = RottenDisk()
+    monkeypatch.setattr(opening, "LocalStorage", lambda root, **options: LocalStorage(root, files=disk, **options))
+    saved = Afterwards.saved
+
+    def not_the_first(self, record):
+        if record.step == 1:
+            raise StorageUnavailable("the disk does not answer")
+        return saved(self, record)
+
+    monkeypatch.setattr(Afterwards, "saved", not_the_first)
+    train(tmp_path / "s", 3)
+    store = holdfast.open(tmp_path / "s")
+    first, second, third = store.run(1).records()
+    marks = [read_record_marks(store, one.address) for one in (first, second, third)]
+    assert [one.verified for one in marks] == [False, False, True]
+    assert marks[1].quarantined
+    assert f"data/shared/{disk.victims[0].name}" not in third.packs
+
+
+def test_a_checkpoint_that_somebody_deletes_at_once_does_not_end_the_training(tmp_path, monkeypatch, caplog):
+    saved = Afterwards.saved
+
+    def deleted(self, record):
+        store = holdfast.open(tmp_path / "s")
+        if record.step > 1:
+            return saved(self, record)
+        execute(store, plan_sweep(store, store.run(1), [record.address]))
+        return saved(self, record)
+
+    monkeypatch.setattr(Afterwards, "saved", deleted)
+    train(tmp_path / "s", 2)
+    assert "after the save of run-001@1" in caplog.text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from holdfast.catalog.references import Reference, resolve
 from holdfast.catalog.runs import Run
 from holdfast.ids import RecordId, RunNumber
+from holdfast.records import RunInfo
 
 if TYPE_CHECKING:
     from holdfast.catalog.store import Store
@@ -40,8 +41,13 @@ def fork(
 
 def read_forks(store: Store) -> dict[RecordId, list[RunNumber]]:
     """For every record that is a fork point, the runs that began there."""
+    return forks_of(store.runs())
+
+
+def forks_of(infos: Iterable[RunInfo]) -> dict[RecordId, list[RunNumber]]:
+    """As `read_forks`, from what was read of the runs."""
     forks: dict[RecordId, list[RunNumber]] = defaultdict(list)
-    for info in store.runs():
+    for info in infos:
         if info.forked_from is not None:
             forks[RecordId(info.forked_from.id)].append(RunNumber(info.number))
     return dict(forks)

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from holdfast.catalog import layout
-from holdfast.catalog.objects import DamagedObject, create_once, load_each
+from holdfast.catalog.objects import DamagedObject, create_once, load_each, load_named
 from holdfast.catalog.readers import check_present
 from holdfast.clock import utc_now
 from holdfast.errors import BeingDeleted, Missing
 from holdfast.ids import ObjectName, RecordAddress, RecordId, RunNumber, nonce
 from holdfast.records import Mark, MarkKind, Record, Target
+from holdfast.storage.protocol import Listed
 
 if TYPE_CHECKING:
     from holdfast.catalog.store import Store
@@ -39,8 +40,8 @@ class RecordMarks:
 
     def of(self, kind: MarkKind) -> list[Mark]:
         """Its readable marks of one kind, by creation."""
-        found = (mark for mark in self.marks if mark.kind is kind)
-        return sorted(found, key=lambda mark: (mark.created, mark.attempt))
+        found = [mark for mark in self.marks if mark.kind is kind]
+        return found if len(found) < 2 else sorted(found, key=lambda mark: (mark.created, mark.attempt))
 
     @property
     def good(self) -> bool:
@@ -100,9 +101,18 @@ NO_MARKS = RecordMarks()
 
 def read_marks(store: Store, run: RunNumber) -> dict[RecordId, RecordMarks]:
     """The marks of all records of a run that have any. Damaged ones are part of the answer, never raised."""
-    names = [listed.name for listed in store.storage.list(layout.marks_folder(run)) if _MARK.fullmatch(listed.name)]
-    marks, damaged = load_each(store.storage, names, Mark)
-    return _by_record(marks, damaged)
+    return marks_of(store, run, store.storage.list(layout.marks_folder(run)))
+
+
+def marks_of(store: Store, run: RunNumber, listing: Iterable[Listed]) -> dict[RecordId, RecordMarks]:
+    """As `read_marks`, from a listing of the run's marks."""
+    names = [listed.name for listed in listing if _MARK.fullmatch(listed.name)]
+    # A name has a nonce and is never used again, so what was read once need not be read again.
+    seen = store.marks.setdefault(run, {})
+    read, damaged = load_named(store.storage, [name for name in names if name not in seen], Mark)
+    marks = {name: mark for name in names if (mark := seen.get(name) or read.get(name))}
+    store.marks[run] = marks
+    return _by_record(marks.values(), damaged)
 
 
 def read_record_marks(store: Store, address: RecordAddress) -> RecordMarks:

@@ -28,15 +28,7 @@ READERS = 16
 class ListsFolders(Protocol):
     """A storage that can name the folders in a folder without listing what is in them."""
 
-    def folders(self, prefix: str) -> list[str]:
-        """The folders right below ``prefix``, which is ``""`` or ends in ``/``; empty ones may be among them."""
-
-
-@runtime_checkable
-class ListsFolders(Protocol):
-    """A storage that can name the folders in a folder without listing what is in them."""
-
-    def folders(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str) -> tuple[str, ...]:
         """The folders right below ``prefix``, which is ``""`` or ends in ``/``; empty ones may be among them."""
 
 
@@ -87,9 +79,9 @@ def exists(storage: Storage, name: ObjectName) -> bool:
 
 
 def folders(storage: Storage, prefix: str) -> list[str]:
-    """The names of the folders right below ``prefix``; empty ones may be among them."""
+    """The names of the folders right below ``prefix``, sorted; empty ones may be among them."""
     if isinstance(storage, ListsFolders):
-        return storage.folders(prefix)
+        return list(storage.folders(prefix))
     parts = (listed.name.removeprefix(prefix).partition("/") for listed in storage.list(prefix))
     return sorted({folder for folder, slash, _ in parts if slash})
 
@@ -108,14 +100,22 @@ def load_each(
     storage: Storage, names: Iterable[ObjectName], type_: type[T] | tuple[type[T], ...]
 ) -> tuple[list[T], list[DamagedObject]]:
     """Those of ``names`` that could be read, in order, and those that are damaged; vanished ones are left out."""
+    found, damaged = load_named(storage, names, type_)
+    return list(found.values()), damaged
+
+
+def load_named(
+    storage: Storage, names: Iterable[ObjectName], type_: type[T] | tuple[type[T], ...]
+) -> tuple[dict[ObjectName, T], list[DamagedObject]]:
+    """As `load_each`, by name."""
     wanted = list(names)
-    found: list[T] = []
+    found: dict[ObjectName, T] = {}
     damaged: list[DamagedObject] = []
     for name, data in zip(wanted, _read_each(storage, wanted), strict=True):
         if data is None:
             continue
         try:
-            found.append(unseal(name, data, type_))
+            found[name] = unseal(name, data, type_)
         except Damaged as error:
             damaged.append(DamagedObject(name, error))
     return found, damaged

@@ -11,6 +11,7 @@ from holdfast.catalog.locating import list_packs, read_footers
 from holdfast.catalog.manifests import read_reach
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
+from holdfast.catalog.sweep_facts import runs_of
 from holdfast.errors import Damaged
 from holdfast.ids import ObjectName, RunNumber
 from holdfast.packs.footer import Footer
@@ -67,7 +68,7 @@ def read_scope(store: Store, run: Run | None) -> Scope:
 def read_live(store: Store, run: Run | None) -> tuple[frozenset[bytes], str | None]:
     """What committed records need, and why that cannot be told, if it cannot."""
     live: set[bytes] = set()
-    for one in [run] if run is not None else map(store.run, store.numbers()):
+    for one in runs_of(store, run):
         published = one.published()
         if published.damaged:
             return frozenset(), f"{published.damaged[0].name} is damaged, and nobody can tell what it needs"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.catalog import layout
 from holdfast.catalog.lineage import Lineage
-from holdfast.catalog.objects import DamagedObject, load_each
+from holdfast.catalog.objects import DamagedObject, load_each, load_named
 from holdfast.catalog.reach import Holders
 from holdfast.errors import ObjectMissing, UnknownReference
 from holdfast.ids import ObjectName, RecordAddress, RecordId, RunNumber
@@ -69,8 +69,8 @@ class Run:
     def published(self) -> Published:
         """Committed records, given-up saves and damaged objects, from one listing."""
         names = self._record_names()
-        read, damaged = load_each(self.store.storage, [name for name in names if name not in self._seen], _PUBLISHED)
-        self._seen.update((one.name, one) for one in read)
+        read, damaged = load_named(self.store.storage, [name for name in names if name not in self._seen], _PUBLISHED)
+        self._seen.update(read)
         contents = [self._seen[name] for name in names if name in self._seen]
         _forget_others(self._seen, names)
         return Published(
@@ -104,10 +104,13 @@ class Run:
 
     def starts(self) -> list[StartInfo]:
         """The starts that can be read: completed restores and fresh starts, by launch and timeline."""
+        return self.read_starts()[0]
+
+    def read_starts(self) -> tuple[list[StartInfo], list[DamagedObject]]:
+        """`starts`, and those that cannot be read."""
         names = [name for name in self._launch_names() if _START.fullmatch(name.leaf)]
-        return sorted(
-            load_each(self.store.storage, names, StartInfo)[0], key=lambda start: (start.launch, start.timeline)
-        )
+        starts, damaged = load_each(self.store.storage, names, StartInfo)
+        return sorted(starts, key=lambda start: (start.launch, start.timeline)), damaged
 
     def lineage(self) -> Lineage:
         """Head and ancestors, as of now."""

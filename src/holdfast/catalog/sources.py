@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.catalog import layout
 from holdfast.catalog.manifests import read_reach
+from holdfast.catalog.objects import exists
 from holdfast.catalog.runs import Run, read_record
 from holdfast.catalog.tombstones import Tombstones
 from holdfast.errors import Damaged
@@ -70,14 +71,16 @@ def _private(run: Run, records: list[Record], announced: frozenset[str]) -> list
     """Packs that the records name, and repacked ones that hold any of their segments."""
     if not records:
         return []
-    present = _present(run.store, layout.private_packs(run.number), announced)
-    hinted = {name for record in records for name in record.packs if not name.startswith(layout.SHARED_PACKS)}
-    footers = _footers(run.store, [name for name in present if name in hinted])
-    if hinted <= set(present):
+    packs = [name for record in records for name in record.packs if not name.startswith(layout.SHARED_PACKS)]
+    hinted = sorted({ObjectName(name) for name in packs})
+    # Asked one by one: a run may have ten thousand packs, and a save needs those of its parent.
+    present = [name for name in hinted if name not in announced and exists(run.store.storage, name)]
+    footers = _footers(run.store, present)
+    if present == hinted:
         return footers
-    folder = layout.repacked_packs(run.number)
     needed = _digests(run, records)
-    repacked = _footers(run.store, [name for name in present if name.startswith(folder) and name not in hinted])
+    others = _present(run.store, layout.repacked_packs(run.number), announced)
+    repacked = _footers(run.store, [name for name in others if name not in hinted])
     return footers + [footer for footer in repacked if not needed.isdisjoint(footer.digests())]
 
 

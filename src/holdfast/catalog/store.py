@@ -28,7 +28,7 @@ from holdfast.clock import utc_now
 from holdfast.errors import Missing, NotFound, ObjectExists, ObjectMissing, StorageUnavailable, UnknownReference
 from holdfast.ids import ObjectName, RecordAddress, RunName, RunNumber, nonce
 from holdfast.packs.index import Footers
-from holdfast.records import Owner, RunInfo, StoreInfo, Target
+from holdfast.records import Mark, Owner, RunInfo, StoreInfo, Target
 from holdfast.storage.opening import open_storage
 from holdfast.storage.protocol import Storage
 
@@ -49,6 +49,9 @@ class Store:
     """Seconds until every host's listings show a new object: 0, except on network filesystems that cache listings."""
     footers: Footers = field(init=False, repr=False, compare=False)
     """Footers of packs, each read once."""
+
+    marks: dict[RunNumber, dict[ObjectName, Mark]] = field(init=False, default_factory=dict, repr=False, compare=False)
+    """Marks that were read, by run: they never change."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "footers", Footers(self.storage))
@@ -75,13 +78,19 @@ class Store:
 
     def runs(self) -> list[RunInfo]:
         """All runs by number; a damaged one is left out here and found in `damaged`."""
-        return self._run_infos()[0]
+        return self._infos(self.numbers())[0]
 
     def damaged(self) -> list[DamagedObject]:
         """The ``run.json`` that cannot be read, or are gone from a run that has other objects, each with its error."""
-        without = sorted(self._claimed() - set(self.numbers()))
-        lost = [number for number in without if _has_any(self.storage, layout.run_folder(number))]
-        return [*self._run_infos()[1], *map(_lost_run, lost)]
+        return self.run_infos()[1]
+
+    def run_infos(self) -> tuple[list[RunInfo], list[DamagedObject]]:
+        """`runs` and `damaged`, read at one time."""
+        claimed = self._claimed()  # first, or a run that is made just now would look like a lost one
+        numbers = self.numbers()
+        infos, damaged = self._infos(numbers)
+        lost = [one for one in sorted(claimed - set(numbers)) if _has_any(self.storage, layout.run_folder(one))]
+        return infos, [*damaged, *map(_lost_run, lost)]
 
     def run(self, number: int) -> Run:
         """One run.
@@ -146,8 +155,8 @@ class Store:
         """All numbers that are taken; a run whose ``run.json`` is lost keeps its number, for its records are there."""
         return {RunNumber(int(one)) for one in folders(self.storage, layout.RUNS) if _RUN.fullmatch(one) and int(one)}
 
-    def _run_infos(self) -> tuple[list[RunInfo], list[DamagedObject]]:
-        return load_each(self.storage, map(layout.run_info, self.numbers()), RunInfo)
+    def _infos(self, numbers: Iterable[RunNumber]) -> tuple[list[RunInfo], list[DamagedObject]]:
+        return load_each(self.storage, map(layout.run_info, numbers), RunInfo)
 
 
 def _lost_run(number: RunNumber) -> DamagedObject:

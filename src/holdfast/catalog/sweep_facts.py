@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from holdfast.catalog import layout
 from holdfast.catalog.holds import FoundHold
-from holdfast.catalog.marks import read_marks
+from holdfast.catalog.marks import marks_of
 from holdfast.catalog.objects import DamagedObject
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.reach import Holders, Reached
@@ -70,8 +70,8 @@ def read_facts(store: Store, run: Run | None, *, standing: Iterable[FoundHold] =
         standing: the holds of that scope, listed before this is called.
     """
     packs, trees, marks = _bulk(store, run)
-    published = [(one, one.published()) for one in _runs(store, run)]
-    named, unclear = _needed(store, run)
+    published = [(one, one.published()) for one in runs_of(store, run)]
+    named, unclear = _needed(store, run, marks)
     footers, broken = _footers(store, packs)
     holders = Holders() if run is None else run.holders
     holders.add(footers)
@@ -91,7 +91,8 @@ def read_facts(store: Store, run: Run | None, *, standing: Iterable[FoundHold] =
     )
 
 
-def _runs(store: Store, run: Run | None) -> list[Run]:
+def runs_of(store: Store, run: Run | None) -> list[Run]:
+    """The runs of a scope: ``run``, or all for the shared packs."""
     if run is not None:
         return [run]
     # Only their numbers matter here, so a damaged run.json is no obstacle.
@@ -135,23 +136,27 @@ def _reached(holders: Holders, published: Iterable[tuple[Run, Published]]) -> di
     return reached
 
 
-def _needed(store: Store, run: Run | None) -> tuple[list[Needed], list[DamagedObject]]:
+def _needed(store: Store, run: Run | None, marks: Iterable[Listed]) -> tuple[list[Needed], list[DamagedObject]]:
     """What names records of ``run``, and what might but cannot be read."""
     if run is None:
         return [], []  # no record goes in a sweep of the shared packs
     tags = read_tags(store)
+    infos, broken = store.run_infos()
     named = [Needed(address=tag.target.address, by=f"tag {tag.tag!r}") for tag in tags.tags]
-    return [*named, *_forks(store), *_pins(store, run), *_start(run)], [*tags.damaged, *store.damaged()]
+    return [*named, *_forks(infos), *_pins(store, run, marks), *_start(run)], [*tags.damaged, *broken]
 
 
-def _forks(store: Store) -> Iterator[Needed]:
-    for info in store.runs():
+def _forks(infos: Iterable[RunInfo]) -> Iterator[Needed]:
+    for info in infos:
         if info.forked_from is not None:
             yield Needed(address=info.forked_from.address, by=f"{RunNumber(info.number)}, which was forked from it")
 
 
-def _pins(store: Store, run: Run) -> Iterator[Needed]:
-    pinned = {id_ for id_, marks in read_marks(store, run.number).items() if marks.pinned}
+def _pins(store: Store, run: Run, listing: Iterable[Listed]) -> Iterator[Needed]:
+    # The listing is as good as one made now: a pin that it does not have was made after the tombstones, and sees them.
+    pinned = {id_ for id_, marks in marks_of(store, run.number, listing).items() if marks.pinned}
+    if not pinned:
+        return
     yield from (Needed(address=address, by="a pin") for address in run.addresses() if address.id in pinned)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from holdfast.catalog import layout
-from holdfast.catalog.holds import FoundHold, Report, find_holds, give_up, settle
+from holdfast.catalog.holds import FoundHold, Report, find_holds, give_up, is_settled, settle
 from holdfast.catalog.objects import create_once, load_each
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.runs import Run
@@ -36,7 +36,12 @@ _active_lock = threading.Lock()
 
 
 def plan_sweep(
-    store: Store, run: Run | None, delete: Collection[RecordAddress] = (), *, on_need: OnNeed = OnNeed.KEEP
+    store: Store,
+    run: Run | None,
+    delete: Collection[RecordAddress] = (),
+    *,
+    on_need: OnNeed = OnNeed.KEEP,
+    standing: Collection[FoundHold] = (),
 ) -> SweepPlan:
     """What would go: ``delete``, what only they need, and the remains of saves that never finished.
 
@@ -45,14 +50,22 @@ def plan_sweep(
         run: whose objects; None: the packs in ``data/shared`` (then ``delete`` is empty).
         delete: records of the run; those that are gone already are no error, damaged ones may be among them.
         on_need: what becomes of records that are still needed.
+        standing: saves and readers that count as needing what they hold; none, if `execute` shall wait for them.
 
     Raises:
         StillNeeded: with ``OnNeed.REFUSE``, if one of them is.
         StorageError: the store cannot be read.
     """
-    plan = make_plan(read_facts(store, run), delete, on_need)
+    plan = make_plan(read_facts(store, run, standing=standing), delete, on_need)
     _refuse(plan)
     return plan
+
+
+def standing_holds(store: Store, run: Run | None) -> list[FoundHold]:
+    """The saves and readers at work now that `execute` would wait for: for a plan that is only shown."""
+    numbers = store.numbers() if run is None else [run.number]
+    holds = [hold for number in numbers for hold in find_holds(store, number)]
+    return [hold for hold in holds if hold.liveness is not Liveness.DEAD and not is_settled(store, hold)]
 
 
 def execute(
@@ -82,6 +95,8 @@ def execute(
     """
     _clear_old(store)
     if not plan.names:
+        # Also what the dead hold goes: nothing else would ever remove the hold of a reader that was killed.
+        _settle(store, plan, 0.0, (Liveness.DEAD,), report)
         return plan
     with working(nonce()) as id_:
         _announce(store, plan, id_)

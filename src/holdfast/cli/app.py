@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc as garbage
 import json
 import os
 import sys
@@ -33,7 +34,7 @@ for module in (runs, ls, show, log, verify, why, tag, fork, rm, gc, demo):
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits: 0, the code of the error (docs/errors.md), 2 for a wrong call, 130 after Ctrl-C."""
-    _show_everything()
+    _prepare()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -74,8 +75,10 @@ def _explain(error: HoldfastError, *, as_json: bool) -> None:
         explain(str(error), error.kind)
 
 
-def _show_everything() -> None:
-    """A terminal that cannot show a letter gets an escape instead of a traceback."""
+def _prepare() -> None:
+    """For a process that runs one command and ends."""
+    garbage.set_threshold(100_000)  # ten thousand records in one list are no garbage; looking costs a third of `ls`
+    # A terminal that cannot show a letter gets an escape instead of a traceback.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

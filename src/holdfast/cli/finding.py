@@ -5,8 +5,8 @@ from __future__ import annotations
 from holdfast.catalog.references import resolve
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
-from holdfast.errors import UnknownReference
-from holdfast.ids import RunNumber
+from holdfast.errors import Damaged, UnknownReference
+from holdfast.ids import RecordAddress, RunNumber
 from holdfast.records import Record
 
 
@@ -35,6 +35,22 @@ def find_record(store: Store, text: str) -> Record:
     """The record that a reference means; ``@500`` and the like are taken in the newest run."""
     numbers = store.numbers()
     return resolve(store, text, default_run=numbers[-1] if numbers else None)
+
+
+def find_address(store: Store, text: str) -> RecordAddress:
+    """As `find_record`, and damaged records too: by id or prefix of one, or as ``run-003@500``."""
+    try:
+        return find_record(store, text).address
+    except Damaged:
+        found = [address for number in store.numbers() for address in store.run(number).addresses()]
+        meant = [address for address in found if text in _names(address)]
+        if len(meant) != 1:
+            raise
+        return meant[0]
+
+
+def _names(address: RecordAddress) -> set[str]:
+    return {f"{address.run}@{address.order.step}", *(address.id[:length] for length in range(6, 17))}
 
 
 def _newest(store: Store) -> RunNumber:

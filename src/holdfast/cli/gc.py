@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import typer
 
 from holdfast.catalog.repack import RepackPlan, execute_repack, plan_repack
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
-from holdfast.catalog.sweeps import SweepPlan, execute, plan_sweep
+from holdfast.catalog.sweeps import SweepPlan, execute, plan_sweep, standing_holds
 from holdfast.cli.finding import find_run, opened
 from holdfast.cli.keeping import retention
 from holdfast.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, StoreOption
-from holdfast.cli.output import bar, print_json, say, size
+from holdfast.cli.output import bar, count, print_json, say, size, warn
 from holdfast.cli.rm import WAIT, document, print_plan, say_waiting
 from holdfast.errors import InvalidInput
+from holdfast.ids import RecordAddress
 
 
 def command(
@@ -33,7 +35,10 @@ def command(
     if keep is not None and run is None:
         raise InvalidInput("--keep needs a run: one policy for all runs would delete what others want to keep")
     found = opened(store)
-    runs = [find_run(found, run)] if run is not None else [found.run(info.number) for info in found.runs()]
+    infos, damaged = ([], []) if run is not None else found.run_infos()
+    for one in damaged:
+        warn(f"left alone: {one.error}")
+    runs = [find_run(found, run)] if run is not None else [Run(found, info) for info in infos]
     sweeps = list(_sweeps(found, runs, keep, dry_run, with_shared=run is None))
     repacks = [(one, _repack(found, one, dry_run, json)) for one in (*runs, *([None] if run is None else []))]
     unfinished = 0 if dry_run else found.storage.sweep_unfinished()
@@ -51,7 +56,8 @@ def command(
     for scope, repack in repacks:
         if repack.packs:
             verb = "would repack" if dry_run else "repacked"
-            say(f"{scope.number if scope else 'shared'}: {verb} {len(repack.packs)} packs, {size(repack.freed)} freed")
+            where = scope.number if scope else "shared"
+            say(f"{where}: {verb} {count(len(repack.packs), 'pack')}, {size(repack.freed)} freed")
     if unfinished:
         say(f"removed {size(unfinished)} of unfinished files of dead processes")
 
@@ -59,15 +65,26 @@ def command(
 def _sweeps(
     store: Store, runs: list[Run], keep: str | None, dry_run: bool, *, with_shared: bool
 ) -> Iterator[SweepPlan]:
+    gone: list[RecordAddress] = []
     for run in runs:
-        plan = retention(run, keep).plan
-        yield _sweep(store, run, plan_sweep(store, run, plan.delete if plan else ()), dry_run)
+        kept = retention(run, keep).plan
+        done = _sweep(store, run, kept.delete if kept else (), dry_run)
+        gone += [*done.records, *done.given_up]
+        yield done
     if with_shared:
-        yield _sweep(store, None, plan_sweep(store, None), dry_run)
+        yield _without(gone, _sweep(store, None, gone, dry_run)) if dry_run else _sweep(store, None, (), dry_run)
 
 
-def _sweep(store: Store, run: Run | None, plan: SweepPlan, dry_run: bool) -> SweepPlan:
-    return plan if dry_run else execute(store, plan, run=run, seconds=WAIT, report=say_waiting)
+def _sweep(store: Store, run: Run | None, delete: Collection[RecordAddress], dry_run: bool) -> SweepPlan:
+    if dry_run:
+        return plan_sweep(store, run, delete, standing=standing_holds(store, run))
+    return execute(store, plan_sweep(store, run, delete), run=run, seconds=WAIT, report=say_waiting)
+
+
+def _without(gone: list[RecordAddress], plan: SweepPlan) -> SweepPlan:
+    """A dry run deletes nothing, so the plan of the shared packs is made as if the runs' own plans were executed."""
+    given_up = tuple(one for one in plan.given_up if one not in gone)
+    return replace(plan, requested=frozenset(), records=(), given_up=given_up)
 
 
 def _repack(store: Store, run: Run | None, dry_run: bool, quiet: bool) -> RepackPlan:

@@ -1,7 +1,7 @@
-"""How the command line speaks: tables that fit 80 columns, JSON, bars, and errors that fit a screen.
+r"""How the command line speaks: tables that fit 80 columns, JSON, bars, and errors that fit a screen.
 
 Text of the user (run names, notes, metric names) may hold anything, so every
-control character is shown as an escape, such as ``\\n`` or ``\\x1b``: it can
+control character is shown as an escape, such as ``\n`` or ``\x1b``: it can
 neither break a table nor reach the terminal, and nothing in it is markup.
 """
 
@@ -193,16 +193,17 @@ def _lines(row: Sequence[str], widths: Sequence[int], to_right: Sequence[bool]) 
     """A row as the lines of the screen that it takes."""
     if all(map(_fits, row, widths)):
         return [_line(row, widths, to_right)]
-    folded = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
+    folded = [[cell] if _fits(cell, width) else _folded(cell, width) for cell, width in zip(row, widths, strict=True)]
     return [_line(parts, widths, to_right) for parts in zip_longest(*folded, fillvalue="")]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], to_right: Sequence[bool]) -> str:
-    padded = (
-        " " * (width - _cells(cell)) + cell if right else cell + " " * (width - _cells(cell))
-        for cell, width, right in zip(cells, widths, to_right, strict=True)
-    )
-    return GAP.join(padded).rstrip()
+    return GAP.join(map(_padded, cells, widths, to_right)).rstrip()
+
+
+def _padded(cell: str, width: int, to_right: bool) -> str:
+    padding = " " * (width - _cells(cell))
+    return padding + cell if to_right else cell + padding
 
 
 def _folded(text: str, width: int) -> list[str]:
@@ -218,6 +219,8 @@ def _folded(text: str, width: int) -> list[str]:
 
 
 def _chopped(word: str, width: int) -> list[str]:
+    if word.isascii():
+        return [word[at : at + width] for at in range(0, len(word), width)]
     pieces = [""]
     for letter in word:
         if _cells(pieces[-1]) + _cells(letter) > width:
@@ -239,6 +242,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, str) and not value.isascii():
+        return value.encode(errors="backslashreplace").decode()  # a path may hold bytes that are no text
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     return value

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.catalog.sweeps import OnNeed, SweepPlan, execute, plan_sweep
-from holdfast.cli.finding import find_record, opened
+from holdfast.catalog.sweeps import OnNeed, SweepPlan, execute, plan_sweep, standing_holds
+from holdfast.cli.finding import find_address, opened
 from holdfast.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, StoreOption
-from holdfast.cli.output import print_json, say, size
+from holdfast.cli.output import count, print_json, say, size, warn
 from holdfast.errors import InvalidInput
 
 WAIT = 10.0
@@ -24,19 +24,20 @@ def command(
 ) -> None:
     """Delete checkpoints and what only they need. Refused while a tag, a pin, a fork or a reader needs one."""
     found = opened(store)
-    records = [find_record(found, reference) for reference in references]
+    records = [find_address(found, reference) for reference in references]
     runs = {record.run for record in records}
     if len(runs) != 1:
         raise InvalidInput(f"rm takes checkpoints of one run at a time, not of {len(runs)}")
     run = found.run(runs.pop())
-    plan = plan_sweep(found, run, [record.address for record in records], on_need=OnNeed.REFUSE)
+    standing = standing_holds(found, run) if dry_run else []
+    plan = plan_sweep(found, run, records, on_need=OnNeed.REFUSE, standing=standing)
     done = plan if dry_run else execute(found, plan, run=run, seconds=WAIT, report=say_waiting)
     print_json(document(done, dry_run)) if json else print_plan(done, dry_run)
 
 
 def say_waiting(text: str) -> None:
-    """What is being waited for."""
-    say(text)
+    """What is being waited for; it is no part of the result."""
+    warn(text)
 
 
 def document(plan: SweepPlan, dry_run: bool) -> dict[str, Any]:
@@ -57,8 +58,8 @@ def print_plan(plan: SweepPlan, dry_run: bool) -> None:
     for address in plan.records:
         say(f"{verb} {address}")
     say(
-        f"{scope}: {verb} {len(plan.records)} checkpoints, {len(plan.trees)} manifests, {len(plan.packs)} packs, "
-        f"{size(plan.freed)}"
+        f"{scope}: {verb} {count(len(plan.records), 'checkpoint')}, {count(len(plan.trees), 'manifest')}, "
+        f"{count(len(plan.packs), 'pack')}, {size(plan.freed)}"
     )
     for kept in plan.kept:
         say(f"    stays: {kept.name}: {kept.why}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.runs import Run
-from holdfast.catalog.store import Store
 from holdfast.cli.finding import opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import ago, metrics_text, print_json, say, size, table
@@ -15,12 +15,14 @@ from holdfast.records import Record
 def command(store: StoreOption = DEFAULT_STORE, json: JsonOption = False) -> None:
     """List the runs of the store."""
     found = opened(store)
-    rows = [_row(found.run(info.number)) for info in found.runs()]
+    infos, broken = found.run_infos()
+    rows = [_row(Run(found, info)) for info in infos]
+    damaged = [{"name": str(one.name), "error": str(one.error)} for one in broken]
     if json:
-        print_json({"store": found.url, "runs": rows, "damaged": _damaged(found)})
+        print_json({"store": found.url, "runs": rows, "damaged": damaged})
         return
-    for one in _damaged(found):
-        say(f"damaged: {one['name']}: {one['error']}")
+    for one in damaged:
+        say(f"damaged: {one['error']}")
     if not rows:
         say(f"no runs in {found.url} yet")
         return
@@ -30,8 +32,8 @@ def command(store: StoreOption = DEFAULT_STORE, json: JsonOption = False) -> Non
 
 def _row(run: Run) -> dict[str, Any]:
     records = run.records()
-    head = run.lineage().head
-    last: Record | None = next((one for one in records if head and one.address == head.address), None)
+    head = Lineage.of(records, run.starts(), run.info.forked_from).head
+    last: Record | None = next((one for one in records if head and one.id == head.id), None)
     return {
         "run": str(run.number),
         "name": run.info.name,
@@ -57,7 +59,3 @@ def _cells(row: dict[str, Any]) -> tuple[object, ...]:
         ago(row["last_save"]) if row["last_save"] else "-",
         metrics_text(row["metrics"]),
     )
-
-
-def _damaged(store: Store) -> list[dict[str, str]]:
-    return [{"name": str(one.name), "error": str(one.error)} for one in store.damaged()]

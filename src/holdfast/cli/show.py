@@ -15,7 +15,7 @@ from holdfast.catalog.store import Store
 from holdfast.catalog.tags import read_tags
 from holdfast.cli.finding import find_record, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, ReferenceArgument, StoreOption
-from holdfast.cli.output import number, print_json, say, size, table
+from holdfast.cli.output import count, number, print_json, say, size, table
 from holdfast.records import Record
 from holdfast.trees import Manifest, TensorSpec
 
@@ -32,14 +32,16 @@ def command(
     """Show one checkpoint: its record, marks, tensors and values."""
     found = opened(store)
     record = find_record(found, reference)
+    if not json:
+        _print_record(found, record)
     manifest = read_manifest(found.run(record.run), record.manifest_digest)
     if json:
         print_json(_document(found, record, manifest))
         return
-    _print_record(found, record)
     _print_tensors(manifest.skeleton.tensors, None if everything else SHOWN)
     if everything:
-        say(json_module.dumps(_values(manifest), indent=2, ensure_ascii=False))
+        for line in json_module.dumps(_values(manifest), indent=2, ensure_ascii=False).splitlines():
+            say(line)
 
 
 def _document(store: Store, record: Record, manifest: Manifest) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _print_record(store: Store, record: Record) -> None:
         "exact": "; ".join(_exactness(record)) or "-",
     }
     facts |= {f"anomaly {at}": text for at, text in enumerate(record.anomalies, 1)}
-    table(("", "value"), facts.items())
+    table(("field", "value"), facts.items())
 
 
 def _exactness(record: Record) -> list[str]:
@@ -85,9 +87,9 @@ def _exactness(record: Record) -> list[str]:
 
 
 def _print_tensors(tensors: tuple[TensorSpec, ...], limit: int | None) -> None:
-    say("")
+    say()
     shown = tensors[:limit]
     rows = [(spec.dtype, "x".join(map(str, spec.shape)) or "()", spec.lifetime, spec.name) for spec in shown]
-    table(("dtype", "shape", "lifetime", f"{len(tensors)} tensors"), rows)
+    table(("dtype", "shape", "lifetime", count(len(tensors), "tensor")), rows)
     if len(shown) < len(tensors):
         say(f"and {len(tensors) - len(shown)} more; --all lists them")

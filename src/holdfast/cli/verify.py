@@ -9,7 +9,7 @@ import typer
 from holdfast.catalog.verify import Problem, Report, verify
 from holdfast.cli.finding import opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
-from holdfast.cli.output import bar, print_json, say, size
+from holdfast.cli.output import bar, count, print_json, say, size
 from holdfast.errors import Damaged
 
 
@@ -64,9 +64,10 @@ def _print(report: Report) -> None:
         say(f"    what to do: {problem.remedy}")
     for name in report.unknown:
         say(f"not holdfast's, left alone: {name}")
-    verdict = "all is well" if report.ok else f"{len(report.problems)} problems"
+    verdict = "all is well" if report.ok else count(len(report.problems), "problem")
     read = f", {size(report.bytes)} of packs read" if report.bytes else ""
-    say(f"{verdict}: {report.objects} small objects, {report.records} checkpoints, {report.packs} packs{read}")
+    looked = (count(report.objects, "small object"), count(report.records, "checkpoint"), count(report.packs, "pack"))
+    say(f"{verdict}: {', '.join(looked)}{read}")
 
 
 def _more(count: int) -> str:

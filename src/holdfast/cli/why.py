@@ -70,7 +70,8 @@ def _print_retention(run: Run, kept: Retention) -> None:
     if kept.plan is None:
         say(f"there is no keep policy ({kept.source}): everything stays")
         return
-    say(f"\nretention by {kept.policy} ({kept.source}):")
+    say()
+    say(f"retention by {kept.policy} ({kept.source}):")
     deleted = {address.id for address in kept.plan.delete}
     rows = [
         (record.step, record.id[:8], "delete" if record.id in deleted else "keep", _reason(record, kept))

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.catalog.journal import JournalWriter
-from holdfast.catalog.marks import NO_MARKS, add_mark, read_marks
+from holdfast.catalog.marks import NO_MARKS, add_mark, add_metrics, read_marks
 from holdfast.catalog.protections import read_retention_facts
 from holdfast.catalog.retention import plan_retention
 from holdfast.catalog.sweeps import execute, plan_sweep
-from holdfast.errors import Damaged, StorageError
+from holdfast.errors import BeingDeleted, Damaged, Missing, StorageError
 from holdfast.ids import ObjectName, RecordId
 from holdfast.packs.verify import Problem
 from holdfast.policy import Best, Policy
@@ -54,8 +54,21 @@ class Afterwards:
         names = [part.metric for part in save.parts if isinstance(part, Best)]
         return {name: [one[name] for one in self._metrics.values() if name in one] for name in names}
 
+    def log(self, record: Record, metrics: Mapping[str, Any]) -> None:
+        """Adds metrics to a record that exists; if somebody deletes it, they are of no use to anybody.
+
+        Raises:
+            StorageError: not known to be written.
+        """
+        try:
+            add_metrics(self._session.store, record.address, metrics, by="log")
+        except (BeingDeleted, Missing) as error:
+            logger.warning("metrics of %s were not stored: %s", record.address, error)
+        else:
+            self.measured(record, metrics)
+
     def measured(self, record: Record, metrics: Mapping[str, Any]) -> None:
-        """Late metrics of a record."""
+        """Takes note of metrics of a record, for `best`."""
         id_ = RecordId(record.id)
         self._metrics[id_] = {**self._metrics.get(id_, {}), **metrics}
 

@@ -7,22 +7,26 @@ known to be damaged is no source: the next save writes its segments again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from holdfast.catalog.marks import add_mark, read_marks
-from holdfast.catalog.runs import Run, read_record
+from holdfast.catalog import layout
+from holdfast.catalog.marks import add_mark, read_record_marks
+from holdfast.catalog.objects import load_each
+from holdfast.catalog.runs import read_record
 from holdfast.catalog.store import Store
 from holdfast.errors import Damaged
 from holdfast.ids import ObjectName
 from holdfast.packs.verify import Problem, verify_pack
-from holdfast.records import MarkKind, Record
+from holdfast.records import Mark, MarkKind, Record, Target
 
 _KEY = "packs"
+_MARK = re.compile(rf".*/marks/.*/{MarkKind.QUARANTINED}-[^/]*\.json")
 
 
 def read_back(store: Store, record: Record) -> list[Problem]:
-    """What is damaged in the packs that this save wrote; what it reused was read back by the save that wrote it."""
-    before = _packs_of_parent(store, record)
+    """What is damaged in the packs of a record; those of a verified parent were read back before."""
+    before = _packs_verified(store, record.parent)
     new = [ObjectName(name) for name in record.packs if name not in before]
     return [problem for name in new for problem in verify_pack(store.storage, name)]
 
@@ -39,15 +43,19 @@ def quarantine(store: Store, record: Record, problems: Sequence[Problem]) -> set
     return damaged
 
 
-def quarantined_packs(run: Run) -> set[ObjectName]:
-    """The packs that earlier saves of the run found to be damaged."""
-    marks = (mark for marks in read_marks(run.store, run.number).values() for mark in marks.of(MarkKind.QUARANTINED))
+def quarantined_packs(store: Store) -> set[ObjectName]:
+    """The packs that earlier saves, of whichever run, found to be damaged: shared ones concern all runs."""
+    listed = store.storage.list(layout.RUNS)
+    marks, _ = load_each(store.storage, [one.name for one in listed if _MARK.fullmatch(one.name)], Mark)
     return {ObjectName(name) for mark in marks for name in mark.data.get(_KEY, [])}
 
 
-def _packs_of_parent(store: Store, record: Record) -> frozenset[str]:
+def _packs_verified(store: Store, parent: Target | None) -> frozenset[str]:
+    """The packs of the parent, if it was read back: it may have been killed, or failed, before it was."""
     try:
-        found = read_record(store, record.parent.address) if record.parent else None
+        if parent is None or not read_record_marks(store, parent.address).verified:
+            return frozenset()
+        found = read_record(store, parent.address)
     except Damaged:
         return frozenset()
     return frozenset(found.packs) if isinstance(found, Record) else frozenset()

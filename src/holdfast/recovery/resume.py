@@ -9,7 +9,7 @@ from holdfast.catalog.marks import NO_MARKS, read_marks
 from holdfast.catalog.runs import Run, read_record
 from holdfast.catalog.store import Store
 from holdfast.errors import Damaged
-from holdfast.ids import RecordAddress
+from holdfast.ids import ObjectName, RecordAddress
 from holdfast.records import Record, Target
 
 
@@ -33,15 +33,32 @@ def candidates(store: Store, run: Run, rejected: Rejected, begin: RecordAddress 
     Damaged and quarantined ones are noted in ``rejected`` and passed over.
     """
     at: Target | None = Target.of(begin) if begin else run.lineage().head
-    # Also where there is no head: with all records damaged a run looks as if it had none.
-    here = run
-    while True:
-        for one in here.damaged():
-            rejected.add(one.name, one.error)
-        if at is None:
-            return
+    # Also where there is no head: with all records damaged or gone a run looks as if it had none.
+    _note_lost(store, run, at, rejected)
+    while at is not None:
         here = store.run(at.run)
+        if here.number != run.number:
+            _note_lost(store, here, at, rejected)
         at = yield from _line(store, here, at, rejected)
+
+
+def _note_lost(store: Store, run: Run, begin: Target | None, rejected: Rejected) -> None:
+    """What is damaged, and what must have been there: named by a launch that began with it, or marked."""
+    published = run.published()
+    for one in published.damaged:
+        rejected.add(one.name, one.error)
+    there = {one.name for part in (published.records, published.aborted, published.damaged) for one in part}
+    for name in sorted(_named(store, run, begin) - there):
+        rejected.add(name, "it is not there; if it was deleted on purpose, 'holdfast gc' removes what is left of it")
+
+
+def _named(store: Store, run: Run, begin: Target | None) -> set[ObjectName]:
+    """The records of a run that must be there: ``begin`` and those with marks that came after it."""
+    marks = (mark.target for one in read_marks(store, run.number).values() for mark in one.marks)
+    found = {target.address for target in marks if target.run == run.number}
+    if begin is None or begin.run != run.number:
+        return {address.name for address in found}
+    return {begin.address.name, *(address.name for address in found if address.order > begin.address.order)}
 
 
 def _line(store: Store, run: Run, begin: Target, rejected: Rejected) -> Generator[Record, None, Target | None]:

@@ -53,6 +53,8 @@ class Session:
     config_digest: str
     begin: RecordAddress | None
     """Where to begin; None: at the head."""
+    asked: RecordAddress | None
+    """What ``resume=`` names."""
     must: bool
     forked_from: RecordAddress | None
     timeline: int = -1
@@ -61,13 +63,21 @@ class Session:
     resumed: Record | None = None
     rejected: Rejected = field(default_factory=Rejected)
 
-    def resume(self, load: Callable[[Record], None], begin: RecordAddress | None = None) -> Record | None:
+    def resume(
+        self, load: Callable[[Record], None], begin: RecordAddress | None = None, asked: RecordAddress | None = None
+    ) -> Record | None:
         """Loads the best candidate that can be loaded, and notes the new timeline; None: a fresh start.
 
         Only damage moves on to the next candidate: a model that does not fit would not fit an older one either,
         and a disk that cannot be read right now is no reason to lose work.
 
+        Args:
+            load: loads a record.
+            begin: where to begin; None: where the session does.
+            asked: the record that a person has named: no other one is taken in its place.
+
         Raises:
+            Damaged: the record that was asked for cannot be read.
             RefusedFresh: there are records, and none can be used.
             NothingToResume: "must", and there are none.
         """
@@ -75,6 +85,8 @@ class Session:
             try:
                 load(record)
             except Damaged as error:
+                if record.address in (asked, self.asked):
+                    raise
                 logger.error("%s cannot be used: %s", record.address, error)
                 self.rejected.add(record.address, error)
             else:
@@ -234,6 +246,7 @@ def _launched(
         config_digest=config_digest(plan.config),
         # A restart of the job that went back once must not go back again.
         begin=source if source and source.run == run.number and not again else None,
+        asked=source,
         must=plan.resume == "must",
         forked_from=choice.forked_from,
     )

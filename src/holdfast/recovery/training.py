@@ -13,10 +13,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from holdfast.catalog.marks import add_mark, add_metrics, read_record_marks
+from holdfast.catalog.marks import add_mark, read_record_marks
 from holdfast.catalog.references import resolve
 from holdfast.catalog.tags import create_tag
-from holdfast.errors import InvalidInput, NothingToResume, SaveFailed, StateMismatch, StorageError
+from holdfast.errors import (
+    BeingDeleted,
+    Damaged,
+    InvalidInput,
+    NothingToResume,
+    SaveFailed,
+    StateMismatch,
+    StorageError,
+)
 from holdfast.ids import TagName
 from holdfast.packs.codec import Codec
 from holdfast.policy import Best, SaveFacts
@@ -62,7 +70,7 @@ class Training:
         self._session, self._plan, self._stops, self._accumulate = session, plan, stops, accumulate
         self._whole = Whole(objects=objects, values=values, files=files)
         self._saver = InlineSaver(session.launch, codec=codec)
-        self._saver.distrust(quarantined_packs(session.run))
+        self._saver.distrust(quarantined_packs(session.store))
         self._after = Afterwards(session, plan.keep)
         self._position: LoaderPosition | None = None
         self._data: dict[str, Any] | None = None
@@ -71,6 +79,7 @@ class Training:
     def _begin_at(self, step: int) -> None:
         self.step = step
         self._clean, self._in_body, self._reached, self._unused = True, False, False, False
+        self._untouched = True
         self._idle = 0
         self._metrics: dict[str, Any] = {}  # of the boundary
         self._coming: dict[str, Any] = {}  # of the step at hand
@@ -89,6 +98,7 @@ class Training:
         """Restores the newest good checkpoint; a fresh start leaves everything as it is."""
         record = self._session.resume(self._load)
         if record is None:
+            self._whole.check()
             self._rng = rng.capture()
 
     def rewind(self) -> None:
@@ -101,7 +111,8 @@ class Training:
 
     def restore_from(self, reference: str) -> None:
         """Restores a named checkpoint."""
-        self._session.resume(self._load, self._named(reference).address)
+        asked = self._named(reference).address
+        self._session.resume(self._load, asked, asked)
 
     def restore_parts(self, reference: str | None, only: tuple[str, ...]) -> list[str]:
         """Restores parts of a checkpoint and nothing else, no step number either; returns what was not loaded."""
@@ -143,17 +154,23 @@ class Training:
         rng.restore(self._rng)
         _say_inexact(record)
 
-    def attach_loader(self, position: LoaderPosition) -> None:
-        """Takes over the loader of the loop, and brings it to where the checkpoint was."""
-        self._position = position
-        self._find_position()
-        # The user's code between the restore and the loop may have drawn numbers.
-        rng.restore(self._rng)
+    def attach_loader(self, position: LoaderPosition) -> LoaderPosition:
+        """Takes over the loader of the loop, at its place: that of the checkpoint, or where an earlier loop left it."""
+        known, self._position = self._position, position
+        if known is not None and known.loader is position.loader:
+            self._position = known
+        elif self._untouched:
+            self._find_position()
+        if self._untouched:
+            # The user's code between the restore and the loop may have drawn numbers.
+            rng.restore(self._rng)
+        return self._position
 
     def _find_position(self) -> None:
         if self._position is not None and self._data is not None:
             self._position.load(self._data)
-            self._position.replay(_tell_replay)
+            with self._whole.generators_kept():
+                self._position.replay(_tell_replay)
             self._saved_epochs = self._epochs(self._position.batch == self._position.length)
 
     # The loop
@@ -164,7 +181,7 @@ class Training:
 
     def enter(self) -> None:
         """The body begins."""
-        self._in_body, self._unused = True, False
+        self._in_body, self._unused, self._untouched = True, False, False
         if self._clean:
             self._rng = rng.capture()
         self.counter.reset()
@@ -262,8 +279,7 @@ class Training:
         if not self._at_boundary():
             self._coming |= metrics
         elif self._last_is_here() and self.last is not None:
-            add_metrics(self._session.store, self.last.address, _plain(metrics), by="log")
-            self._after.measured(self.last, _plain(metrics))
+            self._after.log(self.last, _plain(metrics))
         else:
             self._metrics |= metrics
             best = [part for part in self._plan.save.parts if isinstance(part, Best) and part.metric in metrics]
@@ -321,8 +337,9 @@ class Training:
             damaged = self._after.saved(record)
             self._saver.distrust(damaged)
             self._unsound = record if damaged else None
-        except StorageError as error:
-            # The checkpoint is safe; what follows it (verification, retention) is tried again after the next one.
+        except (StorageError, BeingDeleted, Damaged) as error:
+            # The checkpoint is committed; what follows it (verification, retention) is tried again after the next one.
+            # Somebody may also have deleted it meanwhile, which is no reason to end a training.
             logger.warning("after the save of %s: %s", record.address, error)
 
     def _request(self, kind: Kind, reason: str, data: dict[str, Any] | None) -> SaveRequest:

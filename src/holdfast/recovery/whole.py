@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from holdfast.state import Snapshot, capture
+from holdfast.state.capture import collect
+from holdfast.state.values_torch import GENERATORS, generator_state, set_generator_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,22 @@ class Whole:
         empty = [name for name, raw in self.files.items() if not raw]
         parts = {"user": self.values, "rng": rng, "data": data, "files": files, "empty_files": empty}
         return capture(self.objects, parts, rng=False)
+
+    def check(self) -> None:
+        """Refuses, before the first step, what no save could write; copies nothing.
+
+        Raises:
+            InvalidInput, StateError: as `holdfast.state.capture`.
+        """
+        collect(self.objects, {"user": self.values})
+
+    @contextmanager
+    def generators_kept(self) -> Iterator[None]:
+        """Leaves registered generators where they are: a replay draws from those that a sampler shares with others."""
+        before = [(one, generator_state(one)) for one in self.objects.values() if isinstance(one, GENERATORS)]
+        yield
+        for one, state in before:
+            set_generator_state(one, state)
 
     def take(self, parts: Mapping[str, Any]) -> None:
         """Puts back what `snapshot` took beside the objects; files of the checkpoint do not replace newer ones."""

@@ -1,4 +1,4 @@
-"""Where one optimizer step ends and the next begins, as torch's global step hook tells it."""
+"""Where one optimizer step ends and the next begins, and whether anything has changed since."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
@@ -47,3 +48,46 @@ class OptimizerSteps:
     def _hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if id(optimizer) in self._watched:
             self._taken += 1
+
+
+class BufferChanges:
+    """Whether the persistent buffers of some modules were changed since a boundary: a forward pass counts batches.
+
+    Sees assignments and writes in place. Writes through ``.data`` leave no trace that could be seen without reading
+    every byte.
+    """
+
+    def __init__(self, objects: Iterable[object]) -> None:
+        self._modules = [one for one in objects if isinstance(one, nn.Module)]
+        self._places: list[tuple[dict[str, Tensor | None], str]] = []
+        self._noted: list[tuple[Tensor | None, int]] = []
+
+    def look(self) -> None:
+        """Finds the buffers; too slow for every step, so buffers that are registered later are not seen."""
+        modules = (part for one in self._modules for part in one.modules())
+        self._places = [
+            (part._buffers, name)
+            for part in modules
+            for name in part._buffers
+            if name not in part._non_persistent_buffers_set
+        ]
+
+    def note(self) -> None:
+        """This is the boundary."""
+        self._noted = self._now()
+
+    @property
+    def any(self) -> bool:
+        """Whether there are changes since `note`."""
+        now = self._now()
+        return len(now) != len(self._noted) or any(
+            a is not b or x != y for (a, x), (b, y) in zip(now, self._noted, strict=True)
+        )
+
+    def _now(self) -> list[tuple[Tensor | None, int]]:
+        return [(tensor := buffers.get(name), _version(tensor)) for buffers, name in self._places]
+
+
+def _version(tensor: Tensor | None) -> int:
+    # Tensors of inference mode have no version, and cannot be written to outside of it.
+    return 0 if tensor is None or tensor.is_inference() else tensor._version

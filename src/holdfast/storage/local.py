@@ -109,11 +109,11 @@ class LocalStorage:
             self._check_root()
         return _listed(str(self._root / prefix), prefix)
 
-    def folders(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str) -> tuple[str, ...]:
         """The names of the folders right below ``prefix``, sorted; nothing else is read."""
         with reported("list", self._root):
             self._check_root()
-            return sorted(one.name for one in _objects(str(self._root / prefix)) if one.is_dir())
+            return tuple(sorted(one.name for one in _objects(str(self._root / prefix)) if one.is_dir()))
 
     def delete(self, names: Iterable[ObjectName]) -> None:
         """See `Storage.delete`. What one call deletes goes in no promised order; two calls are in order."""

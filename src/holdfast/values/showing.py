@@ -2,9 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from holdfast.errors import StateError
+from holdfast.values import enums
+from holdfast.values.reading import EXTRA, READERS, Reader, decode
 from holdfast.values.writing import Json, text_of
+
+
+def decode_or_show(data: Json) -> Any:
+    """As `decode`, but what only the program that wrote it can make becomes a text for people.
+
+    That is: tags that nobody registered here, and enums that are not imported or have lost the member.
+
+    Raises:
+        Corrupt: malformed.
+
+    Example:
+        >>> decode_or_show({"dtype": {"$": "torch.dtype", "v": "bfloat16"}, "betas": {"$": "tuple", "v": [0.9, 0.95]}})
+        {'dtype': 'torch.dtype(bfloat16)', 'betas': (0.9, 0.95)}
+    """
+    return decode(data, readers=_SHOWN)
+
+
+class _Shown(Mapping[str, Reader]):
+    """Readers for every tag that the decoder would refuse, and for enums."""
+
+    def __contains__(self, tag: object) -> bool:
+        return tag in _ENUMS or not (tag in READERS or tag in EXTRA)
+
+    def __getitem__(self, tag: str) -> Reader:
+        return _enum if tag in _ENUMS else _label
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_ENUMS)
+
+    def __len__(self) -> int:
+        return len(_ENUMS)
+
+
+_ENUMS = ("enum", "flag")
+_SHOWN = _Shown()
+
+
+def _enum(data: dict[str, Any]) -> object:
+    try:
+        return enums.read(data)
+    except StateError:
+        return _label(data)
 
 
 def display(data: Json) -> Json:

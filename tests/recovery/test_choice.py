@@ -1,0 +1,100 @@
+"""Which run a launch works on, decided from facts alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.errors import InvalidName, NothingToResume, RefusedFresh, UnknownReference
+from holdfast.ids import Order, RecordAddress, RecordId, RunName, RunNumber
+from holdfast.records import RunInfo, Target
+from holdfast.recovery.choice import KnownRun, NewRun, choose_run, new_run
+
+
+def address(run: int, step: int = 4) -> RecordAddress:
+    return RecordAddress(RunNumber(run), Order(1, 0, step), RecordId(f"{run:08x}{step:08x}"))
+
+
+def known(
+    number: int, name: str | None, *, job: str | None = None, fork: RecordAddress | None = None, finished: bool = False
+) -> KnownRun:
+    forked = None if fork is None else Target.of(fork)
+    info = RunInfo(
+        number=number, name=name, created="2026-01-01T00:00:00Z", forked_from=forked, job=job, attempt="0" * 16
+    )
+    return KnownRun(info=info, head=address(number), finished=finished)
+
+
+TOY = RunName("toy")
+RUNS = [known(1, "toy", job="slurm:7", finished=True), known(2, "toy", job="slurm:8"), known(3, "other")]
+
+
+@pytest.mark.parametrize(
+    ("want", "resume", "source", "job", "number"),
+    [
+        (TOY, "auto", None, None, 2),
+        (TOY, "must", None, None, 2),
+        (TOY, "never", None, None, None),
+        (TOY, "never", None, "slurm:8", 2),
+        (TOY, "never", None, "slurm:9", None),
+        (TOY, "auto", None, "slurm:7", 1),
+        (RunName("unheard-of"), "auto", None, None, None),
+        (RunName("unheard-of"), "never", None, None, None),
+        (RunNumber(1), "auto", None, None, 1),
+        (RunNumber(3), "never", None, None, 3),
+        (NewRun(TOY), "auto", None, None, None),
+        (NewRun(TOY), "auto", None, "slurm:8", 2),
+        (NewRun(None), "auto", None, None, None),
+        (TOY, "reference", address(2), None, 2),
+        (TOY, "reference", address(3), None, None),
+        (TOY, "reference", address(3), "slurm:8", 2),
+    ],
+)
+def test_the_run_that_is_worked_on(want, resume: str, source, job: str | None, number: int | None) -> None:
+    """Hazard 28: ``never`` and ``new_run`` mean never another job's work; a restarted job goes on with its own."""
+    choice = choose_run(want, resume, source, RUNS, job)
+    assert choice.number == number
+    assert choice.why
+
+
+def test_a_finished_run_is_only_taken_where_no_other_of_its_name_is_unfinished() -> None:
+    finished = [known(1, "toy", finished=True), known(2, "toy", finished=True)]
+    assert choose_run(TOY, "auto", None, finished, None).number == 2
+    assert choose_run(TOY, "auto", None, [known(1, "toy"), known(2, "toy", finished=True)], None).number == 1
+
+
+def test_a_reference_to_another_run_makes_a_fork_once() -> None:
+    """The same command line works for the first and the n-th launch."""
+    source = address(3)
+    first = choose_run(TOY, "reference", source, RUNS, None)
+    assert (first.number, first.forked_from) == (None, source)
+    again = choose_run(TOY, "reference", source, [*RUNS, known(4, "toy", fork=source)], None)
+    assert (again.number, again.forked_from) == (4, None)
+
+
+def test_a_number_that_no_run_has_is_an_unknown_reference() -> None:
+    with pytest.raises(UnknownReference, match=r"run=9: there is no run-009 .* run-001, run-002, run-003"):
+        choose_run(RunNumber(9), "auto", None, RUNS, None)
+    with pytest.raises(UnknownReference, match="no runs yet"):
+        choose_run(RunNumber(9), "auto", None, [], None)
+
+
+def test_must_wants_a_run_of_this_name() -> None:
+    with pytest.raises(NothingToResume, match="named 'gone'"):
+        choose_run(RunName("gone"), "must", None, RUNS, None)
+    with pytest.raises(NothingToResume, match="without a name"):
+        choose_run(None, "must", None, RUNS, None)
+
+
+@pytest.mark.parametrize("slip", ["Toy", "to-y", "toys"])
+def test_a_slip_of_the_name_of_a_run_is_refused(slip: str) -> None:
+    """Hazard 28: a typo in ``run=`` is no reason to begin at zero."""
+    runs = [known(1, "toys" if slip != "toys" else "toyss")]
+    with pytest.raises(RefusedFresh, match="new_run"):
+        choose_run(RunName(slip), "auto", None, runs, None)
+    assert choose_run(NewRun(RunName(slip)), "auto", None, runs, None).number is None
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a b", "-x", "run-003", "last"])
+def test_a_new_run_has_a_name_that_can_be_one(name: str) -> None:
+    with pytest.raises(InvalidName):
+        new_run(name)
