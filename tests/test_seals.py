@@ -80,7 +80,10 @@ def resealed(data: bytes, **changes: object) -> bytes:
     """The same object with other fields, under a seal that fits: what a writer with a bug would leave."""
     fields = {**json.loads(data), **changes}
     fields.pop("seal")
-    body = json.dumps(fields, indent=2)[:-2].encode() + b",\n"
+    return sealed(json.dumps(fields, indent=2)[:-2].encode() + b",\n")
+
+
+def sealed(body: bytes) -> bytes:
     return body + b'  "seal": "' + blake3(body).hexdigest().encode() + b'"\n}\n'
 
 
@@ -193,7 +196,6 @@ DEEP = json.loads('{"a":' + "[" * 900 + "]" * 900 + "}")
         (ADDRESS.name, {"metrics": {"loss": {"$": "float", "v": "zz"}}}),
         (ADDRESS.name, {"metrics": {"loss": {"$": [1], "v": 1}}}),
         (ADDRESS.name, {"metrics": {"x": {"$": "unheard.of", "v": DEEP}}}),
-        (ADDRESS.name, {"metrics": DEEP}),
         (ADDRESS.name, {"type": [1]}),
         (RUN, {"number": 0}),
         (RUN, {"number": 10**30}),
@@ -207,6 +209,15 @@ def test_a_sealed_but_malformed_object_is_corrupt_and_named(name, changes):
     assert unseal(name, seal(name, SOUND[name]), type_) == SOUND[name]
     with pytest.raises(Corrupt, match=name):
         unseal(name, resealed(seal(name, SOUND[name]), **changes), type_)
+
+
+def test_an_object_that_is_nested_too_deep_to_be_read_is_corrupt():
+    data = seal(ADDRESS.name, record())
+    deep = data[: data.rindex(b'  "seal"')].replace(
+        b'"metrics": {}', b'"metrics": {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    )
+    with pytest.raises(Corrupt, match="no JSON"):
+        unseal(ADDRESS.name, sealed(deep), Record)
 
 
 def test_a_format_that_is_no_number_is_an_unknown_one():

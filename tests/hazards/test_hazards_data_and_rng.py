@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 import torch
 from lives import Death, Program, lived, model_of, records
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
-from torch.utils.data import SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import holdfast
 from holdfast import Checkpointer, every, latest
@@ -227,7 +235,8 @@ def test_a_run_that_ends_on_the_last_batch_of_an_epoch_has_not_begun_the_next(tm
     first = lived(tmp_path / "two", build, total=6)
     assert all(first[step] == whole[step] for step in range(6))
     rest = lived(tmp_path / "two", build, total=9)
-    assert all(rest[step] == whole[step] for step in range(6, 9)) and rest[-1] == whole[-1]
+    assert all(rest[step] == whole[step] for step in range(6, 9))
+    assert rest[-1] == whole[-1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -272,7 +281,8 @@ def test_augmentation_in_workers_without_seeds_is_said_to_be_inexact(tmp_path):
 
     lived(tmp_path, build, total=2)
     exactness = records(tmp_path)[-1].exactness
-    assert exactness["data"].exact and not exactness["augmentation"].exact
+    assert exactness["data"].exact
+    assert not exactness["augmentation"].exact
 
 
 def test_numbers_drawn_between_the_restore_and_the_loop_change_nothing(tmp_path):
@@ -283,9 +293,12 @@ def test_numbers_drawn_between_the_restore_and_the_loop_change_nothing(tmp_path)
         model = torch.nn.Linear(2, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         loader = DataLoader(samples(), 4, shuffle=True)
-        with pytest.raises(Death), Checkpointer(
-            tmp_path, run="r", state={"model": model, "optimizer": optimizer}, save=every(steps=1)
-        ) as ckpt:
+        with (
+            pytest.raises(Death),
+            Checkpointer(
+                tmp_path, run="r", state={"model": model, "optimizer": optimizer}, save=every(steps=1)
+            ) as ckpt,
+        ):
             ckpt.restore()
             torch.randn(50 * launch + 1)
             for step, _ in ckpt.batches(loader, total_steps=9):

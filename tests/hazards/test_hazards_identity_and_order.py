@@ -325,7 +325,9 @@ def test_two_checkpointers_of_two_runs_leave_no_hook_and_no_handler_behind(tmp_p
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "..", ".", "", "con\0", "[/x]", "exp[lr=1e-4]", "a b", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "/etc/x", "..", ".", "", "con\0", "[/x]", "exp[lr=1e-4]", "a b", "x" * 300]
+)
 def test_names_that_are_paths_or_markup_are_no_run_names(tmp_path, name):
     """Hazard 48: one message for all, before anything is touched."""
     with pytest.raises(InvalidName):

@@ -9,7 +9,7 @@ import logging
 import math
 import random
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -19,7 +19,15 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from holdfast import Checkpointer, every, latest
-from holdfast.errors import InvalidInput, StateError, StateMismatch, StorageUnavailable, Unusable, UnsupportedTensor, UnsupportedValue
+from holdfast.errors import (
+    InvalidInput,
+    StateError,
+    StateMismatch,
+    StorageUnavailable,
+    UnsupportedTensor,
+    UnsupportedValue,
+    Unusable,
+)
 
 TOTAL, DEATHS = 7, (3, 5)
 
@@ -481,9 +489,10 @@ def test_a_loss_that_is_no_number_makes_no_unreadable_record_and_is_never_best(t
             stepped(model, optimizer)
             ckpt.log(loss=bad if step == 0 else float(step))
     losses = [record.metrics["loss"] for record in records(tmp_path)]
-    assert same(losses[0], bad) and losses[1:] == [1.0, 2.0]
-    from holdfast.catalog.references import resolve
+    assert same(losses[0], bad)
+    assert losses[1:] == [1.0, 2.0]
     import holdfast
+    from holdfast.catalog.references import resolve
 
     assert resolve(holdfast.open(tmp_path), "run-001@best:loss").step == 2
     assert resolve(holdfast.open(tmp_path), "run-001@best:loss:max").step == 3
@@ -642,21 +651,29 @@ def test_an_optimizer_that_no_hook_sees_is_counted_by_accumulate(tmp_path):
                 model.zero_grad()
 
         data = [torch.full((4, 16), float(n)) for n in range(6)]
-        return Program({"model": model, "optimizer": optimizer}, update, data, {"accumulate": 2, "save": every(steps=1)})
+        return Program(
+            {"model": model, "optimizer": optimizer}, update, data, {"accumulate": 2, "save": every(steps=1)}
+        )
 
     whole = lived(tmp_path / "whole", build, total=6)
     assert lived(tmp_path / "torn", build, total=6, deaths=(2, 4)) == whole
 
 
-def test_a_training_whose_steps_cannot_be_seen_is_saved_all_the_same_and_said_to_be_inexact(tmp_path, monkeypatch, caplog):
+def test_a_training_whose_steps_cannot_be_seen_is_saved_all_the_same_and_said_to_be_inexact(
+    tmp_path, monkeypatch, caplog
+):
     """Hazard 26: every step is skipped, or made where no hook sees it; after a bound the save is made and says so."""
     monkeypatch.setattr("holdfast.recovery.training.PATIENCE", 5)
     model = nn.Linear(16, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loop = []
-    with pytest.raises(Death), caplog.at_level(logging.WARNING), Checkpointer(
-        tmp_path, run="r", state={"model": model, "optimizer": optimizer}, save=every(minutes=0.000001)
-    ) as ckpt:
+    with (
+        pytest.raises(Death),
+        caplog.at_level(logging.WARNING),
+        Checkpointer(
+            tmp_path, run="r", state={"model": model, "optimizer": optimizer}, save=every(minutes=0.000001)
+        ) as ckpt,
+    ):
         for _ in ckpt.batches([torch.zeros(1)] * 4, total_steps=3):
             loop.append(1)
             if len(loop) == 8:
@@ -678,12 +695,12 @@ def test_after_a_failed_restore_nothing_half_restored_is_ever_saved(tmp_path, mo
         raise StorageUnavailable("the disk went away")
 
     with Checkpointer(tmp_path, run=1, state=state) as ckpt:
-        monkeypatch.setattr(sys.modules["holdfast.state.restore"], "differences", fails)  # everything is filled, nothing is compared
+        monkeypatch.setattr(
+            sys.modules["holdfast.state.restore"], "differences", fails
+        )  # everything is filled, nothing is compared
         with pytest.raises(StorageUnavailable, match="went away"):
             ckpt.restore()
         monkeypatch.undo()
         with pytest.raises(Unusable):
             ckpt.save()
     assert [record.id for record in records(tmp_path)] == before
-
-

@@ -306,7 +306,7 @@ def test_nothing_in_a_checkpoint_is_ever_executed(tmp_path):
         ckpt.values["x"] = {1, (2, 3)}
         ckpt.save()
     stores = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [path for path in stores if b"\x80\x04" == path.read_bytes()[:2] or path.suffix in (".pt", ".pkl")]
+    assert not [path for path in stores if path.read_bytes()[:2] == b"\x80\x04" or path.suffix in (".pt", ".pkl")]
     source = Path(holdfast.__file__).parent
     names = {
         name
@@ -402,7 +402,8 @@ def test_a_save_that_failed_is_tried_again_at_the_next_boundary_by_whoever_goes_
             except StorageError as error:
                 logging.getLogger(__name__).warning("went on after %s", error)
     steps = [record.step for record in records(tmp_path)]
-    assert failures and steps[-1] == 5
+    assert failures
+    assert steps[-1] == 5
     assert all(stored(tmp_path, f"r@{step}", nn.Linear(20, 20)).weight[0, 0].item() == step for step in steps)
 
 

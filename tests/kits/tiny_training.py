@@ -20,6 +20,8 @@ from holdfast import Checkpointer, every
 from holdfast.ids import Digest
 from holdfast.records import Record
 
+torch.set_num_threads(1)  # a child forked after torch has started threads would wait for them for ever
+
 
 def tiny(seed: int = 3, width: int = 32) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A model with a tensor that goes to a pack (over 1 KiB) and one that stays in the tree, and its optimizer."""

@@ -37,7 +37,7 @@ from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.whole import Whole
 from holdfast.saver import InlineSaver, SaveRequest
 from holdfast.state import rng
-from holdfast.state.boundary import OptimizerSteps
+from holdfast.state.boundary import BufferChanges, OptimizerSteps
 from holdfast.state.loaders import LoaderPosition, Replay
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Training:
         self._saver = InlineSaver(session.launch, codec=codec)
         self._saver.distrust(quarantined_packs(session.store))
         self._after = Afterwards(session, plan.keep)
+        self._buffers = BufferChanges(objects.values())
         self._position: LoaderPosition | None = None
         self._data: dict[str, Any] | None = None
         self._begin_at(0)
@@ -80,6 +81,7 @@ class Training:
         self.step = step
         self._clean, self._in_body, self._reached, self._unused = True, False, False, False
         self._untouched = True
+        self._buffers.look()
         self._idle = 0
         self._metrics: dict[str, Any] = {}  # of the boundary
         self._coming: dict[str, Any] = {}  # of the step at hand
@@ -184,6 +186,7 @@ class Training:
         self._in_body, self._unused, self._untouched = True, False, False
         if self._clean:
             self._rng = rng.capture()
+            self._buffers.note()
         self.counter.reset()
 
     def leave(self, *, epoch_ended: bool) -> None:
@@ -276,14 +279,14 @@ class Training:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """See `Checkpointer.log`."""
-        if not self._at_boundary():
+        if not self._before_step():
             self._coming |= metrics
         elif self._last_is_here() and self.last is not None:
             self._after.log(self.last, _plain(metrics))
         else:
             self._metrics |= metrics
-            best = [part for part in self._plan.save.parts if isinstance(part, Best) and part.metric in metrics]
-            reason = self._due(self._metrics, epoch_ended=False) if best else None
+            best = any(isinstance(part, Best) and part.metric in metrics for part in self._plan.save.parts)
+            reason = self._due(self._metrics, epoch_ended=False) if best and self._at_boundary() else None
             if reason:
                 self._save(self._kind(reason), reason)
 
@@ -307,7 +310,10 @@ class Training:
         if not self._in_body:
             return self._clean
         told = self._position is None or self._position.before() is not None
-        return self._clean and told and not self._stepped_in_body()
+        return told and self._before_step() and not self._buffers.any
+
+    def _before_step(self) -> bool:
+        return self._clean and not (self._in_body and self._stepped_in_body())
 
     def _stepped_in_body(self) -> bool:
         return self.counter.taken > 0 or not self.counter.sees

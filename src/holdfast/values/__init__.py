@@ -24,4 +24,16 @@ from holdfast.values.registry import register
 from holdfast.values.showing import decode_or_show, display
 from holdfast.values.writing import DEPTH, Json, Leaf, encode, join, part
 
-__all__ = ["DEPTH", "Json", "Leaf", "Reader", "decode", "decode_or_show", "display", "encode", "join", "part", "register"]
+__all__ = [
+    "DEPTH",
+    "Json",
+    "Leaf",
+    "Reader",
+    "decode",
+    "decode_or_show",
+    "display",
+    "encode",
+    "join",
+    "part",
+    "register",
+]

@@ -1,0 +1,75 @@
+"""What tells that a step was made, or that something has changed since the last one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from holdfast.state.boundary import BufferChanges, OptimizerSteps
+
+
+def watching(*objects):
+    changes = BufferChanges(objects)
+    changes.look()
+    changes.note()
+    return changes
+
+
+class Codebook(nn.Module):
+    """Averages by assignment, as many do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("average", torch.zeros(3))
+        self.register_buffer("cache", torch.zeros(3), persistent=False)
+
+    def forward(self, x):
+        self.cache = x
+        if self.training:
+            self.average = 0.9 * self.average + 0.1 * x
+        return x
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))], ids=str)
+def test_a_forward_pass_in_training_changes_batch_norm(module):
+    changes = watching(module)
+    module(torch.randn(8, 4))
+    assert changes.any
+    changes.note()
+    assert not changes.any
+
+
+def test_an_evaluation_changes_nothing():
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Codebook()).eval()
+    changes = watching(module)
+    with torch.inference_mode():
+        module(torch.randn(3, 4))
+    assert not changes.any
+
+
+def test_buffers_that_are_assigned_anew_are_seen_and_caches_are_not():
+    module = Codebook()
+    changes = watching(module)
+    module.eval()(torch.ones(3))
+    assert not changes.any
+    module.train()(torch.ones(3))
+    assert changes.any
+
+
+def test_objects_without_buffers_never_change():
+    changes = watching(nn.Linear(2, 2), torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1), object())
+    assert not changes.any
+
+
+def test_steps_of_watched_optimizers_are_counted_and_others_are_not():
+    mine, other = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1) for _ in range(2))
+    counter = OptimizerSteps([mine])
+    with counter:
+        mine.step()
+        other.step()
+        assert counter.taken == 1
+        counter.reset()
+        assert counter.taken == 0
+    mine.step()
+    assert counter.taken == 0, "the hook outlived the loop"
