@@ -184,7 +184,7 @@ class Checkpointer:
         Args:
             reference: such as ``gpt2@500`` or a tag; a record of this run opens a new timeline.
             only: names of ``state`` to restore; everything else is left, the step number and the random states too.
-                As the first call it takes the place of resuming: the run begins from zero with these parts.
+                As the first call it takes the place of resuming: steps count from zero, with these parts.
 
         Returns:
             With ``only``: what of the checkpoint was not loaded. Otherwise empty.

@@ -227,7 +227,7 @@ class UnknownFormat(Damaged):
 
 
 class Unreadable(Damaged):
-    """The storage answers EIO for this one object: a bad sector, maybe; nothing is proven, so nothing is quarantined."""
+    """The storage answers EIO for this one object, a bad sector maybe; nothing is proven or quarantined."""
 
     kind = "unreadable"
     exit_code = 44

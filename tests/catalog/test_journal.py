@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from holdfast.catalog import layout
 from holdfast.catalog.journal import LONGEST, JournalWriter, read_journal
 from holdfast.errors import InvalidName, StorageUnavailable, UnsupportedValue
 from holdfast.ids import RunNumber
+from holdfast.records import MarkKind
 
 RUN = RunNumber(1)
 
@@ -154,3 +156,14 @@ def test_an_event_that_cannot_be_written_is_refused_at_once(store):
 def test_the_name_of_a_writer_is_part_of_object_names(store, name):
     with pytest.raises(InvalidName):
         JournalWriter(store, RUN, name)
+
+
+def test_an_event_is_what_it_was_when_it_was_added(store):
+    """Values are copied at once: what changes later, or has a type of its own, cannot take a batch with it."""
+    seen = {"at": Path("/x"), "where": [1]}
+    with JournalWriter(store, RUN, "a") as journal:
+        journal.add("save", "one", seen=seen, level=MarkKind.NOTE, z=1j)
+        seen["where"].append(object())
+        seen["hook"] = print
+    (entry,) = read_journal(store, RUN).entries
+    assert entry.event.data == {"seen": {"at": Path("/x"), "where": [1]}, "level": MarkKind.NOTE, "z": 1j}

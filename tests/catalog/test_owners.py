@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from holdfast.catalog import owners
 from holdfast.catalog.owners import Liveness, liveness, this_process
 from holdfast.catalog.waiting import Waiter
 
@@ -54,8 +55,53 @@ def test_a_recycled_pid_is_not_taken_for_the_process_that_had_it(child):
     assert liveness(owned_by(child.pid, started="12345")) is Liveness.DEAD
 
 
-def test_after_a_reboot_everybody_is_dead():
-    assert liveness(msgspec.structs.replace(HERE, boot="another")) is Liveness.DEAD
+@pytest.fixture
+def machine(monkeypatch):
+    """A function: lets this machine have an id, or none."""
+
+    def identified(id_: str):
+        owners._host.cache_clear()
+        monkeypatch.setattr(owners, "_machine", lambda: id_)
+        return this_process()
+
+    yield identified
+    owners._host.cache_clear()
+
+
+def test_after_a_reboot_of_a_machine_that_has_an_id_everybody_is_dead(machine):
+    assert liveness(msgspec.structs.replace(machine("a" * 32), boot="another")) is Liveness.DEAD
+
+
+def test_a_process_of_another_machine_with_the_same_host_name_is_not_taken_for_dead(machine):
+    """Two machines of one name on a shared filesystem: their boot ids differ, and both are alive."""
+    nameless = machine("")
+    assert liveness(msgspec.structs.replace(nameless, boot="another", pid=2**22)) is Liveness.REBOOTED
+    away = msgspec.structs.replace(machine("a" * 32), boot="another")
+    owners._host.cache_clear()
+    machine("b" * 32)
+    assert liveness(away) is Liveness.UNKNOWN
+
+
+def test_the_id_of_a_machine_is_not_believed_in_a_container(monkeypatch):
+    """Files and namespace numbers of an image are the same on many machines."""
+    owners._machine.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(owners, "_namespace", lambda: "/4026532000")
+        assert owners._machine() == ""
+        owners._machine.cache_clear()
+        patch.setattr(owners, "_namespace", lambda: owners._FIRST_NAMESPACE)
+        patch.setattr(owners, "_is_from_image", lambda: True)
+        assert owners._machine() == ""
+    owners._machine.cache_clear()
+
+
+def test_a_root_filesystem_on_layers_is_one_of_an_image(monkeypatch):
+    def mounted(line):
+        monkeypatch.setattr(Path, "read_text", lambda self, **_: f"proc /proc proc rw 0 0\n{line}\n")
+        return owners._is_from_image()
+
+    assert mounted("overlay / overlay rw,lowerdir=/a 0 0")
+    assert not mounted("/dev/sda / ext4 rw 0 0")
 
 
 def test_nothing_is_known_of_processes_on_other_hosts():

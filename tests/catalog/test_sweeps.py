@@ -13,10 +13,10 @@ from holdfast.catalog.owners import Liveness
 from holdfast.catalog.readers import reading
 from holdfast.catalog.runs import Run
 from holdfast.catalog.saves import begin_save
-from holdfast.catalog.sweeps import OnNeed, execute, plan_sweep
+from holdfast.catalog.sweeps import OnNeed, execute, plan_sweep, standing_holds
 from holdfast.catalog.tags import create_tag, delete_tag
-from holdfast.errors import Missing, StillNeeded, StorageError
-from holdfast.ids import ObjectName, TagName
+from holdfast.errors import BeingDeleted, Missing, SaveFailed, StillNeeded, StorageError
+from holdfast.ids import Digest, ObjectName, TagName
 from holdfast.packs.codec import Codec
 from holdfast.packs.writer import write_segments
 from holdfast.records import MarkKind, Owner
@@ -24,12 +24,13 @@ from holdfast.records import MarkKind, Owner
 A, B, C, D = (letter * 100 for letter in (b"a", b"b", b"c", b"d"))
 GONE = Owner(host="this host", boot="before the reboot", pid=1, started="1")
 AWAY = Owner(host="another host", boot="?", pid=1, started="1")
+NAMESAKE = Owner(host="this host", boot="another boot", pid=1, started="1")
 
 
 @pytest.fixture
 def store(store):
     """As ever, but whose process is dead or unknown is told by its owner."""
-    alive = {GONE: Liveness.DEAD, AWAY: Liveness.UNKNOWN}
+    alive = {GONE: Liveness.DEAD, AWAY: Liveness.UNKNOWN, NAMESAKE: Liveness.REBOOTED}
     return _with(store, liveness=lambda owner: alive.get(owner, Liveness.ALIVE))
 
 
@@ -336,6 +337,61 @@ def test_a_sweep_that_is_killed_at_any_deletion_leaves_only_whole_records(store,
     assert run.records() == [second]
     sweep(run)
     assert names(store, layout.SWEEPS) == []
+
+
+def test_a_save_that_another_machine_of_this_name_may_still_make_is_given_up_and_its_name_stays_taken(
+    store, run, launch
+):
+    """The race for the name makes that safe, whether the process is gone or not."""
+    attempt = begin_save(as_owner(launch, NAMESAKE), 0, 2)
+    record = fill(attempt, 2, [B])
+    assert len(sweep(run).packs) == 1
+    assert sweep(run).given_up == ()
+    assert names(store, layout.records_folder(run.number)) == [attempt.address.name]
+    with pytest.raises(SaveFailed):
+        attempt.publish(record)
+
+
+def test_a_reader_on_another_machine_of_this_name_keeps_what_it_reads(store, run, launch):
+    first = save(launch, 1, [A])
+    with reading(_with(store, whoami=lambda: NAMESAKE), [first.address]):
+        assert sweep(run, first).records == ()
+        load_all(store, first.address)
+    assert sweep(run, first).records == (first.address,)
+
+
+def test_tombstones_of_a_sweeper_on_another_machine_of_this_name_are_honoured_and_left(store, run, launch):
+    """It may be between its last look and its deletions: what it announced must not be relied on."""
+    first = save(launch, 1, [A])
+    namesake = _with(store, whoami=lambda: NAMESAKE)
+    sweeps._announce(namesake, plan_sweep(store, run, [first.address]), "f" * 16)
+    with begin_save(launch, 0, 2, bases=[first.address]) as attempt:
+        assert not attempt.known(Digest.of(A))
+    with pytest.raises(BeingDeleted):
+        create_tag(store, TagName("release"), first.address)
+    sweep(run)
+    assert names(store, layout.SWEEPS) == [layout.sweep("f" * 16)]
+
+
+def test_a_shared_sweep_keeps_what_a_run_needs_whose_own_object_is_lost(store, run, launch):
+    """Its records are there, and so is everything that they need; only run.json has to be copied back."""
+    sweep(run, save(launch, 1, [A]))
+    other = store.create_run("other")
+    needed = save(begin_launch(other, deadline=0), 1, [C], frozen=[B])
+    lost = store.storage.read(layout.run_info(other.number))
+    store.storage.delete([layout.run_info(other.number)])
+    assert execute(store, plan_sweep(store, None)).packs == ()
+    store.storage.create(layout.run_info(other.number), lost)
+    load_all(store, needed.address)
+
+
+def test_a_shared_sweep_sees_the_saves_of_a_run_whose_own_object_is_lost(store, run, launch):
+    sweep(run, save(launch, 1, [A], frozen=[B]))
+    other = begin_launch(store.create_run("other"), deadline=0)
+    with begin_save(other, 0, 1, shared=True):
+        store.storage.delete([layout.run_info(other.run.number)])
+        assert "the save of run-002@1" in execute(store, plan_sweep(store, None)).kept[0].why
+        assert len(standing_holds(store, None)) == 1
 
 
 def test_tombstones_are_gone_after_a_sweep_and_after_a_refusal(store, run, launch):

@@ -293,7 +293,7 @@ def test_numbers_drawn_between_the_restore_and_the_loop_change_nothing(tmp_path)
         model = torch.nn.Linear(2, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         loader = DataLoader(samples(), 4, shuffle=True)
-        with (
+        with (  # noqa: PT012 - the loop is the sequence
             pytest.raises(Death),
             Checkpointer(
                 tmp_path, run="r", state={"model": model, "optimizer": optimizer}, save=every(steps=1)
@@ -307,7 +307,7 @@ def test_numbers_drawn_between_the_restore_and_the_loop_change_nothing(tmp_path)
                 if step == 2 + launch:
                     raise Death
     by_step = dict(drawn[:3])
-    assert drawn[3][0] == 2 and drawn[3][1] == by_step[2], "step 2 was repeated with the same numbers"
+    assert drawn[3] == (2, by_step[2]), "step 2 was repeated with the same numbers"
 
 
 def test_another_dataset_is_refused_with_what_changed(tmp_path):

@@ -357,7 +357,7 @@ def test_two_runs_whose_names_differ_in_case_alone_do_not_share_a_file(tmp_path)
 
 
 def test_a_changed_configuration_is_said_and_the_total_may_grow(tmp_path, caplog):
-    """Hazard 52: each changed key is named; total_steps= is no configuration, so one command line serves all launches."""
+    """Hazard 52: each changed key is named; total_steps= is no configuration, and may grow."""
     trained(tmp_path, 2, config={"lr": 0.1, "batch": 8})
     with caplog.at_level(logging.WARNING):
         trained(tmp_path, 3, config={"lr": 0.2, "batch": 8})

@@ -249,7 +249,7 @@ def test_a_layer_that_is_unfrozen_later_is_a_mismatch_that_is_named(tmp_path):
     other = copy.deepcopy(model)
     before = torch.optim.AdamW(other[1].parameters(), lr=1e-2)
     weights = copy.deepcopy(other.state_dict())
-    with pytest.raises(StateMismatch, match="0.weight"):
+    with pytest.raises(StateMismatch, match=r"0\.weight"):
         resumed(tmp_path, {"model": other, "optimizer": before})
     assert all(torch.equal(weights[key], tensor) for key, tensor in other.state_dict().items())
     before.add_param_group({"params": list(other[0].parameters()), "lr": 1e-3})
@@ -261,10 +261,11 @@ def test_a_copy_of_the_optimizer_that_trains_other_parameters_is_refused(tmp_pat
     """Hazard 47: copy.deepcopy(optimizer) owns copies of the parameters; it would train what nobody saves."""
     model = nn.Linear(16, 1)
     optimizer = copy.deepcopy(torch.optim.SGD(model.parameters(), lr=0.1))
-    with Checkpointer(tmp_path, run="r", state={"model": model, "optimizer": optimizer}) as ckpt:
-        with pytest.raises(StateError, match="optimizer"):
-            for _ in ckpt.steps(1):
-                pytest.fail("a step was made before the refusal")
+    with (
+        Checkpointer(tmp_path, run="r", state={"model": model, "optimizer": optimizer}) as ckpt,
+        pytest.raises(StateError, match="optimizer"),
+    ):
+        first_step(ckpt)
 
 
 def test_a_model_that_was_replaced_after_the_optimizer_was_built_is_refused_before_the_first_step(tmp_path):
@@ -272,10 +273,16 @@ def test_a_model_that_was_replaced_after_the_optimizer_was_built_is_refused_befo
     old = nn.Linear(16, 1)
     optimizer = torch.optim.SGD(old.parameters(), lr=0.1)
     model = nn.Linear(16, 1)
-    with Checkpointer(tmp_path, run="r", state={"model": model, "optimizer": optimizer}) as ckpt:
-        with pytest.raises(StateError, match="optimizer"):
-            for _ in ckpt.steps(1):
-                pytest.fail("a step was made before the refusal")
+    with (
+        Checkpointer(tmp_path, run="r", state={"model": model, "optimizer": optimizer}) as ckpt,
+        pytest.raises(StateError, match="optimizer"),
+    ):
+        first_step(ckpt)
+
+
+def first_step(ckpt):
+    for _ in ckpt.steps(1):
+        pytest.fail("a step was made before the refusal")
 
 
 class Strange:
@@ -292,19 +299,18 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(tmp_path):
     """Hazard 21; users-ask 39: not at the first save, hours later."""
     model = nn.Linear(16, 1)
     state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1), "strange": Strange()}
-    with Checkpointer(tmp_path, run="r", state=state) as ckpt:
-        with pytest.raises(UnsupportedValue, match="strange/handle"):
-            for _ in ckpt.steps(1):
-                pytest.fail("a step was made before the refusal")
+    with Checkpointer(tmp_path, run="r", state=state) as ckpt, pytest.raises(UnsupportedValue, match="strange/handle"):
+        first_step(ckpt)
 
 
 def test_a_model_on_meta_is_refused_before_the_first_step(tmp_path):
     """Hazard 43; users-ask 33: empty placeholders were saved as weights."""
     model = nn.Linear(16, 1, device="meta")
-    with Checkpointer(tmp_path, run="r", state={"model": model}) as ckpt:
-        with pytest.raises(UnsupportedTensor, match="model/weight"):
-            for _ in ckpt.steps(1):
-                pytest.fail("a step was made before the refusal")
+    with (
+        Checkpointer(tmp_path, run="r", state={"model": model}) as ckpt,
+        pytest.raises(UnsupportedTensor, match="model/weight"),
+    ):
+        first_step(ckpt)
 
 
 # --- Ties, wrappers, names
@@ -408,7 +414,7 @@ VALUES = {
     "deque": collections.deque([1, 2, 3], maxlen=3),
     "counter": collections.Counter({2: 2, 4: 1}),
     "ordered": collections.OrderedDict([("b", 1), ("a", 2)]),
-    "keys": {1: "int", (1, 2): "tuple", None: "none", True: "bool", 2.5: "float"},
+    "keys": {1: "int", (1, 2): "tuple", None: "none", False: "bool", 2.5: "float"},
     "bytes": b"\0\xff",
     "complex": 1 - 2j,
     "path": PurePosixPath("a/b"),
@@ -448,9 +454,11 @@ def same(a, b) -> bool:
 
 def test_a_plain_value_in_the_state_is_refused_with_the_place_where_it_belongs(tmp_path):
     """Hazard 46."""
-    with pytest.raises(InvalidInput, match=r"ckpt\.values\['best'\]"):
-        with Checkpointer(tmp_path, run="r", state={"model": nn.Linear(2, 1), "best": 3}) as ckpt:
-            ckpt.save()
+    with (
+        Checkpointer(tmp_path, run="r", state={"model": nn.Linear(2, 1), "best": 3}) as ckpt,
+        pytest.raises(InvalidInput, match=r"ckpt\.values\['best'\]"),
+    ):
+        ckpt.save()
 
 
 def test_values_changed_after_a_save_are_not_in_it_and_a_restore_puts_them_back(tmp_path):
@@ -544,11 +552,11 @@ def test_forgotten_state_is_named_once_at_the_start(tmp_path, caplog):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     average = AveragedModel(model)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    with caplog.at_level(logging.WARNING):
-        with Checkpointer(tmp_path, run="r", state={"model": model, "optimizer": optimizer}) as ckpt:
-            for _ in ckpt.steps(2):
-                stepped(model, optimizer, scheduler)
-                average.update_parameters(model)
+    state = {"model": model, "optimizer": optimizer}
+    with caplog.at_level(logging.WARNING), Checkpointer(tmp_path, run="r", state=state) as ckpt:
+        for _ in ckpt.steps(2):
+            stepped(model, optimizer, scheduler)
+            average.update_parameters(model)
     said = [record.message for record in caplog.records]
     assert sum("average" in text for text in said) == 1
     assert sum("scheduler" in text for text in said) == 1
@@ -667,7 +675,7 @@ def test_a_training_whose_steps_cannot_be_seen_is_saved_all_the_same_and_said_to
     model = nn.Linear(16, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loop = []
-    with (
+    with (  # noqa: PT012 - the loop is the sequence
         pytest.raises(Death),
         caplog.at_level(logging.WARNING),
         Checkpointer(

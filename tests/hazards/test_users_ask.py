@@ -73,11 +73,11 @@ def test_a_record_appears_after_all_that_it_names_and_deletion_comes_after_that(
     commits = [n for n, path in named if "/records/" in path]
     assert len(commits) == 3
     gone = [n for n, (op, path) in enumerate(events) if op is Op.UNLINK and "/records/" in path and ".tmp" not in path]
-    assert gone and min(gone) > commits[1], "the first one goes only when the second is there"
+    assert min(gone) > commits[1], "the first one goes only when the second is there"
     for begin, commit in zip([-1, *commits], commits, strict=False):
         packs = [n for n, path in named if begin < n < commit and path.startswith("/data/")]
         trees = [n for n, path in named if begin < n < commit and "/trees/" in path]
-        assert packs and trees and max(packs) < min(trees), "packs, then manifest, then record"
+        assert max(packs) < min(trees), "packs, then manifest, then record"
         for n in (*packs, *trees):
             after = [op for op, _ in events[n + 1 : commit]]
             assert Op.SYNC_FOLDER in after, "and the name is on the disk before the record is"
@@ -350,7 +350,7 @@ def test_the_command_line_answers_what_is_inside(tmp_path):
 
 
 def test_secrets_are_not_written_down(tmp_path, monkeypatch):
-    """Hazard 49: records tell of their environment by an allow-list; options and keys that look secret are blotted out."""
+    """Hazard 49: of the environment an allow-list is told; options and keys that look secret are blotted out."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setattr("sys.argv", ["train.py", "--hub-token", "hunter2", "--api-key=hunter2", "--lr", "0.1"])

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from holdfast.catalog import layout
 from holdfast.catalog.launches import Launch
+from holdfast.catalog.locating import read_footers
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.objects import _read_some
 from holdfast.catalog.owners import Liveness
@@ -96,7 +97,8 @@ def load_all(store: Store, address: RecordAddress) -> None:
     manifest = read_manifest(Run(store, store.run(address.run).info), record.manifest_digest)
     folders = (layout.private_packs(address.run), layout.SHARED_PACKS)
     packs = [listed.name for folder in folders for listed in store.storage.list(folder)]
-    index = SegmentIndex.of(Footers(store.storage), packs)
+    # Garbage may go while this looks; what is needed is looked for by digest.
+    index = SegmentIndex(read_footers(Footers(store.storage), packs).footers)
     lost = [digest.short for digest in manifest.segment_digests() if digest not in index]
     assert not lost, f"{address} lost segments {lost}"
 

@@ -20,11 +20,10 @@ from holdfast import Checkpointer, every
 from holdfast.ids import Digest
 from holdfast.records import Record
 
-torch.set_num_threads(1)  # a child forked after torch has started threads would wait for them for ever
-
 
 def tiny(seed: int = 3, width: int = 32) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A model with a tensor that goes to a pack (over 1 KiB) and one that stays in the tree, and its optimizer."""
+    torch.set_num_threads(1)  # a child that is forked after torch has started threads would wait for them for ever
     torch.manual_seed(seed)
     model = nn.Linear(16, width)
     return model, torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -102,7 +101,7 @@ def steps_of(store: Path | str, run: int = 1) -> list[int]:
     return [record.step for record in records_of(store, run)]
 
 
-class Stop(Exception):  # noqa: N818  # it is raised in place of a crash
+class Stop(Exception):  # it is raised in place of a crash
     """Ends a training from within, as a crash of the user's own code does."""
 
 

@@ -45,6 +45,17 @@ class FoundHold:
     """None: damaged."""
     liveness: Liveness
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it may be given up without waiting.
+
+        A save that was thought dead and lives loses the race for its name; a reader or a sweep races for
+        nothing, so only proof will do.
+        """
+        if self.liveness is Liveness.REBOOTED:
+            return self.publishes is not None
+        return self.liveness is Liveness.DEAD
+
     def __str__(self) -> str:
         owner = self.hold.owner if self.hold else None
         who = f"process {owner.pid} on {owner.host}" if owner else "somebody unknown"
@@ -93,18 +104,18 @@ def is_settled(store: Store, found: FoundHold) -> bool:
 
 
 def settle(store: Store, holds: Iterable[FoundHold], *, seconds: float, reason: str, report: Report) -> list[FoundHold]:
-    """Aborts the dead among ``holds``, waits ``seconds`` for the others, and gives those that still stand.
+    """Aborts the lost among ``holds``, waits ``seconds`` for the others, and gives those that still stand.
 
     Args:
         store: where they are.
         holds: from one listing.
         seconds: at most so long in all.
-        reason: why dead ones are given up, for the `Aborted`.
+        reason: why lost ones are given up, for the `Aborted`.
         report: told once, if there is something to wait for.
     """
     waited_for = []
     for found in holds:
-        if found.liveness is Liveness.DEAD:
+        if found.is_lost:
             give_up(store, found, reason)
         elif not is_settled(store, found):
             waited_for.append(found)

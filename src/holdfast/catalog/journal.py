@@ -64,9 +64,10 @@ class JournalWriter:
         Raises:
             UnsupportedValue: no codec can write one of ``data``; nothing was noted.
         """
-        values.encode(data)  # now: at the flush it would take the other events with it
+        # A copy, and now: a value that cannot be written would take the other events with it at the flush.
+        copied = values.decode_or_show(values.encode(data))
         text = message.encode(errors="replace").decode()
-        event = Event(time=utc_now(), kind=kind, message=text, data=data)
+        event = Event(time=utc_now(), kind=str(kind), message=text, data=copied)
         with self._adding:
             self._events.append(event)
             if len(self._events) > LONGEST:

@@ -13,13 +13,17 @@ started.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from holdfast.ids import Order
+from holdfast.catalog.objects import DamagedObject
 from holdfast.records import Record, StartInfo, Target
 
 _Key = tuple[int, int, int, int, str]
+_Place = tuple[int, int]
+"""Launch and timeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,12 @@ class Lineage:
     """The newest state: a record, or the one that the newest start resumed from; None: nothing, or fresh."""
     order: tuple[Record, ...]
     """All records, oldest first, whatever line they are on."""
-    _starts: dict[tuple[int, int], StartInfo] = field(repr=False)
+    _starts: dict[_Place, StartInfo] = field(repr=False)
+    _steps: dict[_Place, list[Record]] = field(repr=False)
+    """By timeline, in ascending order of steps."""
+    hidden: DamagedObject | None = None
+    """A start that cannot be read and is newer than all else: what it resumed from is the head, and `head` only what
+    that was before."""
 
     @property
     def run(self) -> int | None:
@@ -39,17 +48,29 @@ class Lineage:
         return runs[0] if runs else None
 
     @classmethod
-    def of(cls, records: Iterable[Record], starts: Iterable[StartInfo], forked_from: Target | None = None) -> Lineage:
+    def of(
+        cls,
+        records: Iterable[Record],
+        starts: Iterable[StartInfo],
+        forked_from: Target | None = None,
+        *,
+        unreadable: Iterable[DamagedObject] = (),
+    ) -> Lineage:
         """The lineage of a run.
 
         Args:
             records: its committed records.
             starts: its starts.
             forked_from: another run's record from which it was forked; the head while there is nothing else.
+            unreadable: its starts that cannot be read.
         """
         order = tuple(sorted(records, key=lambda record: (record.launch, record.timeline, record.step)))
         begun = {(start.launch, start.timeline): start for start in starts}
-        return cls(_head(order, begun, forked_from), order, begun)
+        steps: dict[_Place, list[Record]] = defaultdict(list)
+        for record in order:
+            steps[record.launch, record.timeline].append(record)
+        newest = max((*begun, *steps), default=(0, 0))
+        return cls(_head(order, begun, forked_from), order, begun, dict(steps), _hidden(unreadable, newest))
 
     def ancestors(self, target: Target) -> Iterator[Target]:
         """``target`` and what it came from, newest first; only records that are there.
@@ -75,17 +96,30 @@ class Lineage:
 
     def _before(self, gone: Target) -> Target | None:
         """What remains on the line of a record that is gone."""
-        key = Order(gone.launch, gone.timeline, gone.step)
-        earlier = [one for one in self.order if one.address.order[:2] == key[:2] and one.step < gone.step]
+        place = (gone.launch, gone.timeline)
+        remaining = self._steps.get(place, [])
+        earlier = bisect_left(remaining, gone.step, key=lambda record: record.step)
         if earlier:
-            return Target.of(earlier[-1].address)
-        start = self._starts.get((gone.launch, gone.timeline))
+            return Target.of(remaining[earlier - 1].address)
+        start = self._starts.get(place)
         return None if start is None else start.resumed_from
 
 
 def _key(one: Record | Target) -> _Key:
     """As its address, but without checking each field once more: a line may have ten thousand records."""
     return one.run, one.launch, one.timeline, one.step, one.id
+
+
+def _hidden(unreadable: Iterable[DamagedObject], newest: _Place) -> DamagedObject | None:
+    """The name of a start says where it belongs, even if nothing else of it can be read."""
+    places = {_place(one): one for one in unreadable}
+    last = max(places, default=None)
+    return places[last] if last is not None and last > newest else None
+
+
+def _place(start: DamagedObject) -> _Place:
+    launch, timeline, _ = start.name.leaf.split(".")
+    return int(launch), int(timeline)
 
 
 def _head(

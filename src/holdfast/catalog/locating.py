@@ -6,6 +6,8 @@ about packs may be out of date. Only the digests count.
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
@@ -14,11 +16,13 @@ from holdfast.catalog.objects import DamagedObject
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.catalog.tombstones import read_tombstones
-from holdfast.errors import Damaged
+from holdfast.errors import Corrupt, Damaged
 from holdfast.ids import Digest, ObjectName, RunNumber
 from holdfast.packs.footer import Footer
 from holdfast.packs.index import Footers, SegmentIndex
 from holdfast.records import Record
+
+_log = logging.getLogger(__name__)
 
 
 class Footed(NamedTuple):
@@ -69,13 +73,60 @@ def locate(run: Run, record: Record, digests: Collection[Digest], *, fresh: bool
     return locate_in(run.store, record, digests, Footers(run.store.storage) if fresh else run.store.footers)
 
 
-def locate_in(store: Store, record: Record, digests: Collection[Digest], footers: Footers) -> SegmentIndex:
-    """As `locate`, also where the run itself cannot be opened."""
+def locate_in(
+    store: Store,
+    record: Record,
+    digests: Collection[Digest],
+    footers: Footers,
+    *,
+    avoid: Collection[ObjectName] = (),
+) -> SegmentIndex:
+    """As `locate`, also where the run itself cannot be opened; packs in ``avoid`` are left out."""
     announced = read_tombstones(store).names
-    names = [name for folder in pack_folders(RunNumber(record.run)) for name in list_packs(store, folder)]
+    found = [name for folder in pack_folders(RunNumber(record.run)) for name in list_packs(store, folder)]
+    names = [name for name in found if name not in avoid]
     hinted = [name for name in names if name in record.packs and name not in announced]
     index = SegmentIndex(read_footers(footers, hinted).footers)
     if all(digest in index for digest in digests):
         return index
     names.sort(key=lambda name: name not in announced)  # of several copies the index gives the last
     return SegmentIndex(read_footers(footers, names).footers)
+
+
+class Copies:
+    """Where to read each segment of a record, past the copies that have turned out rotten. Not thread-safe.
+
+    Args:
+        store: where the record lies.
+        record: whose segments are read.
+        index: where they lie, from `locate`.
+        footers: of the store's packs.
+    """
+
+    def __init__(self, store: Store, record: Record, index: SegmentIndex, footers: Footers) -> None:
+        self.index = index
+        self._store, self._record, self._footers = store, record, footers
+        self._rotten: dict[Digest, set[ObjectName]] = defaultdict(set)
+
+    def pass_over(self, error: Corrupt) -> None:
+        """From now on the rotten segment, and its neighbours as far as they lie elsewhere too, are read elsewhere.
+
+        Raises:
+            Corrupt: ``error`` itself: it is about no segment, or no other pack holds that one.
+        """
+        if error.pack is None or error.digest is None:
+            raise error
+        digest, pack = Digest(error.digest), ObjectName(error.pack)
+        self._rotten[digest].add(pack)
+        others = locate_in(self._store, self._record, [digest], self._footers, avoid=self._rotten[digest])
+        if digest not in others:
+            raise error
+        _log.error("%s; another copy, in %s, is used instead", error, _pack(others, digest))
+        here = [one for one in self.index if _pack(self.index, one) == pack]
+        moved = [one for one in here if one in others and _pack(others, one) not in self._rotten.get(one, ())]
+        self.index = self.index.merged(others.only(moved))
+
+
+def _pack(index: SegmentIndex, digest: Digest) -> ObjectName | None:
+    location = index.get(digest)
+    return None if location is None else location.pack

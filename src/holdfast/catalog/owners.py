@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import os
+import re
 import socket
 from enum import StrEnum
 from functools import cache
@@ -21,12 +22,21 @@ import psutil
 from holdfast.records import Owner
 
 
+_FIRST_NAMESPACE = "/4026531836"
+"""The pid namespace that a machine boots with has the same number on every Linux (PROC_PID_INIT_INO)."""
+
+
 class Liveness(StrEnum):
     """What can be known about a process from here."""
 
     ALIVE = "alive"
     DEAD = "dead"
-    """Proven: its host has rebooted, or its pid is free or somebody else's."""
+    """Proven: this machine has rebooted since, or its pid is free or somebody else's."""
+    REBOOTED = "rebooted"
+    """Its host has this one's name and another boot id: rebooted, or another machine of the same name.
+
+    Enough to give up on a save, whose record name is raced for; never to delete what it relies on.
+    """
     UNKNOWN = "unknown"
     """On another host, or not visible from here."""
 
@@ -42,7 +52,7 @@ def liveness(owner: Owner) -> Liveness:
     if owner.host != _host():
         return Liveness.UNKNOWN
     if owner.boot != _boot():
-        return Liveness.DEAD
+        return Liveness.DEAD if _machine() else Liveness.REBOOTED
     return _same_boot(owner)
 
 
@@ -60,7 +70,8 @@ def _same_boot(owner: Owner) -> Liveness:
 def _host() -> str:
     # Containers share the kernel's boot id but not its process ids, so a
     # pid from another pid namespace must not be looked up in this one.
-    return f"{socket.gethostname()}{_namespace()}"
+    machine = _machine()
+    return f"{socket.gethostname()}{_namespace()}{f'/{machine}' if machine else ''}"
 
 
 def _namespace() -> str:
@@ -68,6 +79,27 @@ def _namespace() -> str:
         return "/" + str(Path("/proc/self/ns/pid").stat().st_ino)
     except OSError:
         return ""
+
+
+@cache
+def _machine() -> str:
+    """The machine's own id; empty where it is not known, or may be that of an image that many machines run."""
+    if _namespace() != _FIRST_NAMESPACE or _is_from_image():
+        return ""
+    try:
+        found = Path("/etc/machine-id").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return found if re.fullmatch(r"[0-9a-f]{32}", found) and set(found) != {"0"} else ""
+
+
+def _is_from_image() -> bool:
+    """Whether the root filesystem is a layer over an image, as in containers, which share its files."""
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines()]
+    except OSError:
+        return True
+    return any(fields[1:3] == ["/", "overlay"] for fields in mounts)
 
 
 @cache

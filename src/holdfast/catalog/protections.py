@@ -7,6 +7,7 @@ from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.marks import read_marks
 from holdfast.catalog.retention import RetentionFacts
 from holdfast.catalog.runs import Run
+from holdfast.catalog.starts import newest_starts
 from holdfast.catalog.tags import read_tags
 from holdfast.ids import RecordId
 
@@ -24,12 +25,15 @@ def read_retention_facts(run: Run) -> RetentionFacts:
     starts, broken = run.read_starts()
     infos, unreadable = run.store.run_infos()
     tags = read_tags(run.store)
+    newest = newest_starts(run.store)
+    unclear = dict.fromkeys(one.name for one in (*tags.damaged, *unreadable, *broken, *newest.damaged))
     return RetentionFacts(
-        lineage=Lineage.of(run.records(), starts, run.info.forked_from),
+        lineage=Lineage.of(run.records(), starts, run.info.forked_from, unreadable=broken),
         marks=read_marks(run.store, run.number),
         tags={RecordId(id_): names for id_, names in tags.by_record().items()},
         forks=forks_of(infos),
         resumed_from=starts[-1].resumed_from if starts else None,
+        resumed_elsewhere=newest.elsewhere(run.number),
         # A fork point, or the line of the run itself, may be hidden in these.
-        unreadable=[one.name for one in (*tags.damaged, *unreadable, *broken)],
+        unreadable=list(unclear),
     )

@@ -47,14 +47,38 @@ def resolve(store: Store, reference: Reference | str, default_run: RunNumber | N
 
 def _run(store: Store, run: RunNumber | RunName | None, default: RunNumber | None) -> Run:
     if isinstance(run, RunName):
-        named = store.named(run)
-        if not named:
-            raise UnknownReference(_no_run(store, run))
-        return store.run(named[-1].number)
-    number = run or default or max(store.numbers(), default=None)
+        return named_run(store, run)
+    if run or default:
+        return store.run(run or default or 0)
+    number = max(store.numbers(), default=None)
     if number is None:
         raise UnknownReference(f"{store.url} has no runs yet")
+    _refuse_hidden(store, number, "the newest run")
     return store.run(number)
+
+
+def named_run(store: Store, name: RunName) -> Run:
+    """The newest run of this name.
+
+    Raises:
+        UnknownReference: there is none.
+        AmbiguousReference: a newer run cannot be read, and may have this name.
+    """
+    named = store.named(name)
+    if not named:
+        raise UnknownReference(_no_run(store, name))
+    _refuse_hidden(store, named[-1].number, repr(str(name)))
+    return store.run(named[-1].number)
+
+
+def _refuse_hidden(store: Store, number: int, what: str) -> None:
+    """An older run than the one that is meant would be another one, silently."""
+    broken = store.unreadable_after(number)
+    if broken is not None:
+        hidden = RunNumber(int(broken.name.split("/")[2]))
+        raise AmbiguousReference(
+            f"{what} may be {RunNumber(number)} or {hidden}: {broken.error}; write {RunNumber(number)} if that is meant"
+        )
 
 
 def _no_run(store: Store, name: str) -> str:

@@ -198,7 +198,7 @@ def _replace(
 
 def _standing(store: Store, plan: RepackPlan, seconds: float, report: Report) -> str | None:
     """Who began before the tombstones and is still at work: he may have chosen an old pack to read from."""
-    numbers = store.numbers() if plan.run is None else [plan.run]
+    numbers = store.claimed() if plan.run is None else [plan.run]
     holds = [hold for number in numbers for hold in find_holds(store, number)]
     reason = "its process was gone, and its remains were swept"
     left = settle(store, holds, seconds=seconds, reason=reason, report=report)

@@ -4,8 +4,8 @@ The rules, in this order of authority:
 
 1. Nothing is deleted while something that protects records cannot be read.
 2. The head, the newest verified checkpoint of its line, the one that the
-   newest start resumed from, tagged, pinned and quarantined ones and fork
-   points are always kept.
+   newest start of this or another run resumed from, tagged, pinned and
+   quarantined ones and fork points are always kept.
 3. Only what is older than the newest verified checkpoint of the head's line
    may go: a younger one has not proved yet that it can replace anything.
 4. The policy is asked about the ancestor line of the head from that verified
@@ -87,6 +87,8 @@ class RetentionFacts:
     """Runs that began at each record."""
     resumed_from: Target | None = None
     """Where the newest start began."""
+    resumed_elsewhere: Mapping[RecordId, Sequence[RunNumber]] = field(default_factory=dict)
+    """Other runs whose newest start began at each record."""
     unreadable: Sequence[str] = ()
     """Objects that might protect a record and cannot be read."""
 
@@ -167,6 +169,7 @@ def _protected(
 def _attached(one: Candidate, facts: RetentionFacts) -> list[str]:
     reasons = [f"tag {tag}" for tag in facts.tags.get(one.id, ())]
     reasons += [f"{run} was forked from it" for run in facts.forks.get(one.id, ())]
+    reasons += [f"the newest start of {run} resumed from it" for run in facts.resumed_elsewhere.get(one.id, ())]
     reasons += ["pinned"] if one.marks.pinned else []
     reasons += ["quarantined: only a person deletes it"] if one.marks.quarantined else []
     return reasons + [f"{name} cannot be read and may protect it" for name in facts.unreadable]

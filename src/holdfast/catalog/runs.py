@@ -49,6 +49,11 @@ class Run:
     # Records never change, so those that were read once are not read again.
     _seen: dict[ObjectName, Record | Aborted] = field(default_factory=dict, repr=False, compare=False)
 
+    @classmethod
+    def by_number(cls, store: Store, number: int) -> Run:
+        """A run of which only the number is known: its objects can be read, whether or not its ``run.json`` can."""
+        return cls(store, RunInfo(number=int(number), name=None, created="", attempt=""))
+
     @property
     def number(self) -> RunNumber:
         """Its number in the store."""
@@ -108,19 +113,28 @@ class Run:
 
     def read_starts(self) -> tuple[list[StartInfo], list[DamagedObject]]:
         """`starts`, and those that cannot be read."""
-        names = [name for name in self._launch_names() if _START.fullmatch(name.leaf)]
+        names = [name for _, name in self._start_names()]
         starts, damaged = load_each(self.store.storage, names, StartInfo)
         return sorted(starts, key=lambda start: (start.launch, start.timeline)), damaged
 
+    def newest_start(self) -> ObjectName | None:
+        """The name of its newest start, from the names alone, so that a damaged one is not passed over."""
+        places = {(int(match[1]), int(match[2])): name for match, name in self._start_names()}
+        return places[max(places)] if places else None
+
     def lineage(self) -> Lineage:
         """Head and ancestors, as of now."""
-        return Lineage.of(self.records(), self.starts(), self.info.forked_from)
+        records, (starts, damaged) = self.records(), self.read_starts()
+        return Lineage.of(records, starts, self.info.forked_from, unreadable=damaged)
 
     def _record_names(self) -> list[ObjectName]:
         listed = self.store.storage.list(layout.records_folder(self.number))
         places = ((_RECORD.fullmatch(one.name.leaf), one.name) for one in listed)
         ordered = sorted((tuple(map(int, match.groups()[:3])), match[4], name) for match, name in places if match)
         return [name for *_, name in ordered]
+
+    def _start_names(self) -> list[tuple[re.Match[str], ObjectName]]:
+        return [(match, name) for name in self._launch_names() if (match := _START.fullmatch(name.leaf))]
 
     def _launch_names(self) -> list[ObjectName]:
         return [listed.name for listed in self.store.storage.list(f"{layout.run_folder(self.number)}launches/")]

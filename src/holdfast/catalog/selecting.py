@@ -34,10 +34,9 @@ def ancestor_line(run: Run) -> Iterator[Record]:
     while at is not None and RunNumber(at.run) not in seen:
         seen.add(RunNumber(at.run))
         if at.run != run.number:
-            origin = _run_or_none(run, at.run)
-            if origin is None:
-                return
-            run, lineage = origin, origin.lineage()
+            # Its number is all that the line needs, so that a damaged or lost run.json cuts off nothing.
+            run = Run.by_number(run.store, at.run)
+            lineage = run.lineage()
         at = yield from _in_run(lineage.ancestors(at), run.number, lineage.order)
 
 
@@ -54,19 +53,12 @@ def _in_run(
     return None
 
 
-def _run_or_none(run: Run, number: int) -> Run | None:
-    try:
-        return run.store.run(number)
-    except UnknownReference:
-        return None
-
-
 def select(run: Run, selector: Selector) -> Record:
     """The record of ``run`` that ``selector`` means.
 
     Raises:
         UnknownReference: none; near misses and candidates elsewhere are in the message.
-        Damaged: the one that is meant cannot be read.
+        Damaged: the one that is meant cannot be read, or what says which one that is.
     """
     match selector:
         case Last():
@@ -81,7 +73,15 @@ def select(run: Run, selector: Selector) -> Record:
             return _best(run, selector)
 
 
+def _check_head(run: Run) -> None:
+    """Without the newest start the line is not known: the last record may be on one that was abandoned."""
+    hidden = run.lineage().hidden
+    if hidden is not None:
+        raise hidden.error
+
+
 def _last(run: Run) -> Record:
+    _check_head(run)
     found = next(ancestor_line(run), None)
     newest = found.address.order if found is not None and found.run == run.number else None
     for broken in reversed(run.damaged()):
@@ -131,6 +131,7 @@ def _at_epoch(run: Run, epoch: int) -> Record:
 
 
 def _good(run: Run) -> Record:
+    _check_head(run)
     for record, marks in _marked(run):
         if marks.good and not marks.quarantined:
             return record
@@ -138,6 +139,7 @@ def _good(run: Run) -> Record:
 
 
 def _best(run: Run, wanted: BestBy) -> Record:
+    _check_head(run)
     known: list[tuple[float, Record]] = []
     names: set[str] = set()
     # Oldest first, so that of equal values the older one is the best, as in retention.

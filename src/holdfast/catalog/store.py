@@ -32,7 +32,8 @@ from holdfast.records import Mark, Owner, RunInfo, StoreInfo, Target
 from holdfast.storage.opening import open_storage
 from holdfast.storage.protocol import Storage
 
-_RUN = re.compile(r"\d{3,}")
+_RUN = re.compile(r"(?!000)\d{3}|[1-9]\d{3,}")
+"""As `RunNumber.folder` writes it: 000 and 0001 are somebody else's folders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,13 @@ class Store:
         found = folders_with(self.storage, layout.RUNS, layout.RUN_INFO)
         return sorted(RunNumber(int(one)) for one in found if _RUN.fullmatch(one))
 
+    def claimed(self) -> list[RunNumber]:
+        """The numbers that are taken, ascending, from folder names alone.
+
+        Among them runs whose ``run.json`` is lost, for their records are there, and maybe some that nothing became of.
+        """
+        return sorted(RunNumber(int(one)) for one in folders(self.storage, layout.RUNS) if _RUN.fullmatch(one))
+
     def runs(self) -> list[RunInfo]:
         """All runs by number; a damaged one is left out here and found in `damaged`."""
         return self._infos(self.numbers())[0]
@@ -86,11 +94,15 @@ class Store:
 
     def run_infos(self) -> tuple[list[RunInfo], list[DamagedObject]]:
         """`runs` and `damaged`, read at one time."""
-        claimed = self._claimed()  # first, or a run that is made just now would look like a lost one
+        claimed = set(self.claimed())  # first, or a run that is made just now would look like a lost one
         numbers = self.numbers()
         infos, damaged = self._infos(numbers)
         lost = [one for one in sorted(claimed - set(numbers)) if _has_any(self.storage, layout.run_folder(one))]
         return infos, [*damaged, *map(_lost_run, lost)]
+
+    def unreadable_after(self, number: int) -> DamagedObject | None:
+        """A ``run.json`` that cannot be read and whose run is newer than ``number``: its name may be any."""
+        return next((one for one in reversed(self.damaged()) if int(one.name.split("/")[2]) > number), None)
 
     def run(self, number: int) -> Run:
         """One run.
@@ -141,7 +153,7 @@ class Store:
             return self._claim(info)
 
     def _claim(self, info: RunInfo) -> Run:
-        number = max(self._claimed(), default=0) + 1
+        number = max(self.claimed(), default=0) + 1
         while True:
             info = msgspec.structs.replace(info, number=number)
             try:
@@ -150,10 +162,6 @@ class Store:
                 number += 1
             else:
                 return Run(self, info)
-
-    def _claimed(self) -> set[RunNumber]:
-        """All numbers that are taken; a run whose ``run.json`` is lost keeps its number, for its records are there."""
-        return {RunNumber(int(one)) for one in folders(self.storage, layout.RUNS) if _RUN.fullmatch(one) and int(one)}
 
     def _infos(self, numbers: Iterable[RunNumber]) -> tuple[list[RunInfo], list[DamagedObject]]:
         return load_each(self.storage, map(layout.run_info, numbers), RunInfo)

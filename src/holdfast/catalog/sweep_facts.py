@@ -18,6 +18,7 @@ from holdfast.catalog.objects import DamagedObject
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.reach import Holders, Reached
 from holdfast.catalog.runs import Published, Run
+from holdfast.catalog.starts import NewestStarts, is_superseded, newest_starts
 from holdfast.catalog.store import Store
 from holdfast.catalog.tags import read_tags
 from holdfast.errors import Damaged
@@ -56,7 +57,7 @@ class SweepFacts:
     """Saves in flight and readers at work."""
     damaged_records: tuple[DamagedObject, ...]
     damaged_names: tuple[DamagedObject, ...]
-    """Tags and ``run.json`` that might name any record."""
+    """Tags, ``run.json`` and newest starts that might name any record."""
     damaged_packs: frozenset[ObjectName]
     """Packs whose content cannot be told."""
 
@@ -95,8 +96,8 @@ def runs_of(store: Store, run: Run | None) -> list[Run]:
     """The runs of a scope: ``run``, or all for the shared packs."""
     if run is not None:
         return [run]
-    # Only their numbers matter here, so a damaged run.json is no obstacle.
-    return [Run(store, RunInfo(number=int(one), name=None, created="", attempt="")) for one in store.numbers()]
+    # Also those whose run.json is damaged or lost: their records need shared packs all the same.
+    return [Run.by_number(store, number) for number in store.claimed()]
 
 
 def _bulk(store: Store, run: Run | None) -> tuple[tuple[Listed, ...], tuple[Listed, ...], tuple[Listed, ...]]:
@@ -142,8 +143,10 @@ def _needed(store: Store, run: Run | None, marks: Iterable[Listed]) -> tuple[lis
         return [], []  # no record goes in a sweep of the shared packs
     tags = read_tags(store)
     infos, broken = store.run_infos()
+    starts = newest_starts(store)
     named = [Needed(address=tag.target.address, by=f"tag {tag.tag!r}") for tag in tags.tags]
-    return [*named, *_forks(infos), *_pins(store, run, marks), *_start(run)], [*tags.damaged, *broken]
+    named += [*_forks(infos), *_pins(store, run, marks), *_starts(store, run, starts)]
+    return named, [*tags.damaged, *broken, *starts.damaged]
 
 
 def _forks(infos: Iterable[RunInfo]) -> Iterator[Needed]:
@@ -160,8 +163,12 @@ def _pins(store: Store, run: Run, listing: Iterable[Listed]) -> Iterator[Needed]
     yield from (Needed(address=address, by="a pin") for address in run.addresses() if address.id in pinned)
 
 
-def _start(run: Run) -> Iterator[Needed]:
-    """Until its first save, what a launch resumed from is all that it has."""
-    start = next(reversed(run.starts()), None)
-    if start is not None and start.resumed_from is not None:
-        yield Needed(address=start.resumed_from.address, by="the newest start of the run", lasting=False)
+def _starts(store: Store, run: Run, newest: NewestStarts) -> Iterator[Needed]:
+    """Until its first save, what a launch resumed from is all that it has, whichever run that lies in."""
+    for start in newest.resumed(run.number):
+        if start.resumed_from is None:
+            continue
+        own = start.run == run.number
+        by = "the newest start of the run" if own else f"the newest start of {RunNumber(start.run)}"
+        lasting = not own and not is_superseded(store, start)
+        yield Needed(address=start.resumed_from.address, by=by, lasting=lasting)

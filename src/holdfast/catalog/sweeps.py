@@ -63,9 +63,9 @@ def plan_sweep(
 
 def standing_holds(store: Store, run: Run | None) -> list[FoundHold]:
     """The saves and readers at work now that `execute` would wait for: for a plan that is only shown."""
-    numbers = store.numbers() if run is None else [run.number]
+    numbers = store.claimed() if run is None else [run.number]
     holds = [hold for number in numbers for hold in find_holds(store, number)]
-    return [hold for hold in holds if hold.liveness is not Liveness.DEAD and not is_settled(store, hold)]
+    return [hold for hold in holds if not hold.is_lost and not is_settled(store, hold)]
 
 
 def execute(
@@ -127,7 +127,7 @@ def _settle(
     store: Store, plan: SweepPlan, seconds: float, give_up_on: Collection[Liveness], report: Report
 ) -> list[FoundHold]:
     """Step 2: whoever began before the tombstones has a hold: the dead are given up, the others waited for."""
-    numbers = store.numbers() if plan.run is None else [plan.run]
+    numbers = store.claimed() if plan.run is None else [plan.run]
     holds = [hold for number in numbers for hold in find_holds(store, number)]
     reason = "its process was gone, and its remains were swept"
     standing = settle(store, holds, seconds=seconds, reason=reason, report=report)

@@ -137,6 +137,10 @@ class SegmentIndex:
             footers += other._footers
         return self._made(footers, rows)
 
+    def only(self, digests: Iterable[Digest]) -> SegmentIndex:
+        """The same for some segments alone; those that it does not know are no error."""
+        return self._made(self._footers, {digest: self._rows[digest] for digest in digests if digest in self._rows})
+
     def without(self, digests: Iterable[Digest]) -> SegmentIndex:
         """The same without some segments: rotten ones, which must be neither read nor reused."""
         rows = dict(self._rows)

@@ -43,7 +43,7 @@ def read_segments(
 
     Raises:
         Missing: a digest that ``index`` does not know, or a pack that is not there.
-        Corrupt: stored bytes are not what was written; the message has pack, offset and digest.
+        Corrupt: stored bytes are not what was written; the message has pack, offset and digest, and so has the error.
         StorageError: of the storage.
     """
     plan = read_plan(_located(index, wanted))
@@ -60,7 +60,11 @@ def _located(
             raise Missing(f"segment {digest} is in none of the packs at hand; run 'holdfast verify'")
         length = location.entry.length
         if target.nbytes != length:
-            raise Corrupt(f"segment {digest} has {length} bytes in {location.pack}, not the {target.nbytes} wanted")
+            raise Corrupt(
+                f"segment {digest} has {length} bytes in {location.pack}, not the {target.nbytes} wanted",
+                pack=location.pack,
+                digest=digest,
+            )
         yield Wanted(location, flat(target))
 
 
@@ -186,4 +190,4 @@ def check_raw(pack: ObjectName, entry: Entry, raw: memoryview) -> memoryview:
 
 def _corrupt(pack: ObjectName, entry: Entry, why: str) -> Corrupt:
     where = f"segment {entry.digest} at {entry.offset} (+{entry.stored}) of {pack}"
-    return Corrupt(f"{where} is damaged: {why}; run 'holdfast verify'")
+    return Corrupt(f"{where} is damaged: {why}; run 'holdfast verify'", pack=pack, digest=entry.digest)

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from holdfast.catalog.locating import locate
+from holdfast.catalog.locating import Copies, locate
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.readers import reading
 from holdfast.catalog.store import Store
-from holdfast.errors import Missing
+from holdfast.errors import Corrupt, Missing
 from holdfast.ids import Digest
-from holdfast.packs.index import SegmentIndex
 from holdfast.packs.reader import read_segments
 from holdfast.records import Record
 from holdfast.recovery.whole import Whole
@@ -35,24 +34,28 @@ class PackReader:
     """The bytes of a manifest's tensors, out of packs, every segment verified."""
 
     storage: Storage
-    index: SegmentIndex
+    copies: Copies
     manifest: Manifest
     starts: Sequence[int]
     """Per tensor, the position of its first segment."""
 
     @classmethod
-    def of(cls, storage: Storage, index: SegmentIndex, manifest: Manifest) -> PackReader:
-        """For a manifest whose segments ``index`` knows."""
+    def of(cls, storage: Storage, copies: Copies, manifest: Manifest) -> PackReader:
+        """For a manifest whose segments ``copies`` knows."""
         starts, at = [], 0
         for spec in manifest.skeleton.tensors:
             starts.append(at)
             at += sum(1 for _ in segments(spec))
-        return cls(storage, index, manifest, starts)
+        return cls(storage, copies, manifest, starts)
 
     def read(self, wanted: Sequence[Wanted]) -> None:
-        """Fills every view; errors as in `holdfast.packs.reader.read_segments`."""
-        pieces = (piece for one in wanted for piece in self._pieces(one))
-        read_segments(self.storage, self.index.get, pieces)
+        """Fills every view, from another copy where one is rotten; errors as in `read_segments`."""
+        while True:
+            pieces = (piece for one in wanted for piece in self._pieces(one))
+            try:
+                return read_segments(self.storage, self.copies.index.get, pieces)
+            except Corrupt as error:
+                self.copies.pass_over(error)
 
     def _pieces(self, one: Wanted) -> Iterator[tuple[Digest, memoryview]]:
         spec, raw = self.manifest.skeleton.tensors[one.entry], self.manifest.digests
@@ -94,5 +97,5 @@ def load_objects(
                 f"{len(lost)} of {len(digests)} segments of {record.address} are in no pack, "
                 f"{lost[0].short} among them; run 'holdfast verify'"
             )
-        reader = PackReader.of(store.storage, index, manifest)
+        reader = PackReader.of(store.storage, Copies(store, record, index, store.footers), manifest)
         return restore(objects, Stored.of(manifest, reader), only=only)

@@ -28,6 +28,8 @@ class Claimant(Protocol):
 
 
 _open: dict[tuple[str, int], weakref.ref[Claimant]] = {}
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_open.clear)  # they belong to the parent
 _lock = threading.RLock()  # whoever is superseded lets its run go while the lock is held
 
 

@@ -13,6 +13,10 @@ from holdfast.ids import ObjectName, RecordAddress
 from holdfast.records import Record, Target
 
 
+# The last record may be the very one that a rollback has left.
+_UNKNOWN_HEAD = "it says what the run went on from, so no checkpoint is taken by guess: copy it back or name one, resume="
+
+
 @dataclass(slots=True)
 class Rejected:
     """What was not used, and why; for the log, the journal and the error."""
@@ -30,13 +34,19 @@ class Rejected:
 def candidates(store: Store, run: Run, rejected: Rejected, begin: RecordAddress | None = None) -> Iterator[Record]:
     """The records to try, best first: the head (or ``begin``), then its ancestors, into the runs it was forked from.
 
-    Damaged and quarantined ones are noted in ``rejected`` and passed over.
+    Damaged and quarantined ones are noted in ``rejected`` and passed over. There is none while the newest start
+    cannot be read: then nobody can tell which line is the run's.
     """
-    at: Target | None = Target.of(begin) if begin else run.lineage().head
+    lineage = run.lineage()
+    at: Target | None = Target.of(begin) if begin else lineage.head
     # Also where there is no head: with all records damaged or gone a run looks as if it had none.
     _note_lost(store, run, at, rejected)
+    if lineage.hidden is not None and begin is None:
+        rejected.add(lineage.hidden.name, f"{lineage.hidden.error}; {_UNKNOWN_HEAD}")
+        return
     while at is not None:
-        here = store.run(at.run)
+        # Its number is all that is needed: a damaged run.json of the origin takes nothing from a fork.
+        here = run if at.run == run.number else Run.by_number(store, at.run)
         if here.number != run.number:
             _note_lost(store, here, at, rejected)
         at = yield from _line(store, here, at, rejected)

@@ -11,6 +11,7 @@ from typing import Any
 from holdfast.catalog.config import config_changes, config_digest
 from holdfast.catalog.launches import Launch, begin_launch
 from holdfast.catalog.marks import NO_MARKS, read_marks
+from holdfast.catalog.readers import reading
 from holdfast.catalog.references import resolve
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
@@ -101,8 +102,8 @@ class Session:
         return next(candidates(self.store, self.run, self.rejected, self.begin), None)
 
     def begin_with_parts(self, record: Record, only: tuple[str, ...]) -> None:
-        """Notes a start from zero into which parts of a checkpoint were loaded."""
-        self._note(None, f"asked for {', '.join(only)} of {record.address} only")
+        """Notes a start that loaded parts of a checkpoint; until it saves, that checkpoint stays the head."""
+        self._note(record, f"only {', '.join(only)} of it, as asked for")
 
     def _why(self, record: Record) -> str:
         if self.rejected.reasons:
@@ -122,7 +123,9 @@ class Session:
         self.timeline += 1
         self.parent = record.address if record else None
         self.resumed = record
-        self.launch.record_start(self.timeline, self.parent, why)
+        # A sweep of another run does not see this start before it is there: hold on to the record until then.
+        with reading(self.store, [self.parent] if self.parent else []):
+            self.launch.record_start(self.timeline, self.parent, why)
         place = f"resumes from {record.address}" if record else "starts from zero"
         (logger.warning if self.rejected.reasons else logger.info)("%s %s: %s", self.run.number, place, why)
         self.rejected = Rejected()
@@ -149,6 +152,8 @@ def open_session(
     if evidence and source is None:
         raise RefusedFresh(f"nothing to continue in {store.url}: {evidence}")
     _refuse_unknown(store, choice, plan)
+    if source is None:
+        _refuse_older(store, choice, plan)
     run = _run(store, choice, plan)
     if claim is not None:
         claim(store, run)
@@ -176,6 +181,18 @@ def _refuse_unknown(store: Store, choice: RunChoice, plan: Plan) -> None:
         raise RefusedFresh(
             f"{choice.why}, but {damaged[0].name} cannot be read and may be it: {damaged[0].error}; "
             "copy it back from a mirror, say run=<number>, or holdfast.new_run(...) if a new run is meant"
+        )
+
+
+def _refuse_older(store: Store, choice: RunChoice, plan: Plan) -> None:
+    """The newest run of a name is meant: where a newer one cannot be read, an older one is not taken in its place."""
+    if choice.number is None or isinstance(plan.want, NewRun | RunNumber):
+        return
+    hidden = store.unreadable_after(choice.number)
+    if hidden is not None:
+        raise RefusedFresh(
+            f"{choice.number} could be continued, but {hidden.name} cannot be read and may be the newer run that is "
+            f"meant: {hidden.error}; copy it back from a mirror, or say run={int(choice.number)}"
         )
 
 

@@ -1,0 +1,264 @@
+"""What ``run=`` and ``resume=`` mean, through a real Checkpointer; the pure table is in tests/recovery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_training import Stop, crash_at, digest_of, expected, launched, records_of, steps_of, tiny
+
+import holdfast
+from holdfast import Checkpointer, errors
+
+NO_JOB = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in NO_JOB:
+        monkeypatch.delenv(key, raising=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Killed by its own bug in the step after 4."""
+    with pytest.raises(Stop):
+        launched(tmp_path / "s", 9, then=crash_at(4))
+    return tmp_path / "s"
+
+
+def tree(store: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def test_must_resumes_and_refuses_where_there_is_nothing(store: Path, tmp_path: Path) -> None:
+    assert launched(store, 9, resume="must").steps[0] == 4
+    with pytest.raises(errors.NothingToResume, match="named 'gone'"):
+        launched(store, 9, run="gone", resume="must")
+    with pytest.raises(errors.NothingToResume, match="no store at"):
+        launched(tmp_path / "gone", 9, resume="must")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_never_starts_a_run_of_its_own(store: Path) -> None:
+    assert launched(store, 3, resume="never").steps == [0, 1, 2]
+    assert [info.name for info in holdfast.open(store).runs()] == ["toy", "toy"]
+
+
+def test_never_means_never_from_another_job_so_a_restart_goes_on(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 28: the launcher repeats the command line."""
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with pytest.raises(Stop):
+        launched(store, 9, resume="never", then=crash_at(4))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again = launched(store, 9, resume="never")
+    assert again.steps[0] == 4
+    assert again.digest == expected()[9]
+
+
+def test_new_run_starts_a_new_one_and_a_restart_of_the_job_continues_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")
+    with pytest.raises(Stop):
+        launched(store, 9, run=holdfast.new_run("toy"), then=crash_at(2))
+    assert launched(store, 9, run=holdfast.new_run("toy")).steps[0] == 2
+    assert len(holdfast.open(store).runs()) == 2
+
+
+@pytest.mark.parametrize("key", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+@pytest.mark.parametrize("place", ["nothing", "empty folder", "another store"])
+def test_a_restarted_job_is_refused_a_silent_fresh_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, place: str
+) -> None:
+    """Hazard 28: the mount is missing, and nothing is written where it should be."""
+    folder = tmp_path / "s"
+    if place == "empty folder":
+        folder.mkdir()
+    if place == "another store":
+        launched(folder, 2, run="somebody-elses")
+    before = tree(folder)
+    monkeypatch.setenv(key, "2")
+    with pytest.raises(errors.RefusedFresh, match="is the right disk mounted"):
+        launched(folder, 9)
+    assert tree(folder) == before
+
+
+def test_a_name_that_is_nearly_that_of_a_run_is_refused(store: Path) -> None:
+    with pytest.raises(errors.RefusedFresh, match="say run='toy' to continue it"):
+        launched(store, 9, run="Toy")
+    assert launched(store, 2, run=holdfast.new_run("Toy")).steps == [0, 1]
+
+
+def test_a_run_is_continued_by_its_number_too(store: Path) -> None:
+    assert launched(store, 6, run=1).steps[0] == 4
+    assert launched(store, 8, run="run-001").steps[0] == 6
+    before = tree(store)
+    with pytest.raises(errors.UnknownReference, match="there is no run-003"):
+        launched(store, 9, run=3)
+    assert tree(store) == before
+
+
+def test_a_finished_run_that_is_launched_again_does_nothing(tmp_path: Path) -> None:
+    for total in (4, 5):  # the last checkpoint is marked final; the last checkpoint is final
+        store = tmp_path / f"s{total}"
+        launched(store, total)
+        before = steps_of(store)
+        again = launched(store, total)
+        assert again.steps == []
+        assert again.digest == expected()[total]
+        assert steps_of(store) == before
+
+
+def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path: Path) -> None:
+    launched(tmp_path / "s", 4)
+    done = launched(tmp_path / "s", 8)
+    assert done.steps == [4, 5, 6, 7]
+    assert done.digest == expected()[8]
+
+
+def test_going_back_by_reference_opens_a_new_timeline(store: Path) -> None:
+    """Hazards 1 and 2: the head is then what was gone back to, and its checkpoints collide with nobody's."""
+    done = launched(store, 9, resume="run-001@2")
+    assert done.steps[0] == 2
+    assert done.digest == expected()[9]
+    assert launched(store, 9, resume="auto").steps == []
+
+
+def test_a_fork_by_reference_is_made_once_and_continued(store: Path) -> None:
+    with pytest.raises(Stop):
+        launched(store, 9, run="branch", resume="run-001@2", then=crash_at(6))
+    (_, branch) = holdfast.open(store).runs()
+    assert branch.forked_from is not None
+    assert branch.forked_from.step == 2
+    again = launched(store, 9, run="branch", resume="run-001@2")
+    assert again.steps[0] == 6
+    assert again.digest == expected()[9]
+    assert len(holdfast.open(store).runs()) == 2
+
+
+@pytest.mark.parametrize("reference", ["run-001@77", "gone@last", "tag:gone"])
+def test_a_reference_that_nothing_answers_to_changes_nothing(store: Path, reference: str) -> None:
+    before = tree(store)
+    with pytest.raises(errors.UnknownReference):
+        launched(store, 9, resume=reference)
+    assert tree(store) == before
+
+
+def test_a_reference_into_a_store_that_is_not_there_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(errors.NotFound):
+        launched(tmp_path / "s", 9, resume="run-001@2")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_changed_config_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Users-ask 34."""
+    launched(tmp_path / "s", 2, config={"lr": 0.1, "batch": 4, "api_key": "s3cret"})
+    caplog.clear()
+    launched(tmp_path / "s", 4, config={"lr": 0.2, "batch": 4, "api_key": "other"})
+    assert "lr was 0.1 and is 0.2" in caplog.text
+    assert "batch" not in caplog.text
+    assert all(b"s3cret" not in data for data in tree(tmp_path / "s").values())
+
+
+def test_more_than_one_process_is_refused_before_anything_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(errors.InvalidInput, match="WORLD_SIZE is 2"):
+        launched(tmp_path / "s", 9)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file"])
+def test_a_store_that_cannot_be_a_folder_is_a_typed_error(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(errors.StorageError):
+        launched(tmp_path / "file" / ("s" if place == "below a file" else ""), 9)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def _another(store: Path, **options) -> tuple[Checkpointer, object, object]:
+    model, optimizer = tiny(seed=99)
+    return Checkpointer(store, run="toy", state={"model": model, "optimizer": optimizer}, **options), model, optimizer
+
+
+def test_restore_goes_back_in_the_same_process(store: Path) -> None:
+    ckpt, model, optimizer = _another(store)
+    with ckpt:
+        ckpt.restore()
+        assert (ckpt.step, digest_of(model, optimizer)) == (4, expected()[4])
+        ckpt.restore("@2")
+        assert (ckpt.step, digest_of(model, optimizer)) == (2, expected()[2])
+        assert next(iter(ckpt.steps(9))) == 2
+
+
+def test_restore_with_nothing_to_go_back_to_says_so(tmp_path: Path) -> None:
+    ckpt, _, _ = _another(tmp_path / "s")
+    with ckpt:
+        assert ckpt.restore() == []  # a first launch
+        with pytest.raises(errors.NothingToResume):
+            ckpt.restore()
+
+
+def test_a_partial_restore_loads_what_was_named_and_says_what_it_left(store: Path) -> None:
+    """As the first call it does not resume: everything else is as the program made it."""
+    ckpt, model, optimizer = _another(store)
+    with ckpt:
+        assert ckpt.restore(only=["model"]) == ["optimizer"]
+        assert not optimizer.state
+        assert ckpt.step == 0
+    there, whole, _ = _another(store)
+    with there:
+        there.restore("run-001@4")
+    assert digest_of(model) == digest_of(whole)
+
+
+def test_until_it_has_saved_a_partial_start_leaves_the_head_where_it_was(store: Path) -> None:
+    """Killed before its first save, the same script finds the same checkpoint; and a plain launch loses nothing."""
+    for _ in range(2):
+        ckpt, _, _ = _another(store)
+        with ckpt:
+            assert ckpt.restore(only=["model"]) == ["optimizer"]
+    assert launched(store, 9).steps[0] == 4
+
+
+def test_a_partial_restore_of_nothing_is_an_error(tmp_path: Path) -> None:
+    ckpt, _, _ = _another(tmp_path / "s")
+    with ckpt, pytest.raises(errors.NothingToResume):
+        ckpt.restore(only=["model"])
+
+
+def test_every_difference_is_in_one_error_and_nothing_has_changed(store: Path) -> None:
+    """Users-ask 27 and 38: surplus and missing names, another shape, another dtype."""
+    import torch
+
+    model, _ = tiny(seed=99, width=33)
+    extra = torch.nn.Linear(2, 2)
+    before = digest_of(model)
+    ckpt = Checkpointer(store, run="toy", state={"model": model.to(torch.float64), "extra": extra})
+    for _ in range(2):  # it stays an error, and never becomes a half-restored state
+        with pytest.raises(errors.StateMismatch) as caught:
+            next(ckpt.steps(9))
+        said = str(caught.value)
+        assert all(word in said for word in ("extra", "optimizer", "model/weight", "model/bias", "nothing was changed"))
+    assert digest_of(model.to(torch.float32)) == before
+    assert steps_of(store) == [2, 4]
+    ckpt.close()
+
+
+def test_after_a_torn_restore_nothing_more_is_done(store: Path) -> None:
+    """I5: what is half loaded is never trained on, and never saved."""
+    for path in store.glob("data/runs/001/*.pack"):
+        data = bytearray(path.read_bytes())
+        data[4096 : 4096 + 64] = bytes(64)
+        data[70:200] = bytes(130)
+        path.write_bytes(bytes(data))
+    ckpt, _, _ = _another(store)
+    with pytest.raises(errors.RefusedFresh):
+        next(ckpt.steps(9))
+    for use in (ckpt.save, ckpt.restore, lambda: next(ckpt.steps(9))):
+        with pytest.raises(errors.Unusable, match="half-restored"):
+            use()
+    ckpt.close()
+    assert len(records_of(store)) == 2
