@@ -17,7 +17,7 @@ from holdfast.packs.codec import Codec
 from holdfast.policy import Policy, every, for_keeping, for_saving, latest
 from holdfast.records import Kind, Record
 from holdfast.recovery.choice import NewRun
-from holdfast.recovery.launcher import launcher_facts
+from holdfast.recovery.launcher import launcher_facts, single_process
 from holdfast.recovery.process import claim_run, refuse_worker, release_run
 from holdfast.recovery.session import MODES, Plan, open_session
 from holdfast.recovery.signals import StopRequests
@@ -310,7 +310,7 @@ class Checkpointer:
         return "is closed" if self._closed else "holds half-restored state after a failed restore"
 
     def _open(self, total: int | None, resume: bool) -> Training:
-        plan = Plan(**self._settings, total=total, facts=_single_process())
+        plan = Plan(**self._settings, total=total, facts=single_process(launcher_facts()))
         try:
             session = open_session(plan, claim=lambda store, run: claim_run(store, run, self))
             training = Training(
@@ -379,16 +379,6 @@ def _want(run: Want) -> NewRun | RunName | RunNumber | None:
     if run.startswith("run-") and run[4:].isdecimal():
         return RunNumber(int(run[4:]))
     return RunName(run)
-
-
-def _single_process() -> Any:
-    facts = launcher_facts()
-    if facts.world > 1:
-        raise InvalidInput(
-            f"WORLD_SIZE is {facts.world}: this version saves the state of one process only; "
-            "start one process, or wait for the version that saves sharded state"
-        )
-    return facts
 
 
 def _callers_names() -> dict[str, object]:

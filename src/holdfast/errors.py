@@ -197,6 +197,13 @@ class Damaged(HoldfastError):
     kind = "damaged"
     exit_code = 40
 
+    def __init__(self, message: str = "", *, pack: str | None = None, digest: bytes | None = None) -> None:
+        super().__init__(*([message] if message else []))
+        self.pack = pack
+        """The pack that holds the damaged segment, if it is one."""
+        self.digest = digest
+        """The segment's digest."""
+
 
 class Missing(Damaged):
     """An object that another one names is not there."""
@@ -210,13 +217,6 @@ class Corrupt(Damaged):
 
     kind = "corrupt"
     exit_code = 42
-
-    def __init__(self, message: str = "", *, pack: str | None = None, digest: bytes | None = None) -> None:
-        super().__init__(*([message] if message else []))
-        self.pack = pack
-        """The pack that holds the damaged segment, if it is one."""
-        self.digest = digest
-        """The segment's digest."""
 
 
 class UnknownFormat(Damaged):

@@ -126,6 +126,15 @@ def segments(spec: TensorSpec) -> Iterator[Span]:
             yield Span(start, min(SEGMENT_BYTES, last - start))
 
 
+def segment_count(spec: TensorSpec) -> int:
+    """How many `segments` there are, without making them: a damaged shape may ask for more than there is time."""
+    if spec.inline:
+        return 0
+    rows = spec.shape[0] if spec.shape else 1
+    row = spec.nbytes // rows
+    return -(-rows // (SEGMENT_BYTES // row)) if row <= SEGMENT_BYTES else rows * -(-row // SEGMENT_BYTES)
+
+
 class Skeleton(msgspec.Struct, frozen=True, array_like=True):
     """The tensors of a state, in the order of their segments."""
 
@@ -191,7 +200,17 @@ def decode_skeleton(name: str, data: bytes, digest: Digest) -> Skeleton:
     """
     if Digest.of(data) != digest:
         raise Corrupt(f"{name} does not match its digest; run 'holdfast verify'")
-    return _decoded(name, data[len(MAGIC) :], Skeleton)
+    skeleton = _decoded(name, data[len(MAGIC) :], Skeleton)
+    for spec in skeleton.tensors:
+        _check_spec(name, spec)
+    return skeleton
+
+
+def _check_spec(name: str, spec: TensorSpec) -> None:
+    if any(size < 0 for size in spec.shape):
+        raise Corrupt(f"{name} is malformed: {spec.name!r} has the shape {spec.shape}")
+    if spec.dim_order and sorted(spec.dim_order) != list(range(len(spec.shape))):
+        raise Corrupt(f"{name} is malformed: {spec.dim_order} is no order of the dimensions of {spec.name!r}")
 
 
 def decode_head(name: str, data: bytes, digest: Digest) -> tuple[Head, int]:
@@ -207,7 +226,17 @@ def decode_head(name: str, data: bytes, digest: Digest) -> tuple[Head, int]:
     end = start + int.from_bytes(data[len(MAGIC) : start], "little")
     if end > len(data) or Digest.of(data[start:end]) != digest:
         raise Corrupt(f"{name}: its head does not match its digest; run 'holdfast verify'")
-    return _decoded(name, data[start:end], Head), end
+    head = _decoded(name, data[start:end], Head)
+    _check_head(name, head)
+    return head, end
+
+
+def _check_head(name: str, head: Head) -> None:
+    pages = (head.values, head.inline, *head.pages)
+    if {len(digest) for digest in (head.skeleton, *(page.digest for page in pages))} != {32}:
+        raise Corrupt(f"{name} is malformed: a digest in its head has not 32 bytes")
+    if min(min(page.offset, page.length) for page in pages) < 0 or any(page.length % 32 for page in head.pages):
+        raise Corrupt(f"{name} is malformed: a page in its head has an impossible place or length")
 
 
 def page_bytes(name: str, data: bytes, base: int, page: Page) -> bytes:
@@ -225,5 +254,5 @@ def page_bytes(name: str, data: bytes, base: int, page: Page) -> bytes:
 def _decoded(name: str, data: bytes, type_: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(data, type=type_)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise Corrupt(f"{name} is malformed: {error}") from error

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 
+import msgspec
 import pytest
 from holds_kit import fill, save
 
-from holdfast.catalog import launches
+from holdfast.catalog import launches, owners
 from holdfast.catalog.holds import find_saves
 from holdfast.catalog.launches import begin_launch, drain_seconds
+from holdfast.catalog.runs import Run
 from holdfast.catalog.saves import begin_save
 from holdfast.catalog.store import open_store
 from holdfast.errors import Fenced, ObjectExists
@@ -47,6 +50,20 @@ def test_a_new_launch_waits_for_a_save_that_is_about_to_finish(run):
     assert second.run.lineage().head == Target.of(record.address)
     assert "waiting up to 60 s for the save of run-001@600" in said[0]
     assert len(said) == 1
+
+
+def test_a_relaunch_on_a_rebooted_machine_does_not_wait_for_the_saves_of_before(run, monkeypatch):
+    """The race for the name makes it safe, also where nobody can tell a reboot from a second machine of this name."""
+    monkeypatch.setattr(owners, "_machine", lambda: "")
+    before = msgspec.structs.replace(owners.this_process(), boot="before the reboot")
+    store = replace(run.store, whoami=lambda: before)
+    attempt = begin_save(begin_launch(Run(store, run.info), deadline=0), 0, 600)
+    record = fill(attempt, 600, [b"weights"])
+    said = []
+    begin_launch(run, deadline=60, report=said.append)
+    assert said == []
+    with pytest.raises(Fenced):
+        attempt.publish(record)
 
 
 def test_a_save_that_does_not_finish_in_time_is_given_up_and_cannot_publish_any_more(run):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
+from holdfast.catalog import layout
 from holdfast.catalog.lineage import Lineage
+from holdfast.ids import Order
 from holdfast.records import Target
 
 
@@ -86,6 +91,57 @@ def test_a_fork_stands_at_its_origin_until_it_saves_and_its_line_ends_there(trai
     fork.save(300)
     assert steps(fork.run.lineage()) == [(1, 1, 300), (1, 0, 200)]
     assert fork.run.lineage().line()[-1].run == trainer.run.number
+
+
+def test_a_newest_start_that_cannot_be_read_hides_the_head(train, damage):
+    """Hazards 2: without it the poisoned record would look like the head."""
+    trainer = train()
+    healthy, _ = trainer.save(500), trainer.save(600)
+    trainer.roll_back(healthy)
+    assert trainer.run.lineage().hidden is None
+    start = layout.start(trainer.run.number, trainer.launch, trainer.timeline)
+    damage(trainer.run.store, start)
+    hidden = trainer.run.lineage().hidden
+    assert hidden is not None
+    assert hidden.name == start
+
+
+@pytest.mark.parametrize("newer", ["record", "start"])
+def test_a_start_that_cannot_be_read_hides_nothing_once_something_newer_is_there(train, damage, newer):
+    trainer = train()
+    healthy = trainer.save(500)
+    trainer.roll_back(healthy)
+    damage(trainer.run.store, layout.start(trainer.run.number, trainer.launch, trainer.timeline))
+    trainer.save(600) if newer == "record" else trainer.roll_back(healthy, relaunch=True)
+    assert trainer.run.lineage().hidden is None
+
+
+class Counted(int):
+    """A step that counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other):
+        Counted.compared += 1
+        return int(self) < int(other)
+
+
+def test_a_line_whose_every_other_record_is_gone_is_found_without_looking_through_all_of_them(train):
+    """Retention that keeps one step in a hundred leaves a gap below each; quadratic, that took minutes."""
+    trainer, n = train(), 1000
+    first = trainer.save(0)
+    records = [
+        msgspec.structs.replace(
+            first,
+            step=Counted(number * 100),
+            id=f"{number:016x}",
+            parent=Target.of(first.address._replace(order=Order(1, 0, number * 100 - 1))),
+        )
+        for number in range(1, n + 1)
+    ]
+    lineage = Lineage.of(records, [])
+    assert [target.step for target in lineage.line()] == [number * 100 for number in range(n, 0, -1)]
+    assert Counted.compared < 50 * n
 
 
 def test_parents_in_a_circle_end_the_line(train):

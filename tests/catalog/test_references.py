@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from holdfast.catalog import layout
 from holdfast.catalog.marks import add_mark, add_metrics
 from holdfast.catalog.references import ancestor_line, resolve
 from holdfast.catalog.tags import create_tag
@@ -53,6 +54,54 @@ def test_a_step_that_only_an_abandoned_timeline_has_is_an_error_with_its_id(stor
         resolve(store, "gpt2-small@800")
     assert resolve(store, poisoned[2].id) == poisoned[2]
     assert resolve(store, f"id:{poisoned[2].id[:10]}") == poisoned[2]
+
+
+def test_while_the_newest_start_cannot_be_read_nothing_is_taken_for_the_newest_checkpoint(store, rolled_back, damage):
+    """Hazards 2: the head would silently move back to the abandoned timeline."""
+    trainer, healthy, poisoned = rolled_back
+    add_mark(store, poisoned[0].address, MarkKind.GOOD, by="health")
+    damage(store, layout.start(trainer.run.number, trainer.launch, trainer.timeline))
+    for text in ("@last", "gpt2-small", "run-001", "@good", "@best:loss"):
+        with pytest.raises(Corrupt, match=r"000001\.001"):
+            resolve(store, text)
+    assert resolve(store, healthy.id) == healthy
+
+
+def test_a_name_does_not_fall_back_to_an_older_run_when_the_newest_cannot_be_read(store, train, damage):
+    """I5: the newest run of a name is meant, and the damaged one may be it."""
+    older = train("gpt2-small").save(100)
+    newer = train("gpt2-small")
+    newer.save(200)
+    damage(store, layout.run_info(newer.run.number))
+    for text in ("gpt2-small", "gpt2-small@100", "run:gpt2-small"):
+        with pytest.raises(AmbiguousReference, match="run-001 or run-002"):
+            resolve(store, text)
+    assert resolve(store, "run-001") == older
+    latest = train("gpt2-small").save(300)
+    assert resolve(store, "gpt2-small") == latest
+
+
+def test_no_run_at_all_means_the_newest_and_not_the_one_before_a_lost_one(store, train):
+    train("one").save(100)
+    newest = train("two")
+    newest.save(100)
+    store.storage.delete([layout.run_info(newest.run.number)])
+    with pytest.raises(AmbiguousReference, match="run-002"):
+        resolve(store, "@last")
+
+
+@pytest.mark.parametrize("how", ["damaged", "lost"])
+def test_a_fork_is_whole_although_the_run_that_it_left_cannot_be_opened(store, train, damage, how):
+    origin = train("base").save(100)
+    fork = train("fork", forked_from=origin.address)
+    fork.roll_back(origin)
+    records = [fork.save(step) for step in (200, 300)]
+    name = layout.run_info(RunNumber(origin.run))
+    damage(store, name) if how == "damaged" else store.storage.delete([name])
+    assert resolve(store, "run-002@200") == records[0]
+    assert resolve(store, "run-002@100") == origin
+    assert list(ancestor_line(fork.run)) == [*reversed(records), origin]
+    assert resolve(store, origin.id) == origin
 
 
 def test_steps_are_numbers_and_not_names(store, train):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from holdfast.catalog import layout
+from holdfast.catalog import layout, repack
 from holdfast.catalog.locating import locate
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.objects import create_once
@@ -14,7 +14,7 @@ from holdfast.catalog.saves import begin_save
 from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.catalog.verify import verify
 from holdfast.clock import utc_now
-from holdfast.errors import StorageFull
+from holdfast.errors import Missing, StorageFull
 from holdfast.ids import Digest, ObjectName
 from holdfast.packs.codec import Codec
 from holdfast.packs.index import read_footer
@@ -408,3 +408,41 @@ def test_killed_anywhere_it_loses_nothing_and_the_next_one_finishes(store, saver
         assert len(packs(store)) == 1
         assert load(one.run, new) == list(kept.values())
     pytest.fail("it never came to its end")
+
+
+@pytest.mark.parametrize("how", ["damaged", "lost"])
+def test_a_shared_repack_keeps_what_a_run_needs_whose_own_object_cannot_be_read(store, saver, damage, how):
+    """Its records are there, and one damaged object blocks nobody else's repack either."""
+    one, other = saver("one"), saver("other")
+    base, rest = random.randbytes(SIZE), {f"f{n}": random.randbytes(SIZE) for n in range(7)}
+    first = one.save(1, {"w": b"1"}, {"base": base, **rest})
+    needs = other.save(1, {"w": b"2"}, {"base": base})
+    (old,) = packs(store, layout.SHARED_PACKS)
+    execute(store, plan_sweep(store, one.run, [first.address]))
+    name = layout.run_info(other.run.number)
+    damage(store, name) if how == "damaged" else store.storage.delete([name])
+    done = execute_repack(store, plan_repack(store, None))
+    assert done.deleted == (old,)
+    assert base in load(other.run, needs)
+
+
+def test_a_repack_of_shared_packs_waits_for_a_save_of_a_run_whose_own_object_is_lost(store, saver):
+    one, other = saver("one"), saver("other")
+    base, rest = random.randbytes(SIZE), {f"f{n}": random.randbytes(SIZE) for n in range(7)}
+    first = one.save(1, {"w": b"1"}, {"base": base, **rest})
+    one.save(2, {"w": b"1"}, {"base": base})
+    execute(store, plan_sweep(store, one.run, [first.address]))
+    store.storage.delete([layout.run_info(other.run.number)])
+    with begin_save(other.launch, 0, 1, shared=True):
+        assert execute_repack(store, plan_repack(store, None)).deleted == ()
+
+
+def test_a_repack_whose_own_tombstones_are_gone_deletes_nothing(store, saver, monkeypatch):
+    """Somebody may rely on the old packs again by then."""
+    one = saver()
+    new, pack, kept = thinned(one)
+    monkeypatch.setattr(repack, "_relies_on_others", lambda store, own, _: store.storage.delete([layout.sweep(own.id)]))
+    with pytest.raises(Missing):
+        execute_repack(store, plan_repack(store, one.run))
+    assert pack in packs(store)
+    assert load(one.run, new) == list(kept.values())

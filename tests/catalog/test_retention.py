@@ -269,6 +269,33 @@ def test_a_damaged_tag_run_or_start_stops_deletion(store, train, damage):
         store.storage.create(name, whole)
 
 
+def test_what_another_run_resumed_from_by_hand_is_kept(store, train):
+    """It is no fork: only the newest start of the other run says so."""
+    trainer = train("r")
+    first, second, last = (trainer.save(step) for step in (1, 2, 3))
+    add_mark(store, last.address, VERIFIED, by="saver")
+    other = train("other")
+    other.roll_back(second)
+    plan = plan_retention(keep_latest(1), read_retention_facts(trainer.run))
+    assert plan.delete == (first.address,)
+    assert plan.never[RecordId(second.id)] == ("the newest start of run-002 resumed from it",)
+    other.roll_back(first)
+    plan = plan_retention(keep_latest(1), read_retention_facts(trainer.run))
+    assert plan.delete == (second.address,)
+
+
+def test_while_the_newest_start_of_another_run_is_damaged_nothing_is_deleted(store, train, damage):
+    trainer = train("r")
+    trainer.save(1)
+    add_mark(store, trainer.save(2).address, VERIFIED, by="saver")
+    other = train("other")
+    other.roll_back(None)
+    damage(store, layout.start(other.run.number, other.launch, other.timeline))
+    assert plan_retention(keep_latest(1), read_retention_facts(trainer.run)).delete == ()
+    other.roll_back(None)
+    assert len(plan_retention(keep_latest(1), read_retention_facts(trainer.run)).delete) == 1
+
+
 def test_a_damaged_record_is_neither_counted_nor_deleted(store, train, damage):
     """Users-ask 9: damage is never cleaned away in silence."""
     trainer = train("r")

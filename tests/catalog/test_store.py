@@ -10,7 +10,7 @@ import pytest
 from holdfast.catalog import layout
 from holdfast.catalog.store import create_store, open_store
 from holdfast.errors import BeingDeleted, InvalidName, Missing, NotFound, ObjectExists, UnknownFormat, UnknownReference
-from holdfast.ids import Order, RecordAddress, RecordId, RunNumber
+from holdfast.ids import ObjectName, Order, RecordAddress, RecordId, RunNumber
 from holdfast.records import StoreInfo, Sweep
 from holdfast.seals import seal
 from holdfast.storage.memory import memory_storage
@@ -104,6 +104,25 @@ def test_a_lost_answer_does_not_cost_a_number(store, monkeypatch):
     assert store.create_run("gpt2").number == 1
     monkeypatch.undo()
     assert store.numbers() == [1]
+
+
+def test_folders_that_no_run_number_is_written_as_are_somebody_elses(store, train):
+    """A folder 000, or a copy under 0001, must not hide the runs."""
+    train("one").save(1)
+    own = store.storage.read(layout.run_info(RunNumber(1)))
+    for folder in ("000", "0001", "01"):
+        store.storage.create(ObjectName(f"catalog/runs/{folder}/run.json"), own)
+    assert [info.number for info in store.runs()] == [1]
+    assert store.numbers() == store.claimed() == [1]
+    assert store.damaged() == []
+    assert store.create_run("two").number == 2
+
+
+def test_a_run_whose_own_object_is_lost_is_still_claimed(store, train):
+    train("one").save(1)
+    train("two").save(1)
+    store.storage.delete([layout.run_info(RunNumber(1))])
+    assert (store.numbers(), store.claimed()) == ([2], [1, 2])
 
 
 def test_an_unknown_run_is_an_error_that_says_what_there_is(store):

@@ -13,10 +13,11 @@ from holdfast.catalog.owners import Liveness
 from holdfast.catalog.readers import reading
 from holdfast.catalog.runs import Run
 from holdfast.catalog.saves import begin_save
+from holdfast.catalog.store import existing_store
 from holdfast.catalog.sweeps import OnNeed, execute, plan_sweep, standing_holds
 from holdfast.catalog.tags import create_tag, delete_tag
-from holdfast.errors import BeingDeleted, Missing, SaveFailed, StillNeeded, StorageError
-from holdfast.ids import Digest, ObjectName, TagName
+from holdfast.errors import BeingDeleted, Damaged, Missing, SaveFailed, StillNeeded, StorageError
+from holdfast.ids import Digest, ObjectName, RunNumber, TagName
 from holdfast.packs.codec import Codec
 from holdfast.packs.writer import write_segments
 from holdfast.records import MarkKind, Owner
@@ -270,11 +271,107 @@ def test_while_a_hold_is_damaged_nothing_goes(store, run, launch, damage):
     assert done.names == []
 
 
-def test_a_pack_whose_index_is_damaged_stays(store, run, launch):
-    save(launch, 1, [A])
+def rotten_pack(store, run) -> ObjectName:
     name = ObjectName(layout.private_packs(run.number) + "00" * 16 + ".pack")
     store.storage.create(name, b"no pack at all")
-    assert sweep(run).packs == ()
+    return name
+
+
+def test_a_pack_whose_index_is_damaged_goes_when_every_checkpoint_has_all_that_it_needs(store, run, launch):
+    """Also with segments in the shared packs; verify says so."""
+    record = save(launch, 1, [A], frozen=[B])
+    assert [pack.name for pack in sweep(run).packs] == []
+    name = rotten_pack(store, run)
+    assert [pack.name for pack in sweep(run).packs] == [name]
+    load_all(store, record.address)
+
+
+def test_a_pack_whose_index_is_damaged_stays_while_a_record_names_it(store, run, launch):
+    """It can be copied back; then it is what the record lives on."""
+    record = save(launch, 1, [A])
+    name = ObjectName(record.packs[0])
+    whole = store.storage.read(name)
+    store.storage.delete([name])
+    store.storage.create(name, whole[:-20] + b"?" * 20)
+    store = existing_store(store.storage)
+    assert sweep(store.run(1)).packs == ()
+    save(begin_launch(store.run(1), deadline=0), 2, [A])
+    assert sweep(store.run(1)).packs == (), "the hint stands, although the segment is in another pack"
+
+
+def test_a_pack_whose_index_is_damaged_stays_while_a_checkpoint_lacks_a_segment(store, run, launch):
+    """Nobody can tell what it holds: it may be what a repack made, which no record names."""
+    record = save(launch, 1, [A])
+    save(launch, 2, [B])
+    store.storage.delete(map(ObjectName, record.packs))
+    name = rotten_pack(store, run)
+    fresh = existing_store(store.storage).run(1)
+    assert sweep(fresh).packs == ()
+    assert [pack.name for pack in sweep(fresh, record).packs] == [name]
+
+
+def test_a_pack_whose_index_is_damaged_stays_while_a_save_is_in_flight(store, run, launch):
+    save(launch, 1, [A])
+    rotten_pack(store, run)
+    with begin_save(launch, 0, 2):
+        assert "the save of run-001@2" in sweep(run).kept[0].why
+
+
+def test_a_shared_pack_whose_index_is_damaged_goes_only_when_no_run_lacks_anything(store, run, launch):
+    other = begin_launch(store.create_run("other"), deadline=0)
+    lacks = save(other, 1, [C], frozen=[D])
+    save(launch, 1, [A], frozen=[B])
+    shared = next(ObjectName(name) for name in lacks.packs if name.startswith(layout.SHARED_PACKS))
+    rotten = ObjectName(f"{layout.SHARED_PACKS}{'0' * 32}.pack")
+    store.storage.create(rotten, b"no pack at all")
+    whole = store.storage.read(shared)
+    store.storage.delete([shared])
+    fresh = existing_store(store.storage)
+    assert execute(fresh, plan_sweep(fresh, None)).packs == ()
+    store.storage.create(shared, whole)
+    fresh = existing_store(store.storage)
+    assert [pack.name for pack in execute(fresh, plan_sweep(fresh, None)).packs] == [rotten]
+
+
+def resumed_by_hand(store, record):
+    """Another run that was not forked from ``record`` and has resumed from it."""
+    other = store.create_run("other")
+    launch = begin_launch(other, deadline=0)
+    launch.record_start(0, record.address, "asked for by hand")
+    return launch
+
+
+def test_what_the_newest_start_of_another_run_resumed_from_stays(store, run, launch):
+    """Until its first save it is all that the other run has."""
+    record = save(launch, 1, [A])
+    other = resumed_by_hand(store, record)
+    assert sweep(run, record).kept[0].why == "the newest start of run-002 needs it"
+    with pytest.raises(StillNeeded, match="run-002"):
+        plan_sweep(store, run, [record.address], on_need=OnNeed.REFUSE)
+    save(other, 2, [B])
+    assert sweep(run, record).records == (), "a person may delete it now, retention may not"
+    plan = plan_sweep(store, run, [record.address], on_need=OnNeed.REFUSE)
+    assert execute(store, plan).records == (record.address,)
+
+
+def test_what_a_run_whose_own_object_is_lost_resumed_from_stays(store, run, launch):
+    record = save(launch, 1, [A])
+    resumed_by_hand(store, record)
+    store.storage.delete([layout.run_info(RunNumber(2))])
+    assert sweep(run, record).records == ()
+
+
+def test_an_older_start_of_another_run_needs_nothing_any_more(store, run, launch):
+    first, second = save(launch, 1, [A]), save(launch, 2, [B])
+    resumed_by_hand(store, first).record_start(1, second.address, "asked for by hand")
+    assert sweep(run, first, second).records == (first.address,)
+
+
+def test_while_the_newest_start_of_any_run_is_damaged_no_record_goes(store, run, launch, damage):
+    record = save(launch, 1, [A])
+    resumed_by_hand(store, save(launch, 2, [B]))
+    damage(store, layout.start(RunNumber(2), 1, 0))
+    assert "runs/002/launches/000001.000.json is damaged" in sweep(run, record).kept[0].why
 
 
 def test_shared_packs_go_only_when_no_run_needs_them(store, run, launch):
@@ -410,6 +507,62 @@ def test_tombstones_of_a_dead_sweeper_are_cleared_by_the_next_one(store, run, la
     sweeps._announce(dead, plan_sweep(store, run, [first.address]), "f" * 16)
     away = _with(store, whoami=lambda: AWAY)
     sweeps._announce(away, plan_sweep(store, run, [first.address]), "e" * 16)
+    sweep(run)
+    assert names(store, layout.SWEEPS) == [layout.sweep("e" * 16)]
+
+
+def test_damaged_tombstones_stand_in_everybodys_way_until_the_next_sweep_removes_them(store, run, launch, damage):
+    """Nobody can tell what they list, so nothing is reused and nothing is relied on; but not for ever."""
+    first = save(launch, 1, [A])
+    sweeps._announce(_with(store, whoami=lambda: AWAY), plan_sweep(store, run, [first.address]), "e" * 16)
+    damage(store, layout.sweep("e" * 16))
+    with begin_save(launch, 0, 2, bases=[first.address]) as attempt:
+        assert not attempt.known(Digest.of(A))
+    for rely in (
+        lambda: create_tag(store, TagName("release"), first.address),
+        lambda: pin(store, first.address, by="t"),
+    ):
+        with pytest.raises(BeingDeleted, match=r"sweeps/e{16}\.json is damaged"):
+            rely()
+    with pytest.raises(BeingDeleted), reading(store, [first.address]):
+        pass
+    with pytest.raises(BeingDeleted):
+        store.create_run("fork", forked_from=first.address)
+    sweep(run)
+    assert names(store, layout.SWEEPS) == []
+    create_tag(store, TagName("release"), first.address)
+
+
+@pytest.mark.parametrize("becomes", ["damaged", "gone"])
+def test_a_sweep_whose_own_tombstones_are_damaged_or_gone_deletes_nothing(
+    store, run, launch, damage, monkeypatch, becomes
+):
+    """Somebody else may have removed them and rely on what they listed by now."""
+    first = save(launch, 1, [A])
+    before = everything(store)
+    withdraw = sweeps._withdraw
+
+    def spoil(plan, facts):
+        (name,) = names(store, layout.SWEEPS)
+        damage(store, name) if becomes == "damaged" else store.storage.delete([name])
+        return withdraw(plan, facts)
+
+    monkeypatch.setattr(sweeps, "_withdraw", spoil)
+    with pytest.raises(Damaged):
+        sweep(run, first)
+    assert everything(store) == before
+
+
+def test_what_was_read_wrongly_once_is_not_removed_as_damaged(store, run, launch, monkeypatch):
+    first = save(launch, 1, [A])
+    sweeps._announce(_with(store, whoami=lambda: AWAY), plan_sweep(store, run, [first.address]), "e" * 16)
+    read, misread = store.storage.read, [True, True]
+
+    def once_wrong(name):
+        data = read(name)
+        return data[:9] + b"?" + data[10:] if name.startswith(layout.SWEEPS) and misread and misread.pop() else data
+
+    monkeypatch.setattr(store.storage, "read", once_wrong)
     sweep(run)
     assert names(store, layout.SWEEPS) == [layout.sweep("e" * 16)]
 

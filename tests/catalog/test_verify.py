@@ -363,3 +363,28 @@ def test_a_save_that_commits_during_the_check_is_no_damage(store, trained):
     report = verify(watched, deep=True)
     assert report.ok, report.problems
     assert report.records == 4
+
+
+STRAY = (
+    "catalog/runs/001/records/backup.json",
+    "catalog/runs/001/records/000001.000.000000000100.json",
+    "catalog/runs/000/run.json",
+    "catalog/runs/0001/run.json",
+    "catalog/runs/0001/records/000001.000.000000000100-0123456789abcdef.json",
+    "data/runs/000/00000000000000000000000000000000.pack",
+)
+
+
+def test_objects_with_names_that_holdfast_never_writes_are_unknown_and_no_problem(store, trained):
+    """Somebody's backup in the middle of a store."""
+    for name in STRAY:
+        store.storage.create(ObjectName(name), b"{}")
+    found = verify(store)
+    assert found.ok, found.problems
+    assert sorted(found.unknown) == sorted(name for name in STRAY if name.startswith("catalog/"))
+
+
+def test_a_checkpoint_of_a_run_whose_own_object_is_damaged_can_be_verified(store, trained, damage):
+    one, records = trained
+    damage(store, layout.run_info(one.run.number))
+    assert verify(store, reference=records[0].id, deep=True).ok

@@ -11,10 +11,10 @@ from typing import TypeVar, cast
 import msgspec
 
 from holdfast.catalog import layout
-from holdfast.catalog.journal import missing_batches
+from holdfast.catalog.journal import gaps, missing_batches
 from holdfast.catalog.objects import load_each
 from holdfast.catalog.store import Store
-from holdfast.errors import Damaged, Missing, ObjectMissing
+from holdfast.errors import Damaged, Missing, ObjectMissing, Unreadable
 from holdfast.ids import ObjectName, RecordAddress, RunNumber
 from holdfast.records import (
     Aborted,
@@ -33,6 +33,7 @@ from holdfast.records import (
 T = TypeVar("T", bound=msgspec.Struct)
 
 MIRROR = "copy it from a mirror of this store"
+DISK = "nothing is proven: look into the system's log, the disk may be failing; try again, else copy it from a mirror"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class Problem:
 
     object: ObjectName
     kind: str
-    """``missing``, ``corrupt`` or ``unknown-format``."""
+    """``missing``, ``corrupt``, ``unknown-format`` or ``unreadable``."""
     what: str
     remedy: str
     records: tuple[RecordAddress, ...] = ()
@@ -60,8 +61,13 @@ class _Type:
     remedy: str
 
 
+_ORDER = r"\d{6,}\.\d{3,}\.\d{12,}"
+
+
 def _type(pattern: str, *types: type[msgspec.Struct], remedy: str) -> _Type:
-    return _Type(pattern=re.compile(pattern.replace("RUN", r"catalog/runs/\d{3,}")), types=types, remedy=remedy)
+    return _Type(
+        pattern=re.compile(pattern.replace("RUN", f"catalog/runs/{layout.RUN_FOLDER}")), types=types, remedy=remedy
+    )
 
 
 _TYPES = (
@@ -69,7 +75,12 @@ _TYPES = (
     _type(r"RUN/run\.json", RunInfo, remedy=f"{MIRROR}; until then the run cannot be opened"),
     _type(r"RUN/launches/\d+\.json", LaunchInfo, remedy=f"{MIRROR}, or leave it: it only says how the launch began"),
     _type(r"RUN/launches/\d+\.\d+\.json", StartInfo, remedy=f"{MIRROR}; until then the run's head may be told wrongly"),
-    _type(r"RUN/records/[^/]+\.json", Record, Aborted, remedy=f"{MIRROR}, or remove the checkpoint; resume passes it"),
+    _type(
+        rf"RUN/records/{_ORDER}-[0-9a-f]{{16}}\.json",
+        Record,
+        Aborted,
+        remedy=f"{MIRROR}, or remove the checkpoint; resume passes it",
+    ),
     _type(
         r"RUN/marks/[^/]+/[^/]+\.json", Mark, remedy="delete it and mark again; till then pins and quarantines count"
     ),
@@ -78,9 +89,10 @@ _TYPES = (
     _type(r"catalog/tags/[^/]+\.json", Tag, remedy="delete the tag and make it again; till then retention keeps all"),
     _type(r"catalog/sweeps/[^/]+\.json", Sweep, remedy="delete it if no gc and no training is at work"),
 )
-_TREE = re.compile(r"catalog/runs/\d{3,}/trees/[0-9a-f]{64}")
-_PACK = re.compile(r"data/(shared|runs/\d{3,})/(repacked/)?[0-9a-f]{32}\.pack")
-_RUN = re.compile(r"catalog/runs/(\d{3,})/")
+_TREE = re.compile(rf"catalog/runs/{layout.RUN_FOLDER}/trees/[0-9a-f]{{64}}")
+_PACK = re.compile(rf"data/(shared|runs/{layout.RUN_FOLDER})/(repacked/)?[0-9a-f]{{32}}\.pack")
+_RUN = re.compile(rf"catalog/runs/({layout.RUN_FOLDER})/")
+_LAUNCH = re.compile(rf"catalog/runs/{layout.RUN_FOLDER}/launches/(\d+)\.json")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,7 +124,8 @@ def problem_of(
     name: ObjectName, error: Damaged, *, remedy: str = MIRROR, records: Iterable[RecordAddress] = ()
 ) -> Problem:
     """A problem from the error that reading ``name`` raised."""
-    return Problem(object=name, kind=error.kind, what=str(error), remedy=remedy, records=tuple(records))
+    told = DISK if isinstance(error, Unreadable) else remedy
+    return Problem(object=name, kind=error.kind, what=str(error), remedy=told, records=tuple(records))
 
 
 def read_small(store: Store) -> Small:
@@ -150,17 +163,40 @@ def links(store: Store, small: Small) -> Iterator[Problem]:
             remedy = next(one.remedy for one in _TYPES if one.pattern.fullmatch(name))
             what = f"{name} is not there, and {why}"
             yield Problem(object=name, kind=Missing.kind, what=what, remedy=remedy)
+    yield from _launch_gaps(store, small)
     yield from _journal_gaps(small)
 
 
 def _journal_gaps(small: Small) -> Iterator[Problem]:
+    for number, names in sorted(_by_run(small).items()):
+        for gap in missing_batches(names):
+            what = f"{gap} is not in the journal of {RunNumber(number)}, and the writer has later ones"
+            name = layout.journal(RunNumber(number), gap.writer, gap.first)
+            yield Problem(object=name, kind=Missing.kind, what=what, remedy="its events are lost, and nothing else is")
+
+
+def _launch_gaps(store: Store, small: Small) -> Iterator[Problem]:
+    """By the names alone, so that one damaged launch is no gap as well."""
+    remedy = next(one.remedy for one in _TYPES if LaunchInfo in one.types)
+    for number, names in sorted(_by_run(small).items()):
+        launches = (match for match in map(_LAUNCH.fullmatch, names) if match)
+        for first, last in gaps(int(match[1]) for match in launches):
+            name = layout.launch(RunNumber(number), first)
+            if _exists(store, name):
+                continue  # made while the names were listed
+            which = f"{name} is" if first == last else f"{name} and those up to launch {last} are"
+            yield Problem(
+                object=name, kind=Missing.kind, what=f"{which} not there, and a later launch is", remedy=remedy
+            )
+
+
+def _by_run(small: Small) -> dict[int, list[ObjectName]]:
     by_run: dict[int, list[ObjectName]] = defaultdict(list)
     for name in small.names:
-        by_run[_run_of(name) or 0].append(name)
-    for number in sorted(by_run.keys() - {0}):
-        for name in missing_batches(RunNumber(number), by_run[number]):
-            what = f"{name} is not there, and its writer has later batches"
-            yield Problem(object=name, kind=Missing.kind, what=what, remedy="its events are lost, and nothing else is")
+        number = _run_of(name)
+        if number is not None:
+            by_run[number].append(name)
+    return by_run
 
 
 def _named(small: Small) -> Iterator[tuple[ObjectName, str]]:
@@ -183,9 +219,6 @@ def _launches(small: Small) -> Iterator[tuple[ObjectName, str]]:
         run = RunNumber(record.run)
         if record.timeline > 0:
             yield layout.start(run, record.launch, record.timeline), "a record of that timeline is there"
-    for launch in small.of(LaunchInfo):
-        for earlier in range(1, launch.number):
-            yield layout.launch(RunNumber(launch.run), earlier), "a later launch is there"
 
 
 def _run_of(name: ObjectName) -> int | None:

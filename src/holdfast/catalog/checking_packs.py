@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,10 +11,11 @@ from holdfast.catalog import layout
 from holdfast.catalog.locating import list_packs, read_footers
 from holdfast.catalog.objects import DamagedObject
 from holdfast.catalog.store import Store
-from holdfast.errors import Missing
+from holdfast.errors import Damaged, Missing, StorageError
 from holdfast.ids import Digest, ObjectName
-from holdfast.packs.footer import Footer
-from holdfast.packs.index import Footers
+from holdfast.packs.footer import Entry, Footer
+from holdfast.packs.index import Footers, SegmentIndex
+from holdfast.packs.reader import read_segments
 from holdfast.packs.verify import Problem as PackProblem
 from holdfast.packs.verify import verify_pack
 
@@ -53,12 +55,34 @@ def _folder(pack: ObjectName) -> str:
 
 
 def _deep(store: Store, footer: Footer, packs: Packs, progress: Callable[[int], None]) -> frozenset[bytes]:
-    problems = [one for one in verify_pack(store.storage, footer.name, progress) if one.kind != Missing.kind]
+    problems = [one for one in _problems(store, footer, progress) if one.kind != Missing.kind]
     packs.problems += problems
     packs.read += footer.size
     if any(one.digest is None and one.length == 0 for one in problems):
         return frozenset(footer.digests())  # the footer itself was readable before, and is not any more
     return frozenset(one.digest for one in problems if one.digest is not None)
+
+
+def _problems(store: Store, footer: Footer, progress: Callable[[int], None]) -> list[PackProblem]:
+    try:
+        return verify_pack(store.storage, footer.name, progress)
+    except StorageError as error:
+        if error.errno != errno.EIO:
+            raise
+    index, found = SegmentIndex([footer]), []
+    for entry in footer:
+        try:
+            wanted = [(entry.digest, memoryview(bytearray(entry.length)))]
+            read_segments(store.storage, index.get, wanted, threads=1)
+        except Damaged as error:
+            found.append(_lost_segment(footer.name, entry, error))
+    return found
+
+
+def _lost_segment(pack: ObjectName, entry: Entry, error: Damaged) -> PackProblem:
+    return PackProblem(
+        object=pack, kind=error.kind, offset=entry.offset, length=entry.stored, digest=entry.digest, message=str(error)
+    )
 
 
 def _unreadable(found: DamagedObject) -> PackProblem:

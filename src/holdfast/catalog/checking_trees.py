@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from holdfast.catalog.objects import read_bytes
 from holdfast.catalog.store import Store
 from holdfast.errors import Corrupt, Damaged, Missing, ObjectMissing
 from holdfast.ids import Digest, ObjectName
-from holdfast.trees import Head, Page, Skeleton, decode_head, decode_skeleton, page_bytes, segments
+from holdfast.trees import Head, Page, Skeleton, decode_head, decode_skeleton, page_bytes, segment_count
 
 T = TypeVar("T")
 
@@ -107,24 +108,25 @@ def check_tree(store: Store, name: ObjectName) -> SkeletonFacts | ManifestFacts:
         ObjectMissing: no such object.
         Corrupt: it does not match its name, or is malformed.
         UnknownFormat: written by a newer holdfast.
+        Unreadable: the storage cannot give it.
     """
-    data, digest = store.storage.read(name), Digest.parse(name.leaf)
+    data, digest = read_bytes(store.storage, name), Digest.parse(name.leaf)
     if Digest.of(data) == digest:
         return _skeleton_facts(decode_skeleton(name, data, digest))
     head, base = decode_head(name, data, digest)
     _check_pages(name, head, len(data) - base)
     try:
         json.loads(page_bytes(name, data, base, head.values))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Corrupt(f"{name}: its values are malformed: {error}") from error
     page_bytes(name, data, base, head.inline)
     raw = b"".join(page_bytes(name, data, base, page) for page in head.pages)
-    return ManifestFacts(skeleton=Digest(head.skeleton), inline=head.inline.length, digests=_digests(name, raw))
+    return ManifestFacts(skeleton=Digest(head.skeleton), inline=head.inline.length, digests=_digests(raw))
 
 
 def _skeleton_facts(skeleton: Skeleton) -> SkeletonFacts:
     return SkeletonFacts(
-        segments=sum(1 for spec in skeleton.tensors for _ in segments(spec)),
+        segments=sum(map(segment_count, skeleton.tensors)),
         inline=sum(spec.nbytes for spec in skeleton.tensors if spec.inline),
     )
 
@@ -144,7 +146,5 @@ def _end_after(name: ObjectName, page: Page, end: int) -> int:
     return page.offset + page.length
 
 
-def _digests(name: ObjectName, raw: bytes) -> tuple[Digest, ...]:
-    if len(raw) % 32:
-        raise Corrupt(f"{name}: its segment digests are cut")
+def _digests(raw: bytes) -> tuple[Digest, ...]:
     return tuple(Digest(raw[at : at + 32]) for at in range(0, len(raw), 32))

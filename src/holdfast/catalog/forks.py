@@ -35,8 +35,8 @@ def fork(
         BeingDeleted: a sweep is about to delete the record.
     """
     origin = resolve(store, reference, default_run)
-    inherited = store.run(origin.run).info.name
-    return store.create_run(name or inherited, config=config, forked_from=origin.address, job=job)
+    inherited = name or store.run(origin.run).info.name
+    return store.create_run(inherited, config=config, forked_from=origin.address, job=job)
 
 
 def read_forks(store: Store) -> dict[RecordId, list[RunNumber]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -124,14 +125,25 @@ class Entry(NamedTuple):
     event: Event
 
 
+class Gap(NamedTuple):
+    """Batches that must have been there, since the same writer has a later one."""
+
+    writer: str
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        which = f"{self.first}" if self.first == self.last else f"{self.first} to {self.last}"
+        return f"batch {which} of {self.writer}"
+
+
 class Journal(NamedTuple):
     """The journal of a run, read at one time."""
 
     entries: list[Entry]
     """By writer, batch and place: the order in which each writer saw things happen."""
     damaged: list[DamagedObject]
-    missing: list[ObjectName]
-    """Batches that must have been there, since the same writer has a later one."""
+    missing: list[Gap]
 
     def by_time(self) -> list[Entry]:
         """For people, across writers; clocks of different hosts may disagree."""
@@ -144,7 +156,7 @@ def read_journal(store: Store, run: RunNumber) -> Journal:
     batches, damaged = load_each(store.storage, names, Batch)
     batches.sort(key=lambda batch: (batch.writer, batch.number))
     entries = [Entry(batch.writer, batch.number, event) for batch in batches for event in batch.events]
-    return Journal(entries, damaged, missing_batches(run, names))
+    return Journal(entries, damaged, missing_batches(names))
 
 
 def _names(store: Store, run: RunNumber) -> list[ObjectName]:
@@ -157,11 +169,23 @@ def _place(name: ObjectName) -> tuple[str, int]:
     return folder.rpartition("/")[2], int(number)
 
 
-def missing_batches(run: RunNumber, names: Iterable[ObjectName]) -> list[ObjectName]:
-    """Batches that are not among ``names``, all of the run's, although the same writer has a later one there."""
-    names = [name for name in names if _BATCH.fullmatch(name)]
-    last: dict[str, int] = {}
-    for writer, number in map(_place, names):
-        last[writer] = max(number, last.get(writer, 0))
-    expected = (layout.journal(run, writer, n) for writer in sorted(last) for n in range(1, last[writer]))
-    return sorted(set(expected) - set(names))
+def missing_batches(names: Iterable[ObjectName]) -> list[Gap]:
+    """What is not among ``names``, all of one run, although the same writer has a later one there."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for writer, number in map(_place, filter(_BATCH.fullmatch, names)):
+        numbers[writer].append(number)
+    return [Gap(writer, *gap) for writer in sorted(numbers) for gap in gaps(numbers[writer])]
+
+
+def gaps(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The first and last of the numbers from 1 that are missing below the highest, in stretches: it may be any.
+
+    Example:
+        >>> list(gaps([2, 3, 10**12]))
+        [(1, 1), (4, 999999999999)]
+    """
+    before = 0
+    for number in sorted(numbers):
+        if number > before + 1:
+            yield before + 1, number - 1
+        before = number

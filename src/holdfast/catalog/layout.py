@@ -15,6 +15,8 @@ RUN_INFO = "run.json"
 TAGS = "catalog/tags/"
 SWEEPS = "catalog/sweeps/"
 SHARED_PACKS = "data/shared/"
+RUN_FOLDER = r"(?:(?!000)\d{3}|[1-9]\d{3,})"
+"""A pattern: the number of a run as its folder is written. What lies in 000 or 0001 is somebody else's."""
 
 
 def run_folder(run: RunNumber) -> str:
@@ -35,6 +37,11 @@ def launch(run: RunNumber, number: int) -> ObjectName:
 def start(run: RunNumber, launch_number: int, timeline: int) -> ObjectName:
     """A completed restore, or a fresh start, within a launch."""
     return ObjectName(f"{run_folder(run)}launches/{launch_number:06d}.{timeline:03d}.json")
+
+
+def launches_folder(run: RunNumber) -> str:
+    """Launches and starts of a run."""
+    return f"{run_folder(run)}launches/"
 
 
 def holds_folder(run: RunNumber) -> str:

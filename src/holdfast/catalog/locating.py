@@ -16,7 +16,7 @@ from holdfast.catalog.objects import DamagedObject
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.catalog.tombstones import read_tombstones
-from holdfast.errors import Corrupt, Damaged
+from holdfast.errors import Damaged
 from holdfast.ids import Digest, ObjectName, RunNumber
 from holdfast.packs.footer import Footer
 from holdfast.packs.index import Footers, SegmentIndex
@@ -108,23 +108,23 @@ class Copies:
         self._store, self._record, self._footers = store, record, footers
         self._rotten: dict[Digest, set[ObjectName]] = defaultdict(set)
 
-    def pass_over(self, error: Corrupt) -> None:
-        """From now on the rotten segment, and its neighbours as far as they lie elsewhere too, are read elsewhere.
+    def try_another(self, error: Damaged) -> bool:
+        """Whether the damaged segment is read elsewhere from now on, with its neighbours as far as they lie there too.
 
-        Raises:
-            Corrupt: ``error`` itself: it is about no segment, or no other pack holds that one.
+        False: ``error`` is about no segment, or no other pack holds that one.
         """
         if error.pack is None or error.digest is None:
-            raise error
+            return False
         digest, pack = Digest(error.digest), ObjectName(error.pack)
         self._rotten[digest].add(pack)
         others = locate_in(self._store, self._record, [digest], self._footers, avoid=self._rotten[digest])
         if digest not in others:
-            raise error
-        _log.error("%s; another copy, in %s, is used instead", error, _pack(others, digest))
+            return False
+        _log.error("%s; the copy in %s is used instead", error, _pack(others, digest))
         here = [one for one in self.index if _pack(self.index, one) == pack]
         moved = [one for one in here if one in others and _pack(others, one) not in self._rotten.get(one, ())]
         self.index = self.index.merged(others.only(moved))
+        return True
 
 
 def _pack(index: SegmentIndex, digest: Digest) -> ObjectName | None:

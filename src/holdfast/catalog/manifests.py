@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.catalog import layout
-from holdfast.errors import Missing, ObjectExists, ObjectMissing
+from holdfast.catalog.objects import read_bytes
+from holdfast.errors import Missing, ObjectExists, ObjectMissing, Unreadable
 from holdfast.ids import Digest, ObjectName
 from holdfast.storage.protocol import Storage
 from holdfast.trees import (
@@ -66,8 +67,8 @@ def put_tree(storage: Storage, name: ObjectName, data: bytes) -> None:
 
 def _stored(storage: Storage, name: ObjectName) -> bytes | None:
     try:
-        return storage.read(name)
-    except ObjectMissing:
+        return read_bytes(storage, name)
+    except (ObjectMissing, Unreadable):
         return None
 
 
@@ -77,6 +78,7 @@ def read_manifest(run: Run, digest: Digest) -> Manifest:
     Raises:
         Missing: the manifest or its skeleton is not there.
         Corrupt: damaged bytes.
+        Unreadable: the storage cannot give them.
         UnknownFormat: written by a newer holdfast.
     """
     name = layout.tree(run.number, digest)
@@ -111,6 +113,6 @@ def read_reach(run: Run, digest: Digest) -> Reach:
 
 def _read(run: Run, name: ObjectName) -> bytes:
     try:
-        return run.store.storage.read(name)
+        return read_bytes(run.store.storage, name)
     except ObjectMissing:
         raise Missing(f"{name} is not there, and a record of {run.number} names it; run 'holdfast verify'") from None

@@ -88,8 +88,7 @@ class RecordMarks:
         """The metrics of ``record``, the late ones included; a late one wins over what was saved."""
         found = dict(record.metrics)
         for mark in self.measurements():
-            late = mark.data.get("metrics")
-            found |= late if isinstance(late, dict) else {}
+            found |= _late(mark)
         return found
 
     def _is_damaged(self, kind: MarkKind) -> bool:
@@ -173,10 +172,14 @@ def unpin(store: Store, address: RecordAddress, *, by: str) -> Mark | None:
 
 
 def add_metrics(store: Store, address: RecordAddress, metrics: Mapping[str, Any], *, by: str) -> Mark:
-    """Metrics that were measured after the save, for the step of this very record; errors as in `add_mark`."""
+    """Metrics that were measured after the save, for the step of this very record; errors as in `add_mark`.
+
+    The mark repeats what earlier ones say and replaces all of them, so no clock decides what is newer.
+    """
     earlier = read_record_marks(store, address).measurements()
-    replaces = [mark.attempt for mark in earlier if set(mark.data.get("metrics", ())) <= set(metrics)]
-    return add_mark(store, address, MarkKind.METRIC, by=by, data={"metrics": dict(metrics), "replaces": replaces})
+    known = {name: value for mark in earlier for name, value in _late(mark).items()}
+    data = {"metrics": {**known, **metrics}, "replaces": [mark.attempt for mark in earlier]}
+    return add_mark(store, address, MarkKind.METRIC, by=by, data=data)
 
 
 def _create(store: Store, address: RecordAddress, kind: MarkKind, by: str, data: dict[str, Any]) -> Mark:
@@ -202,6 +205,11 @@ def _by_record(marks: Iterable[Mark], damaged: Iterable[DamagedObject]) -> dict[
 def _kind(name: ObjectName) -> str | None:
     match = _MARK.fullmatch(name)
     return match[2] if match else None
+
+
+def _late(mark: Mark) -> dict[str, Any]:
+    late = mark.data.get("metrics")
+    return late if isinstance(late, dict) else {}
 
 
 def _listed(mark: Mark, key: str) -> list[object]:

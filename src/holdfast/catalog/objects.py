@@ -7,13 +7,14 @@ small object carries a nonce of its attempt.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from holdfast.errors import Damaged, ObjectExists, ObjectMissing
+from holdfast.errors import Damaged, ObjectExists, ObjectMissing, StorageError, Unreadable
 from holdfast.ids import ObjectName
 from holdfast.seals import seal, unseal
 from holdfast.storage.protocol import Storage
@@ -37,6 +38,7 @@ class DamagedObject(NamedTuple):
 
     name: ObjectName
     error: Damaged
+    """`Unreadable` where the storage cannot give it, which proves nothing."""
 
 
 def create_once(storage: Storage, name: ObjectName, content: msgspec.Struct) -> None:
@@ -91,9 +93,25 @@ def load(storage: Storage, name: ObjectName, type_: type[T]) -> T:
 
     Raises:
         ObjectMissing: no such object.
-        Damaged: its seal, format or fields are wrong.
+        Damaged: its seal, format or fields are wrong, or it cannot be read.
     """
-    return unseal(name, storage.read(name), type_)
+    return unseal(name, read_bytes(storage, name), type_)
+
+
+def read_bytes(storage: Storage, name: ObjectName) -> bytes:
+    """All bytes of an object, where one unreadable sector must not end everything.
+
+    Raises:
+        ObjectMissing: no such object.
+        Unreadable: the storage answers EIO for this one.
+        StorageError: anything else, which concerns more than one object.
+    """
+    try:
+        return storage.read(name)
+    except StorageError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Unreadable(f"{error}; nothing is known of {name} until it can be read") from error
 
 
 def load_each(
@@ -112,7 +130,9 @@ def load_named(
     found: dict[ObjectName, T] = {}
     damaged: list[DamagedObject] = []
     for name, data in zip(wanted, _read_each(storage, wanted), strict=True):
-        if data is None:
+        if isinstance(data, Unreadable):
+            damaged.append(DamagedObject(name, data))
+        if not isinstance(data, bytes):
             continue
         try:
             found[name] = unseal(name, data, type_)
@@ -121,7 +141,7 @@ def load_named(
     return found, damaged
 
 
-def _read_each(storage: Storage, names: list[ObjectName]) -> list[bytes | None]:
+def _read_each(storage: Storage, names: list[ObjectName]) -> list[bytes | Unreadable | None]:
     if len(names) < 3:
         return _read_some(storage, names)
     # One stripe per thread: a task per object would cost more than a local read.
@@ -131,12 +151,14 @@ def _read_each(storage: Storage, names: list[ObjectName]) -> list[bytes | None]:
         return [data for part in pool.map(lambda names: _read_some(storage, names), stripes) for data in part]
 
 
-def _read_some(storage: Storage, names: list[ObjectName]) -> list[bytes | None]:
+def _read_some(storage: Storage, names: list[ObjectName]) -> list[bytes | Unreadable | None]:
     return [_read_or_none(storage, name) for name in names]
 
 
-def _read_or_none(storage: Storage, name: ObjectName) -> bytes | None:
+def _read_or_none(storage: Storage, name: ObjectName) -> bytes | Unreadable | None:
     try:
-        return storage.read(name)
+        return read_bytes(storage, name)
     except ObjectMissing:
         return None
+    except Unreadable as error:
+        return error

@@ -21,7 +21,6 @@ import psutil
 
 from holdfast.records import Owner
 
-
 _FIRST_NAMESPACE = "/4026531836"
 """The pid namespace that a machine boots with has the same number on every Linux (PROC_PID_INIT_INO)."""
 

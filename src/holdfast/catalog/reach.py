@@ -19,6 +19,7 @@ from holdfast.records import Record
 
 if TYPE_CHECKING:
     from holdfast.catalog.runs import Run
+    from holdfast.catalog.store import Store
 
 
 class Reached(NamedTuple):
@@ -31,12 +32,12 @@ class Reached(NamedTuple):
 class Holders:
     """Which packs hold a segment, and what records reach; remembers, so that each manifest is read once.
 
-    Grows by packs only. Thread-safe.
+    Grows with the packs and manifests that are there, given that those which go are forgotten. Thread-safe.
     """
 
     def __init__(self) -> None:
         self._lock = RLock()
-        self._packs: set[ObjectName] = set()
+        self._packs: dict[ObjectName, Footer] = {}
         self._holders: dict[bytes, list[ObjectName]] = defaultdict(list)
         self._reached: dict[ObjectName, Reached] = {}
         self._elsewhere: set[bytes] = set()
@@ -60,12 +61,30 @@ class Holders:
                 self._reached[name] = self._read(run, record, name)
             return self._reached[name]
 
+    def forget(self, names: Iterable[ObjectName]) -> None:
+        """Packs and manifests that were deleted."""
+        gone = frozenset(names)
+        with self._lock:
+            packs = self._packs.keys() & gone
+            for name in packs:
+                self._remove(self._packs.pop(name))
+            self._reached = {name: one for name, one in self._reached.items() if name not in gone}
+            if any(packs & one.packs for one in self._reached.values()):
+                self._reached.clear()  # a repack has moved what they reach
+                self._elsewhere.clear()
+
+    def _remove(self, footer: Footer) -> None:
+        for digest in set(footer.digests()):
+            self._holders[digest].remove(footer.name)
+            if not self._holders[digest]:
+                del self._holders[digest]
+
     def _add(self, footer: Footer) -> None:
         digests = set(footer.digests())
         if not (digests.isdisjoint(self._holders) and digests.isdisjoint(self._elsewhere)):
             self._reached.clear()
             self._elsewhere.clear()
-        self._packs.add(footer.name)
+        self._packs[footer.name] = footer
         for digest in digests:
             self._holders[digest].append(footer.name)
 
@@ -75,3 +94,11 @@ class Holders:
         self._elsewhere.update(digests - self._holders.keys())
         packs = {name for digest in digests & self._holders.keys() for name in self._holders[digest]}
         return Reached(frozenset([manifest, layout.tree(run.number, reach.skeleton)]), frozenset(packs))
+
+
+def forget(store: Store, run: Run | None, names: Iterable[ObjectName]) -> None:
+    """What a sweep has deleted need not be remembered: memory must not grow with every save."""
+    gone = list(names)
+    store.footers.forget(gone)
+    if run is not None:
+        run.holders.forget(gone)

@@ -12,7 +12,7 @@ from holdfast.catalog import layout
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.tombstones import read_tombstones
 from holdfast.clock import utc_now
-from holdfast.errors import Missing, ObjectMissing, StorageError
+from holdfast.errors import Missing, ObjectMissing, StorageError, StorageReadOnly
 from holdfast.ids import ObjectName, RecordAddress, RunNumber, nonce
 from holdfast.records import Hold, Target
 
@@ -27,17 +27,17 @@ def reading(store: Store, targets: Iterable[RecordAddress]) -> Iterator[None]:
     """While in this context, no sweep deletes ``targets`` or anything that they need.
 
     Use it around a load, and around the creation of anything that names a record (a tag, a pin, a fork).
+    A store that cannot be written is read without holds: nobody sweeps it, as far as this process can see.
 
     Raises:
         BeingDeleted: a sweep announced one of them before.
         Missing: one of them is not there.
-        StorageError: the hold could not be made.
+        StorageError: the hold could not be made, and not because the store is read-only.
     """
     wanted = list(targets)
     holds = _holds(store, wanted)
     try:
-        for name, hold in holds.items():
-            create_once(store.storage, name, hold)
+        _create(store, holds)
         check_present(store, wanted)
         yield
     finally:
@@ -75,6 +75,15 @@ def _hold(store: Store, run: RunNumber, reads: list[Target]) -> tuple[ObjectName
     attempt = nonce()
     hold = Hold(run=int(run), created=utc_now(), owner=store.owner, publishes=None, reads=reads, attempt=attempt)
     return layout.hold(run, f"reader-{attempt}"), hold
+
+
+def _create(store: Store, holds: dict[ObjectName, Hold]) -> None:
+    for name, hold in list(holds.items()):
+        try:
+            create_once(store.storage, name, hold)
+        except StorageReadOnly as error:
+            _log.info("%s is read without a hold, for it cannot be written: %s", store.url, error)
+            del holds[name]
 
 
 def _drop(store: Store, holds: list[ObjectName]) -> None:

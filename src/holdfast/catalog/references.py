@@ -16,7 +16,7 @@ from holdfast.records import Record
 if TYPE_CHECKING:
     from holdfast.catalog.store import Store
 
-__all__ = ["Reference", "ancestor_line", "parse", "resolve"]
+__all__ = ["Reference", "ancestor_line", "named_run", "parse", "resolve"]
 
 
 def resolve(store: Store, reference: Reference | str, default_run: RunNumber | None = None) -> Record:
@@ -48,8 +48,9 @@ def resolve(store: Store, reference: Reference | str, default_run: RunNumber | N
 def _run(store: Store, run: RunNumber | RunName | None, default: RunNumber | None) -> Run:
     if isinstance(run, RunName):
         return named_run(store, run)
-    if run or default:
-        return store.run(run or default or 0)
+    wanted = run or default
+    if wanted is not None:
+        return store.run(wanted)
     number = max(store.numbers(), default=None)
     if number is None:
         raise UnknownReference(f"{store.url} has no runs yet")
@@ -57,7 +58,7 @@ def _run(store: Store, run: RunNumber | RunName | None, default: RunNumber | Non
     return store.run(number)
 
 
-def named_run(store: Store, name: RunName) -> Run:
+def named_run(store: Store, name: str) -> Run:
     """The newest run of this name.
 
     Raises:
@@ -112,7 +113,7 @@ def _by_id(store: Store, prefix: str) -> Record:
 
 
 def _with_prefix(store: Store, prefix: str) -> list[RecordAddress]:
-    names = (listed.name for run in store.numbers() for listed in store.storage.list(layout.records_folder(run)))
+    names = (listed.name for run in store.claimed() for listed in store.storage.list(layout.records_folder(run)))
     return [address for address in map(_address, names) if address is not None and address.id.startswith(prefix)]
 
 

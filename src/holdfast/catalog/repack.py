@@ -27,7 +27,7 @@ from holdfast.catalog.repack_plans import RepackPlan, live_in, make_plan, read_l
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.catalog.sweeps import working
-from holdfast.catalog.tombstones import read_tombstones
+from holdfast.catalog.tombstones import check_announced, read_tombstones
 from holdfast.clock import utc_now
 from holdfast.errors import Damaged
 from holdfast.ids import Digest, ObjectName, nonce
@@ -88,7 +88,7 @@ def execute_repack(
         progress: called with stored bytes as they are copied or found elsewhere.
 
     Raises:
-        StorageError: nothing is lost; run it again.
+        Damaged, StorageError: nothing is lost; run it again.
     """
     if not plan.packs:
         return Repacked()
@@ -187,12 +187,14 @@ def _replace(
             obstacle = standing() or _relies_on_others(store, sweep, copies)
             live, unclear = read_live(store, run)
             kept = dict(_kept(copies, live, obstacle or unclear))
+            check_announced(store, id_)
         except BaseException:
             store.storage.delete([layout.sweep(id_)])
             raise
         deleted = tuple(name for name in names if name not in kept)
         store.storage.delete(deleted)  # after an error here a delete may still be under way: the tombstones stay
         store.storage.delete([layout.sweep(id_)])
+    store.footers.forget(deleted)
     return Repacked(written=tuple(copies.written), deleted=deleted, kept=tuple(kept.items()))
 
 

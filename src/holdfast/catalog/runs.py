@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.catalog import layout
 from holdfast.catalog.lineage import Lineage
-from holdfast.catalog.objects import DamagedObject, load_each, load_named
+from holdfast.catalog.objects import DamagedObject, load_each, load_named, read_bytes
 from holdfast.catalog.reach import Holders
 from holdfast.errors import ObjectMissing, UnknownReference
 from holdfast.ids import ObjectName, RecordAddress, RecordId, RunNumber
@@ -102,6 +102,12 @@ class Run:
         matches = (_LAUNCH.fullmatch(name.leaf) for name in self._launch_names())
         return sorted(int(match[1]) for match in matches if match)
 
+    def newest_launch(self) -> int:
+        """The highest number of a launch that has left anything, also one whose own object is lost; 0: none."""
+        starts = [int(match[1]) for match, _ in self._start_names()]
+        saved = [address.order.launch for address in self.addresses()]
+        return max([0, *self.launch_numbers(), *starts, *saved])
+
     def launches(self) -> list[LaunchInfo]:
         """The launches that can be read, by number."""
         names = [layout.launch(self.number, number) for number in self.launch_numbers()]
@@ -116,11 +122,6 @@ class Run:
         names = [name for _, name in self._start_names()]
         starts, damaged = load_each(self.store.storage, names, StartInfo)
         return sorted(starts, key=lambda start: (start.launch, start.timeline)), damaged
-
-    def newest_start(self) -> ObjectName | None:
-        """The name of its newest start, from the names alone, so that a damaged one is not passed over."""
-        places = {(int(match[1]), int(match[2])): name for match, name in self._start_names()}
-        return places[max(places)] if places else None
 
     def lineage(self) -> Lineage:
         """Head and ancestors, as of now."""
@@ -137,7 +138,7 @@ class Run:
         return [(match, name) for name in self._launch_names() if (match := _START.fullmatch(name.leaf))]
 
     def _launch_names(self) -> list[ObjectName]:
-        return [listed.name for listed in self.store.storage.list(f"{layout.run_folder(self.number)}launches/")]
+        return [listed.name for listed in self.store.storage.list(layout.launches_folder(self.number))]
 
 
 def read_record(store: Store, address: RecordAddress) -> Record | Aborted | None:
@@ -147,7 +148,7 @@ def read_record(store: Store, address: RecordAddress) -> Record | Aborted | None
         Damaged: it cannot be read.
     """
     try:
-        return unseal(address.name, store.storage.read(address.name), _PUBLISHED)
+        return unseal(address.name, read_bytes(store.storage, address.name), _PUBLISHED)
     except ObjectMissing:
         return None
 

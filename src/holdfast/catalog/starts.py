@@ -6,17 +6,21 @@ and until the first save after it that record is all that the run has.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from holdfast.catalog.objects import READERS, DamagedObject, load_each
+from holdfast.catalog import layout
+from holdfast.catalog.objects import DamagedObject, ListsFolders, load_each
 from holdfast.catalog.runs import Run
 from holdfast.ids import ObjectName, RecordId, RunNumber
 from holdfast.records import StartInfo
 
 if TYPE_CHECKING:
     from holdfast.catalog.store import Store
+
+_START = re.compile(rf"catalog/runs/({layout.RUN_FOLDER})/launches/(\d{{6,}})\.(\d{{3,}})\.json")
 
 
 class NewestStarts(NamedTuple):
@@ -41,12 +45,14 @@ class NewestStarts(NamedTuple):
 
 def newest_starts(store: Store) -> NewestStarts:
     """The newest start of every run, also of those whose ``run.json`` is damaged or lost."""
-    numbers = store.claimed()
-    if not numbers:
-        return NewestStarts([], [])
-    with ThreadPoolExecutor(min(READERS, len(numbers)), "holdfast-starts") as pool:
-        names = pool.map(lambda number: _newest(store, number), numbers)
-        found, damaged = load_each(store.storage, [name for name in names if name is not None], StartInfo)
+    # By name, so that a damaged one does not pass the word to the one before it.
+    newest: dict[int, tuple[int, int, ObjectName]] = {}
+    for name in _names(store):
+        match = _START.fullmatch(name)
+        if match is not None:
+            run, launch, timeline = map(int, match.groups())
+            newest[run] = max(newest.get(run, (0, 0, name)), (launch, timeline, name))
+    found, damaged = load_each(store.storage, [name for *_, name in newest.values()], StartInfo)
     return NewestStarts(found, damaged)
 
 
@@ -56,5 +62,8 @@ def is_superseded(store: Store, start: StartInfo) -> bool:
     return any(address.order[:2] >= place for address in Run.by_number(store, start.run).addresses())
 
 
-def _newest(store: Store, number: RunNumber) -> ObjectName | None:
-    return Run.by_number(store, number).newest_start()
+def _names(store: Store) -> Iterator[ObjectName]:
+    """Names among which all starts are: of the launches of each run where that is cheap, else all in one listing."""
+    one_by_one = isinstance(store.storage, ListsFolders)
+    prefixes = [layout.launches_folder(number) for number in store.claimed()] if one_by_one else [layout.RUNS]
+    return (listed.name for prefix in prefixes for listed in store.storage.list(prefix))

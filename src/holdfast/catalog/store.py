@@ -32,8 +32,7 @@ from holdfast.records import Mark, Owner, RunInfo, StoreInfo, Target
 from holdfast.storage.opening import open_storage
 from holdfast.storage.protocol import Storage
 
-_RUN = re.compile(r"(?!000)\d{3}|[1-9]\d{3,}")
-"""As `RunNumber.folder` writes it: 000 and 0001 are somebody else's folders."""
+_RUN = re.compile(layout.RUN_FOLDER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from holdfast.catalog import layout
 from holdfast.catalog.holds import FoundHold
+from holdfast.catalog.locating import list_packs, read_footers
+from holdfast.catalog.manifests import read_reach
 from holdfast.catalog.marks import marks_of
 from holdfast.catalog.objects import DamagedObject
 from holdfast.catalog.owners import Liveness
@@ -21,7 +23,7 @@ from holdfast.catalog.runs import Published, Run
 from holdfast.catalog.starts import NewestStarts, is_superseded, newest_starts
 from holdfast.catalog.store import Store
 from holdfast.catalog.tags import read_tags
-from holdfast.errors import Damaged
+from holdfast.errors import Corrupt, Damaged
 from holdfast.ids import ObjectName, RecordAddress, RunNumber
 from holdfast.packs.footer import Footer
 from holdfast.records import Aborted, Record, RunInfo
@@ -60,6 +62,10 @@ class SweepFacts:
     """Tags, ``run.json`` and newest starts that might name any record."""
     damaged_packs: frozenset[ObjectName]
     """Packs whose content cannot be told."""
+    rotten_packs: frozenset[ObjectName] = frozenset()
+    """Those of them whose own index is damaged, which no other version and no other attempt could read."""
+    lacking: frozenset[RecordAddress] = frozenset()
+    """If there are any: records of which some segment is in no pack that can be read."""
 
 
 def read_facts(store: Store, run: Run | None, *, standing: Iterable[FoundHold] = ()) -> SweepFacts:
@@ -76,6 +82,7 @@ def read_facts(store: Store, run: Run | None, *, standing: Iterable[FoundHold] =
     footers, broken = _footers(store, packs)
     holders = Holders() if run is None else run.holders
     holders.add(footers)
+    lacking = _lacking(store, run, published, footers) if broken else frozenset()
     return SweepFacts(
         run=None if run is None else run.number,
         packs=packs,
@@ -88,7 +95,9 @@ def read_facts(store: Store, run: Run | None, *, standing: Iterable[FoundHold] =
         standing=tuple(standing),
         damaged_records=tuple(one for _, found in published for one in found.damaged),
         damaged_names=tuple(unclear),
-        damaged_packs=broken,
+        damaged_packs=frozenset(broken),
+        rotten_packs=frozenset(name for name, error in broken.items() if isinstance(error, Corrupt)),
+        lacking=lacking,
     )
 
 
@@ -116,14 +125,9 @@ def _is_over(store: Store, given_up: Aborted) -> bool:
     return given_up.saver is not None and store.liveness(given_up.saver) is Liveness.DEAD
 
 
-def _footers(store: Store, packs: Iterable[Listed]) -> tuple[list[Footer], frozenset[ObjectName]]:
-    found, broken = [], set()
-    for pack in packs:
-        try:
-            found.append(store.footers.get(pack.name))
-        except Damaged:
-            broken.add(pack.name)
-    return found, frozenset(broken)
+def _footers(store: Store, packs: Iterable[Listed]) -> tuple[list[Footer], dict[ObjectName, Damaged]]:
+    found = read_footers(store.footers, [pack.name for pack in packs])
+    return found.footers, {one.name: one.error for one in found.damaged}
 
 
 def _reached(holders: Holders, published: Iterable[tuple[Run, Published]]) -> dict[RecordAddress, Reached]:
@@ -135,6 +139,28 @@ def _reached(holders: Holders, published: Iterable[tuple[Run, Published]]) -> di
             except Damaged:
                 continue
     return reached
+
+
+def _lacking(
+    store: Store, run: Run | None, published: Iterable[tuple[Run, Published]], footers: list[Footer]
+) -> frozenset[RecordAddress]:
+    """What a record lacks may be in a pack that cannot be read now, and can be when it is copied back."""
+    own = {digest for footer in footers for digest in footer.digests()}
+    lacking = set[RecordAddress]()
+    for one, found in published:
+        folder = layout.SHARED_PACKS if run is not None else layout.private_packs(one.number)
+        others = read_footers(store.footers, list_packs(store, folder)).footers
+        held = own.union(*(footer.digests() for footer in others))
+        lacking |= {record.address for record in found.records if not _is_held(one, record, held)}
+    return frozenset(lacking)
+
+
+def _is_held(run: Run, record: Record, held: set[bytes]) -> bool:
+    try:
+        raw = read_reach(run, record.manifest_digest).digests
+    except Damaged:
+        return False
+    return all(raw[at : at + 32] in held for at in range(0, len(raw), 32))
 
 
 def _needed(store: Store, run: Run | None, marks: Iterable[Listed]) -> tuple[list[Needed], list[DamagedObject]]:

@@ -108,7 +108,7 @@ class _Garbage:
     def __init__(self, facts: SweepFacts, gone: set[RecordAddress]) -> None:
         surviving = [facts.reached[address] for address in facts.records.keys() - gone if address in facts.reached]
         self._facts = facts
-        self._packs = frozenset[ObjectName]().union(facts.damaged_packs, *(reach.packs for reach in surviving))
+        self._packs = frozenset[ObjectName]().union(_unknown_packs(facts, gone), *(reach.packs for reach in surviving))
         self._trees = frozenset[ObjectName]().union(*(reach.trees for reach in surviving))
         there = {*facts.records, *_damaged(facts), *_publishing(facts)} - gone
         self._ids = {str(address.id) for address in there}
@@ -121,6 +121,15 @@ class _Garbage:
 
     def marks(self) -> Iterator[Listed]:
         return (mark for mark in self._facts.marks if mark.name.split("/")[-2] not in self._ids)
+
+
+def _unknown_packs(facts: SweepFacts, gone: set[RecordAddress]) -> frozenset[ObjectName]:
+    """Packs that cannot be read and may be needed; one is not if all records have all that they need elsewhere."""
+    surviving = facts.records.keys() - gone
+    if surviving & facts.lacking:
+        return facts.damaged_packs
+    hinted = {name for address in surviving for name in facts.records[address].packs}
+    return frozenset(name for name in facts.damaged_packs if name in hinted or name not in facts.rotten_packs)
 
 
 def _damaged(facts: SweepFacts) -> set[RecordAddress]:

@@ -18,10 +18,12 @@ from holdfast.catalog import layout
 from holdfast.catalog.holds import FoundHold, Report, find_holds, give_up, is_settled, settle
 from holdfast.catalog.objects import create_once, load_each
 from holdfast.catalog.owners import Liveness
+from holdfast.catalog.reach import forget
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.catalog.sweep_facts import SweepFacts, read_facts
 from holdfast.catalog.sweep_plans import Kept, OnNeed, SweepPlan, make_plan
+from holdfast.catalog.tombstones import check_announced, clear_damaged
 from holdfast.clock import utc_now
 from holdfast.errors import StillNeeded
 from holdfast.ids import RecordAddress, nonce
@@ -91,6 +93,7 @@ def execute(
 
     Raises:
         StillNeeded: with ``OnNeed.REFUSE``, if a record is needed by now; nothing was deleted.
+        Damaged: the tombstones of this sweep were damaged or removed meanwhile; nothing was deleted.
         StorageError: some of it may be deleted; the rest goes with the next sweep.
     """
     _clear_old(store)
@@ -104,11 +107,13 @@ def execute(
             standing = _settle(store, plan, seconds, give_up_on, report)
             final = _withdraw(plan, _fresh_facts(store, plan, run, standing))
             _refuse(final)
+            check_announced(store, id_)
         except BaseException:
             _end(store, id_)
             raise
         _delete(store, final)  # after an error here a delete may still be under way: the tombstones stay
         _end(store, id_)
+    forget(store, run, final.names)
     return final
 
 
@@ -179,12 +184,13 @@ def working(id_: str) -> Iterator[str]:
 
 
 def _clear_old(store: Store) -> None:
-    """Removes tombstones of sweepers that are provably dead, and those that this process left after an error."""
+    """Removes tombstones of sweepers that are provably dead, those that this process left, and damaged ones."""
     names = [listed.name for listed in store.storage.list(layout.SWEEPS)]
     sweeps, _ = load_each(store.storage, names, Sweep)
     over = [layout.sweep(sweep.id) for sweep in sweeps if _is_over(store, sweep)]
     if over:
         store.storage.delete(over)
+    clear_damaged(store)
 
 
 def _is_over(store: Store, sweep: Sweep) -> bool:

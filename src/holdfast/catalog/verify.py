@@ -13,18 +13,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from holdfast.catalog import layout
-from holdfast.catalog.checking import MIRROR, Problem, links, problem_of, read_small
+from holdfast.catalog.checking import DISK, MIRROR, Problem, links, problem_of, read_small
 from holdfast.catalog.checking_packs import Packs, check_packs
 from holdfast.catalog.checking_trees import Trees
 from holdfast.catalog.grammar import Reference
-from holdfast.catalog.locating import locate, locate_in, pack_folders
-from holdfast.catalog.manifests import read_manifest
+from holdfast.catalog.locating import Copies, locate, locate_in, pack_folders
 from holdfast.catalog.marks import read_record_marks
 from holdfast.catalog.references import resolve
 from holdfast.catalog.runs import read_record
 from holdfast.catalog.store import Store
-from holdfast.errors import Damaged, Missing
+from holdfast.errors import Damaged, Missing, UnknownReference, Unreadable
 from holdfast.ids import Digest, ObjectName, RecordAddress, RunNumber
+from holdfast.packs.footer import Entry
 from holdfast.packs.index import Footers, Location, SegmentIndex
 from holdfast.packs.reader import read_segments
 from holdfast.packs.verify import Problem as PackProblem
@@ -35,7 +35,7 @@ __all__ = ["Problem", "Report", "verify"]
 Progress = Callable[[int], None]
 
 REPAIR = "a training that runs on writes lost segments again at its next save; else copy the pack from a mirror"
-HARMLESS = "no checkpoint needs what is lost; gc will remove the pack in time"
+HARMLESS = "no checkpoint is hurt: another pack has the same whole, or nobody needs it; gc removes the pack in time"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ def verify(
         progress: called with the bytes of packs or segments as they are checked.
 
     Raises:
-        UnknownReference: nothing answers to ``reference``.
+        UnknownReference: nothing answers to ``reference``, or it was deleted meanwhile.
         Damaged: the record that ``reference`` means cannot be read.
         StorageError: it cannot be read, which proves nothing about its bytes.
     """
@@ -92,19 +92,26 @@ def verify(
 
 
 def _verify_record(store: Store, record: Record, *, deep: bool, progress: Progress) -> Report:
+    report = _checked_record(store, record, deep=deep, progress=progress)
+    if report.problems and not _is_there(store, record):
+        raise UnknownReference(f"{record.address} was deleted meanwhile; list what there is with 'holdfast ls'")
+    return report
+
+
+def _checked_record(store: Store, record: Record, *, deep: bool, progress: Progress) -> Report:
     run, address = store.run(record.run), record.address
     marks = read_record_marks(store, address)
     report = Report(problems=(), objects=3 + len(marks.marks), records=1, packs=0, bytes=0)
     problems = [problem_of(one.name, one.error) for one in marks.damaged]
     try:
-        digests = dict.fromkeys(read_manifest(run, record.manifest_digest).segment_digests())
+        digests = dict.fromkeys(_named_segments(store, record))
     except Damaged as error:
         broken = problem_of(record.name, error, records=[address])
         return replace(report, problems=(*problems, broken))
     index = locate(run, record, digests, fresh=True)
     found = [location for digest in digests if (location := index.get(digest))]
     problems += _lost(record, [digest for digest in digests if digest not in index])
-    problems += _damaged_segments(store, index, found, address, progress) if deep else []
+    problems += _damaged_segments(store, record, index, found, progress) if deep else []
     return replace(
         report,
         problems=tuple(problems),
@@ -113,16 +120,33 @@ def _verify_record(store: Store, record: Record, *, deep: bool, progress: Progre
     )
 
 
+def _named_segments(store: Store, record: Record) -> tuple[Digest, ...]:
+    """What the manifest of a record names; it and its skeleton are checked as in a check of everything."""
+    trees = Trees(store, (), lambda _, digests: list(digests))
+    return trees.needs(layout.tree(RunNumber(record.run), record.manifest_digest)).lost
+
+
 def _damaged_segments(
-    store: Store, index: SegmentIndex, found: Iterable[Location], address: RecordAddress, progress: Progress
+    store: Store, record: Record, index: SegmentIndex, found: Iterable[Location], progress: Progress
 ) -> Iterator[Problem]:
-    for pack, entry in found:
-        try:
-            into = memoryview(bytearray(entry.length))
-            read_segments(store.storage, index.get, [(entry.digest, into)], threads=1)
-        except Damaged as error:
-            yield problem_of(pack, error, remedy=REPAIR, records=[address])
+    for _, entry in found:
+        yield from _damaged_copies(Copies(store, record, index, store.footers), store, entry, record.address)
         progress(entry.stored)
+
+
+def _damaged_copies(copies: Copies, store: Store, entry: Entry, address: RecordAddress) -> Iterator[Problem]:
+    """As a load does it: other packs are tried, and only if none has the segment whole is the checkpoint hurt."""
+    into = memoryview(bytearray(entry.length))
+    while (location := copies.index.get(entry.digest)) is not None:
+        try:
+            return read_segments(store.storage, copies.index.get, [(entry.digest, into)], threads=1)
+        except Damaged as error:
+            hurt = not copies.try_another(error)
+            remedy, records = (REPAIR, [address]) if hurt else (HARMLESS, [])
+            yield problem_of(location.pack, error, remedy=remedy, records=records)
+            if hurt:
+                return None
+    return None
 
 
 def _verify_store(store: Store, *, deep: bool, progress: Progress) -> Report:
@@ -207,7 +231,7 @@ def _tree_problems(trees: Trees, hurt: Collection[_Hurt]) -> Iterator[Problem]:
 
 def _pack_problem(found: PackProblem, hurt: Collection[_Hurt]) -> Problem:
     records = [one.record.address for one in hurt if _needs_pack(one, found)]
-    remedy = REPAIR if records else HARMLESS
+    remedy = DISK if found.kind == Unreadable.kind else REPAIR if records else HARMLESS
     return Problem(object=found.object, kind=found.kind, what=found.message, remedy=remedy, records=tuple(records))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.catalog.references import resolve
+from holdfast.catalog.references import named_run, resolve
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
 from holdfast.errors import Damaged, UnknownReference
@@ -25,9 +25,8 @@ def find_run(store: Store, text: str | None) -> Run:
         return store.run(_newest(store))
     if text.startswith("run-") and text[4:].isdecimal():
         return store.run(int(text[4:]))
-    named = store.named(text)
-    if named:
-        return store.run(named[-1].number)
+    if store.named(text):
+        return named_run(store, text)
     return store.run(resolve(store, text).run)
 
 
@@ -42,7 +41,7 @@ def find_address(store: Store, text: str) -> RecordAddress:
     try:
         return find_record(store, text).address
     except Damaged:
-        found = [address for number in store.numbers() for address in store.run(number).addresses()]
+        found = [address for number in store.claimed() for address in Run.by_number(store, number).addresses()]
         meant = [address for address in found if text in _names(address)]
         if len(meant) != 1:
             raise

@@ -67,7 +67,10 @@ def _sweeps(
 ) -> Iterator[SweepPlan]:
     gone: list[RecordAddress] = []
     for run in runs:
-        kept = retention(run, keep).plan
+        found = retention(run, keep)
+        if found.unreadable:
+            warn(f"{run.number}: no checkpoint is deleted, the keep policy is not known: {found.source}")
+        kept = found.plan
         done = _sweep(store, run, kept.delete if kept else (), dry_run)
         gone += [*done.records, *done.given_up]
         yield done

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from holdfast.catalog import layout
+from holdfast.catalog.objects import load
 from holdfast.catalog.protections import read_retention_facts
 from holdfast.catalog.retention import RetentionPlan, plan_retention
 from holdfast.catalog.runs import Run
+from holdfast.errors import Damaged, ObjectMissing
 from holdfast.policy import parse
+from holdfast.records import LaunchInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +22,8 @@ class Retention:
     source: str
     plan: RetentionPlan | None
     """None: there is no policy, so everything stays."""
+    unreadable: bool = False
+    """Whether there may be a policy, in a launch that cannot be read."""
 
 
 def retention(run: Run, typed: str | None = None) -> Retention:
@@ -26,9 +32,21 @@ def retention(run: Run, typed: str | None = None) -> Retention:
     Raises:
         InvalidPolicy: what was typed is no policy.
     """
-    launches = run.launches()
-    text = typed or (launches[-1].policies.get("keep", "") if launches else "")
-    source = "--keep" if typed else f"launch {launches[-1].number}" if launches else "no launch yet"
+    if typed:
+        return _planned(run, typed, "--keep")
+    newest = run.newest_launch()
+    if newest == 0:
+        return Retention(policy="", source="no launch yet", plan=None)
+    try:
+        launch = load(run.store.storage, layout.launch(run.number, newest), LaunchInfo)
+    except (Damaged, ObjectMissing) as error:
+        # An older launch's policy may keep less than the one that is wanted now.
+        why = f"launch {newest} has it and cannot be read: {error}"
+        return Retention(policy="", source=why, plan=None, unreadable=True)
+    return _planned(run, launch.policies.get("keep", ""), f"launch {newest}")
+
+
+def _planned(run: Run, text: str, source: str) -> Retention:
     if not text:
         return Retention(policy="", source=source, plan=None)
     policy = parse(text)

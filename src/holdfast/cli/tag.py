@@ -9,7 +9,7 @@ from holdfast.cli.finding import find_record, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import ago, print_json, say, table
 from holdfast.errors import InvalidInput
-from holdfast.ids import TagName
+from holdfast.ids import ObjectName, TagName
 
 
 def command(
@@ -39,11 +39,19 @@ def _list(store: str, json: bool) -> None:
     rows = [(one.tag, str(one.target.address), ago(one.created), one.note) for one in found.tags]
     if json:
         keys = ("tag", "target", "created", "note")
-        print_json({"tags": [dict(zip(keys, row, strict=True)) for row in rows]})
-    elif rows:
+        damaged = [{"name": str(one.name), "error": str(one.error)} for one in found.damaged]
+        print_json({"tags": [dict(zip(keys, row, strict=True)) for row in rows], "damaged": damaged})
+        return
+    if rows:
         table(("tag", "checkpoint", "made", "note"), rows)
-    else:
+    elif not found.damaged:
         say("no tags yet")
+    for one in found.damaged:
+        say(f"damaged: {one.error}; make it again: holdfast tag --delete {_label(one.name)}, then holdfast tag")
+
+
+def _label(name: ObjectName) -> str:
+    return name.leaf.removesuffix(".json")
 
 
 def _done(document: dict[str, str], text: str, json: bool) -> None:

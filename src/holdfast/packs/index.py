@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from holdfast.errors import Corrupt, Missing, ObjectMissing
+from holdfast.errors import Corrupt, Missing, ObjectMissing, StorageError, Unreadable
 from holdfast.ids import Digest, ObjectName
 from holdfast.packs.footer import Entry, Footer, decode_footer
 from holdfast.packs.format import HEADER_BYTES, TRAILER_BYTES, Tail, decode_trailer
@@ -80,21 +81,32 @@ class Footers:
         self._known: dict[ObjectName, Footer] = {}
 
     def get(self, name: ObjectName) -> Footer:
-        """The footer of a pack; raises as `read_footer`."""
+        """The footer of a pack; raises as `read_footer`, and `Unreadable` where the storage answers EIO."""
         with self._lock:
             found = self._known.get(name)
-        return found or self.add(read_footer(self._storage, name))
+        return found or self.add(self._read(name))
+
+    def _read(self, name: ObjectName) -> Footer:
+        try:
+            return read_footer(self._storage, name)
+        except StorageError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise Unreadable(str(error)) from error
 
     def add(self, footer: Footer) -> Footer:
         """Remember a footer that was just written."""
         with self._lock:
             return self._known.setdefault(footer.name, footer)
 
-    def keep(self, names: Iterable[ObjectName]) -> None:
-        """Forget all others, so that memory does not grow with every save."""
-        wanted = set(names)
+    def forget(self, names: Iterable[ObjectName]) -> None:
+        """Forget packs that were deleted, so that memory does not grow with every save."""
         with self._lock:
-            self._known = {name: footer for name, footer in self._known.items() if name in wanted}
+            for name in names:
+                self._known.pop(name, None)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 _PER_PACK = 1 << 32

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from holdfast.errors import Corrupt, Missing
+from holdfast.errors import Corrupt, Missing, StorageError, Unreadable
 from holdfast.ids import Digest, ObjectName
 from holdfast.packs.buffers import address, copy, flat
 from holdfast.packs.codec import Codec, decode
@@ -44,7 +45,8 @@ def read_segments(
     Raises:
         Missing: a digest that ``index`` does not know, or a pack that is not there.
         Corrupt: stored bytes are not what was written; the message has pack, offset and digest, and so has the error.
-        StorageError: of the storage.
+        Unreadable: the storage answers EIO for a segment; the error has pack and digest.
+        StorageError: anything else of the storage.
     """
     plan = read_plan(_located(index, wanted))
     with Sources(storage, plan) as sources:
@@ -140,16 +142,38 @@ def _direct(piece: Piece, alignment: int) -> bool:
 
 def _read_in_place(source: Source, piece: Piece) -> None:
     entry, target = piece.parts[0]
-    source.read_into(entry.offset, target)
+    _fill(source, piece, entry.offset, target)
     check_raw(piece.pack, entry, target)
 
 
 def _read_through(source: Source, piece: Piece, buffer: memoryview) -> None:
-    source.read_into(piece.offset, buffer)
+    _fill(source, piece, piece.offset, buffer)
     for entry, target in piece.parts:
         start = entry.offset - piece.offset
         copy(target, decoded(piece.pack, entry, buffer[start : start + entry.stored]))
         check_raw(piece.pack, entry, target)
+
+
+def _fill(source: Source, piece: Piece, offset: int, into: memoryview) -> None:
+    """Reads; what cannot be read is laid to one segment, so that another copy of it can be taken."""
+    try:
+        source.read_into(offset, into)
+    except Corrupt as error:
+        raise Corrupt(str(error), pack=piece.pack, digest=_unreadable(source, piece).digest) from error
+    except StorageError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Unreadable(str(error), pack=piece.pack, digest=_unreadable(source, piece).digest) from error
+
+
+def _unreadable(source: Source, piece: Piece) -> Entry:
+    """The first segment of a piece that cannot be read by itself."""
+    for entry, _ in piece.parts[:-1]:
+        try:
+            source.read_into(entry.offset, memoryview(bytearray(entry.stored)))
+        except (Corrupt, StorageError):
+            return entry
+    return piece.parts[-1][0]
 
 
 def checked(pack: ObjectName, entry: Entry, stored: memoryview) -> memoryview:

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 from holdfast.catalog.locating import Copies, locate
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.readers import reading
+from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
-from holdfast.errors import Corrupt, Missing
+from holdfast.errors import Damaged, Missing
 from holdfast.ids import Digest
 from holdfast.packs.reader import read_segments
 from holdfast.records import Record
 from holdfast.recovery.whole import Whole
 from holdfast.state import Restored, Stored, Wanted, restore
 from holdfast.storage.protocol import Storage
-from holdfast.trees import Manifest, segments
+from holdfast.trees import Manifest, segment_count, segments
 
 
 class Loaded(NamedTuple):
@@ -45,7 +46,7 @@ class PackReader:
         starts, at = [], 0
         for spec in manifest.skeleton.tensors:
             starts.append(at)
-            at += sum(1 for _ in segments(spec))
+            at += segment_count(spec)
         return cls(storage, copies, manifest, starts)
 
     def read(self, wanted: Sequence[Wanted]) -> None:
@@ -54,8 +55,9 @@ class PackReader:
             pieces = (piece for one in wanted for piece in self._pieces(one))
             try:
                 return read_segments(self.storage, self.copies.index.get, pieces)
-            except Corrupt as error:
-                self.copies.pass_over(error)
+            except Damaged as error:
+                if not self.copies.try_another(error):
+                    raise
 
     def _pieces(self, one: Wanted) -> Iterator[tuple[Digest, memoryview]]:
         spec, raw = self.manifest.skeleton.tensors[one.entry], self.manifest.digests
@@ -87,7 +89,7 @@ def load_objects(
 ) -> Restored:
     """As `load`, for the objects alone."""
     with reading(store, [record.address]):
-        run = store.run(record.run)
+        run = Run.by_number(store, record.run)  # what it holds can be read whether or not its run.json can
         manifest = read_manifest(run, record.manifest_digest)
         digests = set(manifest.segment_digests())
         index = locate(run, record, digests)

@@ -12,9 +12,8 @@ from holdfast.errors import Damaged
 from holdfast.ids import ObjectName, RecordAddress
 from holdfast.records import Record, Target
 
-
 # The last record may be the very one that a rollback has left.
-_UNKNOWN_HEAD = "it says what the run went on from, so no checkpoint is taken by guess: copy it back or name one, resume="
+_UNKNOWN_HEAD = "only it says where the run stands; copy it back from a mirror, or name a checkpoint with resume="
 
 
 @dataclass(slots=True)

@@ -97,9 +97,21 @@ class Session:
         self._note(None, "there was nothing to resume from")
         return None
 
-    def newest(self) -> Record | None:
-        """The record that `resume` would try first, without loading it."""
-        return next(candidates(self.store, self.run, self.rejected, self.begin), None)
+    def newest(self) -> Record:
+        """The record that `resume` would try first, without loading it.
+
+        Raises:
+            NothingToResume: there is none, or this launch has begun without one.
+        """
+        begun = self.timeline >= 0
+        record = None if begun else next(candidates(self.store, self.run, self.rejected, self.begin), None)
+        if record is None:
+            raise NothingToResume(f"{self.run.number} has no checkpoint yet, so there is nothing to restore")
+        return record
+
+    def named(self, reference: str) -> Record:
+        """The record that a reference means; errors as in `holdfast.catalog.references.resolve`."""
+        return resolve(self.store, reference, default_run=self.run.number)
 
     def begin_with_parts(self, record: Record, only: tuple[str, ...]) -> None:
         """Notes a start that loaded parts of a checkpoint; until it saves, that checkpoint stays the head."""

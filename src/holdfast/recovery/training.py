@@ -14,13 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast.catalog.marks import add_mark, read_record_marks
-from holdfast.catalog.references import resolve
 from holdfast.catalog.tags import create_tag
 from holdfast.errors import (
     BeingDeleted,
     Damaged,
-    InvalidInput,
-    NothingToResume,
     SaveFailed,
     StateMismatch,
     StorageError,
@@ -28,9 +25,11 @@ from holdfast.errors import (
 from holdfast.ids import TagName
 from holdfast.packs.codec import Codec
 from holdfast.policy import Best, SaveFacts
-from holdfast.records import Exactness, Kind, MarkKind, Record
+from holdfast.records import Kind, MarkKind, Record
 from holdfast.recovery.afterwards import Afterwards
+from holdfast.recovery.exactness import exactness_of, say_inexact
 from holdfast.recovery.loading import Loaded, load
+from holdfast.recovery.measuring import plain
 from holdfast.recovery.readback import quarantined_packs
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
@@ -38,7 +37,7 @@ from holdfast.recovery.whole import Whole
 from holdfast.saver import InlineSaver, SaveRequest
 from holdfast.state import rng
 from holdfast.state.boundary import BufferChanges, OptimizerSteps
-from holdfast.state.loaders import LoaderPosition, Replay
+from holdfast.state.loaders import LoaderPosition
 
 logger = logging.getLogger(__name__)
 
@@ -109,30 +108,21 @@ class Training:
         Raises:
             NothingToResume: this launch began from zero and has saved nothing yet.
         """
-        self._session.resume(self._load, self._newest().address)
+        self._session.resume(self._load, (self.last or self._session.newest()).address)
 
     def restore_from(self, reference: str) -> None:
         """Restores a named checkpoint."""
-        asked = self._named(reference).address
+        asked = self._session.named(reference).address
         self._session.resume(self._load, asked, asked)
 
     def restore_parts(self, reference: str | None, only: tuple[str, ...]) -> list[str]:
         """Restores parts of a checkpoint and nothing else, no step number either; returns what was not loaded."""
-        record = self._named(reference) if reference else self._newest()
+        record = self._session.named(reference) if reference else (self.last or self._session.newest())
         not_loaded = self._read(record, only).not_loaded
         if self._session.timeline < 0:
             self._session.begin_with_parts(record, only)
             self._rng = rng.capture()
         return not_loaded
-
-    def _named(self, reference: str) -> Record:
-        return resolve(self._session.store, reference, default_run=self._session.run.number)
-
-    def _newest(self) -> Record:
-        record = self.last or (self._session.newest() if self._session.timeline < 0 else None)
-        if record is None:
-            raise NothingToResume(f"{self._session.run.number} has no checkpoint yet, so there is nothing to restore")
-        return record
 
     def _read(self, record: Record, only: tuple[str, ...] | None = None) -> Loaded:
         before, self.torn = self.torn, True
@@ -154,7 +144,7 @@ class Training:
         if self._position is not None:
             self._find_position()
         rng.restore(self._rng)
-        _say_inexact(record)
+        say_inexact(record)
 
     def attach_loader(self, position: LoaderPosition) -> LoaderPosition:
         """Takes over the loader of the loop, at its place: that of the checkpoint, or where an earlier loop left it."""
@@ -172,7 +162,7 @@ class Training:
         if self._position is not None and self._data is not None:
             self._position.load(self._data)
             with self._whole.generators_kept():
-                self._position.replay(_tell_replay)
+                self._position.replay(lambda replay: logger.info("%s", replay))
             self._saved_epochs = self._epochs(self._position.batch == self._position.length)
 
     # The loop
@@ -267,7 +257,7 @@ class Training:
             epoch=epoch,
             epoch_ended=epoch_ended,
             epochs_since_save=self._epochs(epoch_ended) - self._saved_epochs,
-            metrics=_plain(metrics) if self._after.watches(self._plan.save) else {},
+            metrics=plain(metrics) if self._after.watches(self._plan.save) else {},
             saved=self._after.saved_metrics(self._plan.save),
         )
         return self._plan.save.due(facts)
@@ -282,7 +272,7 @@ class Training:
         if not self._before_step():
             self._coming |= metrics
         elif self._last_is_here() and self.last is not None:
-            self._after.log(self.last, _plain(metrics))
+            self._after.log(self.last, plain(metrics))
         else:
             self._metrics |= metrics
             best = any(isinstance(part, Best) and part.metric in metrics for part in self._plan.save.parts)
@@ -357,8 +347,8 @@ class Training:
             parent=session.parent,
             kind=kind,
             reason=reason,
-            metrics=_plain(self._metrics),
-            exactness=self._exactness(),
+            metrics=plain(self._metrics),
+            exactness=exactness_of(self._position, clean=self._clean, unused=self._unused),
             environment=session.environment,
             config_digest=session.config_digest,
         )
@@ -368,22 +358,6 @@ class Training:
         if self._position is None:
             return self._data
         return self._position.before() if self._in_body else self._position.state()
-
-    def _exactness(self) -> dict[str, Exactness]:
-        found = {
-            "rng": Exactness(exact=True, reason="all generators were captured at the boundary"),
-            "topology": Exactness(exact=True, reason="one process"),
-        }
-        if not self._clean:
-            found["gradients"] = Exactness(exact=False, reason="saved in the middle of an accumulation")
-        if self._position is None:
-            found["data"] = Exactness(exact=False, reason="the loop gets its data elsewhere")
-            return found
-        if self._unused:
-            found["data"] = Exactness(exact=False, reason="the loop was left with a batch that no step has used")
-            return {"augmentation": self._position.exactness()["augmentation"]} | found
-        parts = self._position.exactness()
-        return found | {"data": parts["order"], "augmentation": parts["augmentation"]}
 
     # The end
 
@@ -424,27 +398,3 @@ class Training:
         self._after.close()
         if self._position is not None:
             self._position.close()
-
-
-def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics as numbers; tensors and NumPy scalars are read here, when a checkpoint needs them."""
-    return {name: _number(name, value) for name, value in metrics.items()}
-
-
-def _number(name: str, value: Any) -> Any:
-    if not hasattr(value, "item"):
-        return value
-    try:
-        return value.item()
-    except (ValueError, RuntimeError) as error:
-        raise InvalidInput(f"log({name}=) wants one number, not {getattr(value, 'shape', value)}: {error}") from error
-
-
-def _tell_replay(replay: Replay) -> None:
-    logger.info("%s", replay)
-
-
-def _say_inexact(record: Record) -> None:
-    for side, exactness in record.exactness.items():
-        if not exactness.exact:
-            logger.warning("resuming %s is inexact in %s: %s", record.address, side, exactness.reason)

@@ -14,7 +14,7 @@ from holdfast.errors import Corrupt
 from holdfast.ids import Digest
 from holdfast.state import tensors
 from holdfast.state.proofs import Proofs
-from holdfast.trees import Manifest, Skeleton, Span, TensorSpec, segments
+from holdfast.trees import Manifest, Skeleton, Span, TensorSpec, segment_count, segments
 
 BUFFER_BYTES = 64 * 1024 * 1024
 """Most of what is on the way at one time into tensors that cannot be read into directly (one segment at least)."""
@@ -84,7 +84,7 @@ class Stored:
         starts, at = [], 0
         for spec in self.skeleton.tensors:
             starts.append(at)
-            at += sum(1 for _ in segments(spec))
+            at += segment_count(spec)
         if at != len(self.digests):
             raise Corrupt(f"the manifest has {len(self.digests)} segment digests, and the skeleton asks for {at}")
         return starts

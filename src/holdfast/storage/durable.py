@@ -5,6 +5,7 @@ In order, and each step for a reason:
 1. Folders are made, and their parents synced: a file in a folder whose own entry is lost is lost too.
 2. A temporary file in the same folder, its name beginning with ``.``, with the permissions that the umask
    gives. It is held by ``flock`` while its writer lives, so a sweeper knows a dead one by getting the lock.
+   Network filesystems may keep locks to one host, so the name says whose it is, and others leave it alone.
 3. The bytes, then a check of the length, then one sync. After a failed sync the file is thrown away: the
    kernel has marked its lost pages clean, and a second sync would lie.
 4. The name is given only if nothing has it: by a hard link, else by ``renameat2(RENAME_NOREPLACE)``, else by
@@ -25,9 +26,13 @@ import errno
 import fcntl
 import logging
 import os
+import platform
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
+
+from blake3 import blake3
 
 from holdfast.errors import ObjectExists, StorageUnavailable
 from holdfast.ids import nonce
@@ -127,7 +132,7 @@ class DurableWriter:
 
     def _open(self, folder: Path) -> Unfinished:
         for _ in range(_ATTEMPTS):
-            path = folder / f"{PREFIX}{nonce()}"
+            path = folder / f"{PREFIX}{_here()}-{nonce()}"
             unfinished = Unfinished(path=path, descriptor=self.files.create(path))
             if _hold(unfinished):
                 return unfinished
@@ -198,10 +203,29 @@ class DurableWriter:
             log.warning("closing %s: %s", unfinished.path, error)
 
 
+def made_here(path: Path) -> bool:
+    """Whether an unfinished file is of this kernel, or of this machine before it was started again."""
+    return any(one in path.name.split("-")[2:4] for one in _here().split("-"))
+
+
+@cache
+def _here() -> str:
+    """Which host and which boot of it, as digests: containers share a boot, and a host outlives it."""
+    facts = (platform.node() + _line("/etc/machine-id"), _line("/proc/sys/kernel/random/boot_id"))
+    return "-".join(blake3(fact.encode(errors="replace")).hexdigest()[:12] for fact in facts)
+
+
+def _line(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def sweep(files: Files, path: Path) -> int:
     """Remove an unfinished file if its writer is dead; returns the bytes freed.
 
-    Where locks are not to be had nothing is removed.
+    Where locks are not to be had nothing is removed. Only for files that are `made_here`.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)

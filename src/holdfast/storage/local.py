@@ -14,11 +14,13 @@ from pathlib import Path
 from holdfast.errors import InvalidName, ObjectMissing, StorageUnavailable
 from holdfast.ids import Buffer, ObjectName
 from holdfast.storage.direct import FileSink, FileSource
-from holdfast.storage.durable import PREFIX, DurableWriter, Publishing, sweep
+from holdfast.storage.durable import PREFIX, DurableWriter, Publishing, made_here, sweep
 from holdfast.storage.files import Files, reported, storage_error
 from holdfast.storage.protocol import Listed, Sink, Source
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 _CHUNK = 1 << 16
 
@@ -136,10 +138,18 @@ class LocalStorage:
             return FileSource(path)
 
     def sweep_unfinished(self) -> int:
-        """See `Storage.sweep_unfinished`. Without working locks nothing is removed."""
+        """See `Storage.sweep_unfinished`. Without working locks, and of what other hosts left, nothing is removed."""
         with reported("clean up", self._root):
             self._check_root()
-            return sum(sweep(self._files, path) for path in _unfinished(self._root))
+            found = list(_unfinished(self._root))
+            foreign = [path for path in found if not made_here(path)]
+            if foreign:
+                log.warning(
+                    "%d unfinished files in %s are of other hosts, whose locks cannot be seen here, %s among them; "
+                    "clean up there, or remove them when nobody writes",
+                    *(len(foreign), self._root, foreign[0]),
+                )
+            return sum(sweep(self._files, path) for path in found if path not in set(foreign))
 
     def _path(self, name: ObjectName) -> Path:
         return self._root / ObjectName(name)
@@ -186,6 +196,18 @@ def _make_root(root: Path, files: Files) -> None:
             log.debug("%s was made by somebody else meanwhile", path)
     for path in missing:
         files.sync_folder(path.parent)
+    if not missing:
+        _sync_entry(root, files)
+
+
+def _sync_entry(root: Path, files: Files) -> None:
+    """Somebody may have made the root a moment ago and not synced it; where one may not look, that is theirs to do."""
+    try:
+        files.sync_folder(root.parent)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        log.debug("the entry of %s was not synced: %s", root, error)
 
 
 def _is_name(text: str) -> bool:
