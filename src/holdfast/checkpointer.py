@@ -23,7 +23,6 @@ from holdfast.recovery.session import MODES, Plan, open_session
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.training import Training
 from holdfast.state.audit import audit
-from holdfast.state.boundary import OptimizerSteps
 from holdfast.state.loaders import open_position
 
 logger = logging.getLogger(__name__)
@@ -167,16 +166,18 @@ class Checkpointer:
                         break
                 else:
                     training.epoch_over()
-            training.complete(epochs is not None and position.epoch >= epochs)
+            training.end_loop(epochs is not None and position.epoch >= epochs)
 
     def steps(self, total_steps: int) -> Iterator[int]:
         """As `batches`, for loops that get their data elsewhere; the record says that it has no data position."""
         training = self._begin(total_steps)
+        training.begin_loop()
         with _Loop(self, training):
             while not training.ended():
                 training.enter()
                 yield training.step
                 training.leave(epoch_ended=False)
+            training.end_loop()
 
     def restore(self, reference: str | None = None, *, only: Iterable[str] | None = None) -> list[str]:
         """Restores now: the newest good checkpoint of the run, or the one that ``reference`` names.
@@ -184,7 +185,8 @@ class Checkpointer:
         Args:
             reference: such as ``gpt2@500`` or a tag; a record of this run opens a new timeline.
             only: names of ``state`` to restore; everything else is left, the step number and the random states too.
-                As the first call it takes the place of resuming: steps count from zero, with these parts.
+                As the first call of a new run it takes the place of resuming: steps count from zero, with these
+                parts. A run that has checkpoints resumes from them instead, so that a restart loses nothing.
 
         Returns:
             With ``only``: what of the checkpoint was not loaded. Otherwise empty.
@@ -216,8 +218,9 @@ class Checkpointer:
     def save(self, *, tag: str | None = None, reason: str = "asked for") -> Record | None:
         """A checkpoint now, whatever the policy; between steps there is one at most, so a second call gives the first.
 
-        Inside the loop, after the step has begun to change things, it is made when the step is complete: then None
-        comes back, and `last` is it. Durable when it returns a record.
+        Inside the loop, once the body has begun to change things (a step, a buffer, a value), it is made when the
+        step is complete: then None comes back, and `last` is it. Durable when it returns a record. After `break` it
+        is made by the next call, or when the block is left; not if that is by an exception.
 
         Raises:
             NameTaken: the tag exists; the checkpoint is made all the same.
@@ -230,7 +233,10 @@ class Checkpointer:
         """Metrics of the step at hand: they go into its record, and `best` looks at them.
 
         After the optimizer step they belong to the step just made; before it, to the state as it stands, which is the
-        checkpoint of the boundary before. Tensors are read when a checkpoint is made, not now.
+        checkpoint of the boundary before. Tensors of other devices are read when a checkpoint is made, not now.
+
+        Raises:
+            InvalidInput: something that is not one number.
         """
         self._opened(None).log(metrics)
 
@@ -264,6 +270,8 @@ class Checkpointer:
         if self._closed:
             return
         try:
+            if self._loop:
+                self._loop.leave()  # something still holds the generator, as a progress bar does
             if self._training and not self._broken:
                 self._training.finish()
         finally:
@@ -321,7 +329,6 @@ class Checkpointer:
                 plan=plan,
                 codec=self._codec,
                 stops=self._stops,
-                counter=OptimizerSteps(self._objects.values()),
                 accumulate=self._accumulate,
             )
             if resume:
@@ -354,20 +361,19 @@ class _Loop:
 
     def __enter__(self) -> None:
         self._owner._loop = self
+        self._training.looping = True
         self._owner._stops.__enter__()
-        self._training.counter.__enter__()
+        self._training.progress.counter.__enter__()
 
     def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        if self._owner._loop is not self:
-            return  # an exception left the block, and the generator is collected only now
-        self.leave()
-        if type_ is None or type_ is GeneratorExit:
-            self._training.left_early()
+        if self._owner._loop is self:  # else an exception left the block, and the generator is collected only now
+            self.leave()
 
     def leave(self) -> None:
-        """Hooks and handlers go."""
+        """Hooks and handlers go. What is to be saved is saved later, where errors reach somebody."""
         self._owner._loop = None
-        self._training.counter.__exit__(None, None, None)
+        self._training.looping = False
+        self._training.progress.counter.__exit__(None, None, None)
         self._owner._stops.__exit__(None, None, None)
 
 

@@ -55,7 +55,7 @@ class Owner(_Sealed, frozen=True, kw_only=True):
 
     host: str
     boot: str
-    """The kernel's boot id: another one means that every process of that host is gone."""
+    """The kernel's boot id: another one means that the host has rebooted, or is another of the same name."""
     pid: int
     started: str
     """Start time of the process in kernel ticks, so that a recycled pid is not taken for it."""

@@ -81,6 +81,8 @@ class Saver:
     run: Run
     codec: Codec = Codec.RAW
     parent: Record | None = None
+    distrusted: frozenset[str] = frozenset()
+    """Packs that are not reused."""
 
     def __post_init__(self) -> None:
         self.launch = begin_launch(self.run, deadline=0)
@@ -91,7 +93,7 @@ class Saver:
         parts = [(Lifetime.FROZEN, frozen or {}), (Lifetime.PARAMETER, tensors)]
         specs = [TensorSpec(k, "uint8", (len(v),), life) for life, part in parts for k, v in part.items()]
         bases = [self.parent.address] if self.parent else []
-        with begin_save(self.launch, 0, step, bases=bases) as attempt:
+        with begin_save(self.launch, 0, step, bases=bases, quarantined=self.distrusted) as attempt:
             digests = [*self._write(attempt, layout.SHARED_PACKS, parts[0][1])]
             digests += self._write(attempt, layout.private_packs(self.run.number), tensors)
             inline = b"".join(v for _, part in parts for v in part.values() if len(v) <= INLINE_BYTES)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.catalog import layout
-from holdfast.catalog.journal import LONGEST, JournalWriter, read_journal
+from holdfast.catalog.journal import LONGEST, Gap, JournalWriter, read_journal
 from holdfast.errors import InvalidName, StorageUnavailable, UnsupportedValue
 from holdfast.ids import RunNumber
 from holdfast.records import MarkKind
@@ -122,7 +122,7 @@ def test_a_missing_batch_is_said(store):
         writer.add("step", str(n))
         writer.flush()
     store.storage.delete([layout.journal(RUN, "a", 2)])
-    assert read_journal(store, RUN).missing == [layout.journal(RUN, "a", 2)]
+    assert read_journal(store, RUN).missing == [Gap("a", 2, 2)]
 
 
 def test_threads_may_share_a_writer(store):
@@ -167,3 +167,13 @@ def test_an_event_is_what_it_was_when_it_was_added(store):
         seen["hook"] = print
     (entry,) = read_journal(store, RUN).entries
     assert entry.event.data == {"seen": {"at": Path("/x"), "where": [1]}, "level": MarkKind.NOTE, "z": 1j}
+
+
+def test_missing_batches_are_told_in_stretches(store):
+    """One stray file with a large number must not cost a name for every number below it."""
+    with JournalWriter(store, RUN, "a") as writer:
+        writer.add("step", "1")
+    store.storage.create(layout.journal(RUN, "a", 10**15), b"x")
+    missing = read_journal(store, RUN).missing
+    assert missing == [Gap("a", 2, 10**15 - 1)]
+    assert str(missing[0]) == "batch 2 to 999999999999999 of a"

@@ -113,3 +113,16 @@ def test_a_record_that_a_sweep_has_announced_cannot_be_pinned(store, record):
     with pytest.raises(BeingDeleted):
         pin(store, record.address, by="user")
     assert not read_record_marks(store, record.address).pinned
+
+
+@pytest.mark.parametrize("clock", ["2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z", "2025-12-31T00:00:00Z"])
+def test_late_metrics_win_in_the_order_of_writing_whatever_the_clock_says(store, record, monkeypatch, clock):
+    """Measured in one second, or on hosts whose clocks disagree: a mark replaces all that its writer saw."""
+    monkeypatch.setattr("holdfast.catalog.marks.utc_now", lambda: "2026-01-01T00:00:00Z")
+    add_metrics(store, record.address, {"a": 1, "b": 2}, by="log")
+    add_metrics(store, record.address, {"c": 3}, by="log")
+    monkeypatch.setattr("holdfast.catalog.marks.utc_now", lambda: clock)
+    newest = add_metrics(store, record.address, {"a": 5}, by="log")
+    found = read_record_marks(store, record.address)
+    assert found.measurements() == [newest]
+    assert {"a": 5, "b": 2, "c": 3}.items() <= found.metrics(record).items()

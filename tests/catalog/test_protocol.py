@@ -14,8 +14,9 @@ from dataclasses import replace
 import pytest
 from holds_kit import World, load_all, play, reproducible, save, shuffled, two_switches
 
-from holdfast.catalog import holds, layout, readers, saves, sweeps, tags
+from holdfast.catalog import holds, layout, readers, saves, sweep_facts, sweeps, tags
 from holdfast.catalog.launches import Launch, begin_launch
+from holdfast.catalog.owners import Liveness
 from holdfast.catalog.saves import begin_save
 from holdfast.catalog.sources import read_sources
 from holdfast.catalog.sweeps import execute, plan_sweep
@@ -42,14 +43,14 @@ def saver(world: World, step: int, parts: list[bytes], *, number=1, launch=1, **
     return world.actor(f"saver {step}", lambda store: save(Launch(store.run(number), launch), step, parts, **options))
 
 
-def sweeper(world: World, *delete, number=1, seconds=0.0):
+def sweeper(world: World, *delete, number=1, seconds=0.0, host="here"):
     world.unwanted |= set(delete)
 
     def script(store):
         run = store.run(number) if number else None
         return execute(store, plan_sweep(store, run, delete), run=run, seconds=seconds)
 
-    return world.actor("sweeper", script)
+    return world.actor("sweeper", script, host)
 
 
 def launcher(world: World, *, deadline=0.05, number=1):
@@ -69,7 +70,7 @@ def tagger(world: World, address):
     return world.actor("tagger", script)
 
 
-def reader(world: World, address):
+def reader(world: World, address, host="here"):
     def script(store):
         with readers.reading(store, [address]):
             world.relied_on["reader"] = address
@@ -78,7 +79,7 @@ def reader(world: World, address):
             finally:
                 del world.relied_on["reader"]
 
-    return world.actor("reader", script)
+    return world.actor("reader", script, host)
 
 
 def forker(world: World, address):
@@ -144,6 +145,31 @@ def forking_from_what_is_deleted(world):
     sweeper(world, first)
 
 
+def resuming_in_another_run_what_is_deleted(world):
+    first, _ = begun(world, [A], [B])
+    begin_launch(world.plain.create_run("other"), deadline=0)
+    sweeper(world, first)
+
+    def script(store):
+        with readers.reading(store, [first]):
+            Launch(store.run(2), 1).record_start(0, first, "asked for by hand")
+        world.relied_on["start"] = first
+
+    world.actor("resumer", script)
+
+
+def deleting_the_base_of_a_save_on_a_machine_of_the_same_name(world):
+    first, _ = begun(world, [A, B], [C])
+    sweeper(world, first, host="namesake")
+    saver(world, 3, [A, D], bases=[first])
+
+
+def reading_on_a_machine_of_the_same_name_what_is_deleted(world):
+    first, _ = begun(world, [A], [B])
+    reader(world, first, host="namesake")
+    sweeper(world, first)
+
+
 def two_sweeps(world):
     first, second, _ = begun(world, [A], [A, B], [B, C])
     sweeper(world, first)
@@ -201,6 +227,9 @@ PAIRS = {
         tagging_what_is_deleted,
         reading_what_is_deleted,
         forking_from_what_is_deleted,
+        resuming_in_another_run_what_is_deleted,
+        deleting_the_base_of_a_save_on_a_machine_of_the_same_name,
+        reading_on_a_machine_of_the_same_name_what_is_deleted,
         two_sweeps,
         the_same_step_from_two_processes,
         gc_of_shared_packs_and_a_second_run,
@@ -323,6 +352,19 @@ def _sources_before_tombstones(patch):
     patch.setattr(saves, "_find_sources", lambda attempt, quarantined: found[attempt])
 
 
+def _no_look_at_other_runs_starts(patch):
+    patch.setattr(sweep_facts, "_starts", lambda store, run, newest: [])
+
+
+def _rebooted_is_dead(patch):
+    liveness = World.liveness
+    patch.setattr(World, "liveness", lambda world, owner: _as_dead(liveness(world, owner)))
+
+
+def _as_dead(found: Liveness) -> Liveness:
+    return Liveness.DEAD if found is Liveness.REBOOTED else found
+
+
 NONE = Tombstones(sweeps=(), damaged=())
 
 WITHOUT = {
@@ -339,6 +381,12 @@ WITHOUT = {
     "records before packs": (_packs_before_records, two_sweeps),
     "the check of a tagged record": (_no_check_of_the_tagged_record, tagging_what_is_deleted),
     "the check of a forked record": (_no_check_of_the_forked_record, forking_from_what_is_deleted),
+    "the starts of other runs": (_no_look_at_other_runs_starts, resuming_in_another_run_what_is_deleted),
+    "doubt about a reboot, a sweep": (
+        _rebooted_is_dead,
+        deleting_the_base_of_a_save_on_a_machine_of_the_same_name,
+    ),
+    "doubt about a reboot, a reader": (_rebooted_is_dead, reading_on_a_machine_of_the_same_name_what_is_deleted),
     "shared packs stay": (_shared_packs_taken_back, a_failing_save_and_a_second_run),
 }
 

@@ -15,8 +15,11 @@ from holds_kit import load_all
 
 from holdfast.catalog import layout
 from holdfast.catalog.launches import begin_launch
+from holdfast.catalog.locating import list_packs, pack_folders, read_footers
+from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.store import open_store
 from holdfast.catalog.sweeps import execute, plan_sweep
+from holdfast.packs.index import Footers
 
 SEED = 20_240_607
 
@@ -40,7 +43,8 @@ class Worker:
     def _read(self) -> None:
         for line in self._process.stdout:
             with self._changed:
-                self.lines.append(line.split())
+                if line.endswith("\n"):
+                    self.lines.append(line.split())
                 self._changed.notify_all()
 
     def await_lines(self, count: int) -> None:
@@ -101,12 +105,12 @@ def _is_clean(store, last: int) -> None:
     for folder in (layout.holds_folder(run.number), layout.SWEEPS):
         assert list(store.storage.list(folder)) == []
     assert run.published().aborted == []
-    packs = {name for record in run.records() for name in record.packs}
-    stored = [
-        one.name
-        for prefix in (layout.private_packs(run.number), layout.SHARED_PACKS)
-        for one in store.storage.list(prefix)
+    # A save that saw tombstones has written again what they listed: both copies stay with the record.
+    needed = {one for record in run.records() for one in read_manifest(run, record.manifest_digest).segment_digests()}
+    packs = [name for folder in pack_folders(run.number) for name in list_packs(store, folder)]
+    unneeded = [
+        one.name for one in read_footers(Footers(store.storage), packs).footers if needed.isdisjoint(one.digests())
     ]
-    assert set(stored) == packs
+    assert unneeded == []
     for record in run.records():
         load_all(store, record.address)

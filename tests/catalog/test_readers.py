@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from errno import EROFS
+
 import pytest
 
 from holdfast.catalog import layout
 from holdfast.catalog.holds import find_holds
 from holdfast.catalog.readers import reading
-from holdfast.errors import BeingDeleted, Missing, StorageError
+from holdfast.catalog.store import existing_store
+from holdfast.errors import BeingDeleted, Missing, StorageError, StorageReadOnly
 from holdfast.ids import Order, RecordAddress, RecordId
 from holdfast.records import Sweep
 from holdfast.seals import seal
@@ -76,3 +79,30 @@ def test_nothing_to_read_touches_nothing(store):
     before = list(store.storage.list(""))
     with reading(store, []):
         assert list(store.storage.list("")) == before
+
+
+class ReadOnly:
+    """A storage on read-only media."""
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def create(self, name, data):
+        raise StorageReadOnly("Read-only file system", errno=EROFS)
+
+
+def test_a_store_that_cannot_be_written_is_read_without_holds(train, caplog):
+    """An evaluation on a read-only mount, or with somebody else's permissions, loads all the same."""
+    caplog.set_level("INFO")
+    trainer = train()
+    record, gone = trainer.save(1), trainer.save(2)
+    trainer.run.store.storage.delete([gone.name])
+    store = existing_store(ReadOnly(trainer.run.store.storage))
+    with reading(store, [record.address]):
+        assert holds(trainer.run) == []
+    assert "is read without a hold" in caplog.text
+    with pytest.raises(Missing), reading(store, [gone.address]):
+        pass

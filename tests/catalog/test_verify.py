@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from holdfast.catalog import layout
-from holdfast.catalog.checking_trees import check_tree
+from holdfast.catalog.checking_trees import Trees, check_tree
 from holdfast.catalog.holds import save_hold_name
 from holdfast.catalog.journal import JournalWriter
+from holdfast.catalog.manifests import read_manifest, write_manifest
 from holdfast.catalog.marks import add_mark, pin
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.readers import reading
@@ -371,7 +373,6 @@ STRAY = (
     "catalog/runs/000/run.json",
     "catalog/runs/0001/run.json",
     "catalog/runs/0001/records/000001.000.000000000100-0123456789abcdef.json",
-    "data/runs/000/00000000000000000000000000000000.pack",
 )
 
 
@@ -381,10 +382,37 @@ def test_objects_with_names_that_holdfast_never_writes_are_unknown_and_no_proble
         store.storage.create(ObjectName(name), b"{}")
     found = verify(store)
     assert found.ok, found.problems
-    assert sorted(found.unknown) == sorted(name for name in STRAY if name.startswith("catalog/"))
+    assert sorted(found.unknown) == sorted(STRAY)
 
 
 def test_a_checkpoint_of_a_run_whose_own_object_is_damaged_can_be_verified(store, trained, damage):
     one, records = trained
     damage(store, layout.run_info(one.run.number))
     assert verify(store, reference=records[0].id, deep=True).ok
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_checkpoint_that_is_deleted_while_it_is_checked_is_gone_and_not_damaged(store, trained, monkeypatch, deep):
+    _, records = trained
+    last = records[-1]
+
+    def needs(trees, manifest):
+        store.storage.delete([last.name, *map(ObjectName, last.packs), manifest])
+        return Trees._known(trees, manifest, {})
+
+    monkeypatch.setattr(Trees, "needs", needs)
+    with pytest.raises(UnknownReference, match="was deleted meanwhile"):
+        verify(store, reference=str(last.id), deep=deep)
+
+
+def test_one_checkpoint_whose_manifest_contradicts_its_skeleton_is_hurt(store, saver):
+    """As the check of everything says, and as a load would."""
+    one = saver("gpt2-small")
+    good = one.save(1, {"w": bytes(3_000)})
+    tree = read_manifest(one.run, good.manifest_digest)
+    bad = write_manifest(one.run, tree.skeleton, tree.values, tree.inline + b"more", tree.segment_digests())
+    record = msgspec.structs.replace(good, step=2, manifest=str(bad))
+    create_once(store.storage, record.name, record)
+    for found in (verify(store), verify(store, reference="run-001@2")):
+        assert found.affected == (record.address,)
+        assert "contradict" in found.problems[0].what

@@ -11,11 +11,13 @@ from tiny_training import Stop, crash_at, digest_of, expected, launched, one_ste
 from torch.utils.data import DataLoader, TensorDataset
 
 import holdfast
-from holdfast import Checkpointer, best, every, latest
+from holdfast import Checkpointer, every, latest
 from holdfast.catalog.journal import read_journal
 from holdfast.catalog.marks import read_record_marks
 from holdfast.ids import RunNumber
 from holdfast.records import Kind
+from holdfast.recovery import training
+from holdfast.recovery.measuring import plain
 
 
 def test_a_training_with_checkpoints_is_the_training_without(tmp_path: Path) -> None:
@@ -242,16 +244,22 @@ def test_a_metric_of_an_unsaved_step_is_not_carried_into_the_next_record(tmp_pat
     assert all("loss" in record.metrics for record in records_of(tmp_path / "s"))
 
 
-def test_best_is_not_consulted_where_no_policy_watches(tmp_path: Path) -> None:
-    """Reading a tensor waits for the device: without ``best`` it is read only when a record is made."""
+def test_tensors_of_a_device_are_read_only_where_a_record_is_made(tmp_path: Path, monkeypatch) -> None:
+    """Reading a tensor waits for its device: without ``best`` no step does."""
+    reads = []
+    monkeypatch.setattr(training, "plain", lambda metrics: reads.append(metrics) or plain(metrics))
+    launched(tmp_path / "s", 4, then=lambda step, ckpt: ckpt.log(loss=1.0))
+    assert len(reads) == len(records_of(tmp_path / "s"))
 
-    class Costly:
-        reads = 0
 
-        def item(self) -> float:
-            Costly.reads += 1
-            return 1.0
+def test_what_is_logged_is_taken_at_once(tmp_path: Path) -> None:
+    """A sum that is set to zero in place must not be zero in the record; nor may its graph be kept alive."""
+    total = torch.zeros((), requires_grad=True) + 2
 
-    launched(tmp_path / "s", 4, then=lambda step, ckpt: ckpt.log(loss=Costly()))
-    assert Costly.reads == len(records_of(tmp_path / "s"))
-    assert best("loss").metric == "loss"
+    def then(step: int, ckpt: Checkpointer) -> None:
+        value = total.detach().clone()
+        ckpt.log(total=value)
+        value.zero_()
+
+    launched(tmp_path / "s", 2, then=then)
+    assert [record.metrics["total"] for record in records_of(tmp_path / "s")] == [2.0]

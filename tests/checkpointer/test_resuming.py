@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_training import Stop, crash_at, digest_of, expected, launched, records_of, steps_of, tiny
+from tiny_training import Stop, crash_at, digest_of, expected, launched, one_step, records_of, steps_of, tiny
 
 import holdfast
-from holdfast import Checkpointer, errors
+from holdfast import Checkpointer, errors, every, latest
 
 NO_JOB = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "WORLD_SIZE")
 
@@ -201,26 +201,56 @@ def test_restore_with_nothing_to_go_back_to_says_so(tmp_path: Path) -> None:
             ckpt.restore()
 
 
+def _tuned(store: Path, steps: int = 0) -> tuple[list[int], str]:
+    """A script that begins with the weights of another run, whatever was before; gives the steps that it made."""
+    model, optimizer = tiny(seed=99)
+    made = []
+    with Checkpointer(
+        store, run="tuned", state={"model": model, "optimizer": optimizer}, save=every(steps=2), keep=latest(1)
+    ) as ckpt:
+        assert ckpt.restore("toy@4", only=["model"]) == ([] if store_has(store, "tuned") else ["optimizer"])
+        if not steps:
+            assert not optimizer.state
+        for step in ckpt.steps(steps):
+            made.append(step)
+            one_step(model, optimizer)
+    return made, digest_of(model)
+
+
+def store_has(store: Path, name: str) -> bool:
+    """Whether a run has checkpoints."""
+    return any(
+        record
+        for run in holdfast.open(store).runs()
+        if run.name == name
+        for record in holdfast.open(store).run(run.number).records()
+    )
+
+
 def test_a_partial_restore_loads_what_was_named_and_says_what_it_left(store: Path) -> None:
-    """As the first call it does not resume: everything else is as the program made it."""
-    ckpt, model, optimizer = _another(store)
-    with ckpt:
-        assert ckpt.restore(only=["model"]) == ["optimizer"]
-        assert not optimizer.state
-        assert ckpt.step == 0
+    """As the first call of a new run it takes the place of resuming: everything else is as the program made it."""
+    made, digest = _tuned(store)
+    assert made == []
     there, whole, _ = _another(store)
     with there:
         there.restore("run-001@4")
-    assert digest_of(model) == digest_of(whole)
+    assert digest == digest_of(whole)
 
 
-def test_until_it_has_saved_a_partial_start_leaves_the_head_where_it_was(store: Path) -> None:
-    """Killed before its first save, the same script finds the same checkpoint; and a plain launch loses nothing."""
-    for _ in range(2):
-        ckpt, _, _ = _another(store)
-        with ckpt:
-            assert ckpt.restore(only=["model"]) == ["optimizer"]
-    assert launched(store, 9).steps[0] == 4
+def test_a_partial_start_that_is_run_again_goes_on_with_its_own_work(store: Path) -> None:
+    """I5: the script says the same at every start, and a restart must not begin from zero and delete the real work."""
+    assert _tuned(store)[0] == []  # killed before its first save
+    assert _tuned(store, 4)[0] == [0, 1, 2, 3]
+    assert _tuned(store, 8)[0] == [4, 5, 6, 7]
+
+
+def test_a_partial_restore_of_ones_own_run_resumes(store: Path) -> None:
+    ckpt, model, optimizer = _another(store)
+    with ckpt:
+        assert ckpt.restore(only=["model"]) == []
+        assert (ckpt.step, digest_of(model, optimizer)) == (4, expected()[4])
+        assert ckpt.restore("@2", only=["model"]) == ["optimizer"]
+        assert ckpt.step == 4
 
 
 def test_a_partial_restore_of_nothing_is_an_error(tmp_path: Path) -> None:

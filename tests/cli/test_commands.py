@@ -184,6 +184,19 @@ def test_a_tag_is_made_listed_and_removed(cli, place, records):
     assert len(cli(place, "tag", "--json").document["tags"]) == 1
 
 
+def test_a_damaged_tag_is_listed_with_what_to_do(cli, place, records):
+    cli(place, "tag", "run-001@2", "Release")
+    flip(place / "catalog/tags/release.json")
+    found = cli(place, "tag")
+    assert "baseline" in found.out
+    assert "damaged: catalog/tags/release.json" in found.out
+    assert "holdfast tag --delete release" in found.out.replace("\n", " ")
+    (damaged,) = cli(place, "tag", "--json").document["damaged"]
+    assert damaged["name"] == "catalog/tags/release.json"
+    assert cli(place, "tag", "--delete", "release").code == 0
+    assert cli(place, "tag", "--json").document["damaged"] == []
+
+
 def test_a_tag_does_not_move(cli, place):
     found = cli(place, "tag", "run-001@2", "baseline")
     assert found.code == 31

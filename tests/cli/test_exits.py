@@ -37,6 +37,7 @@ def spawn(*words: object, program: str = MAIN, **options) -> subprocess.Popen:
         ("show run-009@last", errors.UnknownReference, "run-003"),
         ("ls run-009", errors.UnknownReference, "run-003"),
         ("show a/b", errors.InvalidReference, "a/b"),
+        ("ls run-" + "9" * 5000, errors.InvalidReference, "1 to 400 characters"),
         ("fork baseline last", errors.InvalidName, "last"),
         ("tag baseline @x", errors.InvalidName, "@x"),
         ("tag baseline", errors.InvalidInput, "name"),

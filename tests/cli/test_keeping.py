@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
-from holds_kit import save
+from holds_kit import fill
 
 from holdfast.catalog import layout
 from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.marks import add_mark
+from holdfast.catalog.saves import begin_save
 from holdfast.catalog.store import open_store
 from holdfast.cli.keeping import retention
 from holdfast.ids import RunNumber
-from holdfast.records import MarkKind
+from holdfast.records import MarkKind, Target
 
 
 @pytest.fixture
@@ -21,8 +23,12 @@ def place(tmp_path):
     run = store.create_run("gpt")
     begin_launch(run, deadline=0, policies={"keep": "latest(1)"})
     launch = begin_launch(run, deadline=0, policies={"keep": "latest(100)"})
+    parent = None
     for step in range(1, 5):
-        add_mark(store, save(launch, step, [bytes([step]) * 100]).address, MarkKind.VERIFIED, by="test")
+        with begin_save(launch, 0, step) as attempt:
+            record = fill(attempt, step, [bytes([step]) * 100])
+            parent = attempt.publish(msgspec.structs.replace(record, parent=parent and Target.of(parent.address)))
+        add_mark(store, parent.address, MarkKind.VERIFIED, by="test")
     return tmp_path
 
 

@@ -256,7 +256,9 @@ class World:
         return actor
 
     def liveness(self, owner: Owner) -> Liveness:
-        """As all processes are on one host, unless they say otherwise."""
+        """As all processes are on one host, unless they say otherwise; a namesake of it has another boot id."""
+        if owner.host == "namesake":
+            return Liveness.REBOOTED
         if owner.host != "here":
             return Liveness.UNKNOWN
         mine = [actor for actor in self.actors if actor.owner == owner]

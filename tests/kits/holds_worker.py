@@ -21,7 +21,8 @@ FROZEN = [b"frozen" * 50]
 
 
 def say(*words: object) -> None:
-    print(*words, flush=True)
+    sys.stdout.write(f"{' '.join(map(str, words))}\n")  # at once, so that a kill leaves no half of a promise
+    sys.stdout.flush()
 
 
 def train(store, choice: random.Random) -> None:

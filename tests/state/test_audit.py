@@ -2,11 +2,14 @@
 
 import copy
 import random
+from unittest.mock import MagicMock
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader
 
 from holdfast.state import audit
 
@@ -103,3 +106,126 @@ def test_nothing_of_what_is_found_is_called():
             raise AssertionError("called")
 
     assert found({}, {"trap": Trap()}) == {"trap": True}
+
+
+class AttrDict(dict):
+    __getattr__ = dict.__getitem__
+
+
+class NotReady:
+    """A proxy of something that is made at first use, and cannot be made here."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("not initialised")
+
+    @property
+    def __class__(self):
+        raise RuntimeError("not initialised")
+
+
+class NoDict:
+    __slots__ = ()
+
+    @property
+    def __dict__(self):
+        raise RuntimeError("outside of a request")
+
+
+class Torn(nn.Module):
+    """Its __init__ has not come as far as Module's own."""
+
+    def __init__(self):
+        pass
+
+
+class Hostile(list):
+    def __iter__(self):
+        raise AssertionError("called")
+
+    __getitem__ = __len__ = __iter__
+
+
+class BadName:
+    def __repr__(self):
+        raise ValueError("no name")
+
+
+ODD = {
+    "a dictionary with attributes": lambda: AttrDict(lr=0.1),
+    "a lazy proxy": NotReady,
+    "no dictionary": NoDict,
+    "a torn module": Torn,
+    "a list that cannot be read": lambda: Hostile([1]),
+    "a key without a name": lambda: {BadName(): 1},
+    "a proxy in a list": lambda: [NotReady()],
+    "a dictionary with attributes in another": lambda: {"a": AttrDict()},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_whatever_stands_in_the_namespace_the_audit_does_not_raise(odd):
+    """The training of a program with lazy proxies must not end because somebody looked at them."""
+    model, optimizer, scheduler = setup()
+    namespace = {"odd": ODD[odd](), "scheduler": scheduler}
+    assert found({"model": model, "optimizer": optimizer}, namespace) == {"scheduler": True}
+
+
+def test_odd_things_that_are_captured_do_not_end_the_audit_either():
+    model, _, scheduler = setup()
+    assert found({"model": model, "odd": NotReady(), "torn": Torn()}, {"s": scheduler}) == {"s": True}
+
+
+def test_a_mock_has_no_state():
+    assert found({}, {"logger": MagicMock(), "trainer": [MagicMock(spec=nn.Linear(1, 1))]}) == {}
+
+
+def test_wrappers_around_captured_modules_are_no_finding():
+    model, optimizer, _ = setup()
+    namespace = {
+        "compiled": torch.compile(model, backend="eager"),
+        "parallel": nn.DataParallel(model),
+        "with_softmax": nn.Sequential(model, nn.Softmax(-1)),
+    }
+    objects = {"model": model, "optimizer": optimizer}
+    assert found(objects, namespace) == {}
+    assert found(objects, namespace | {"more": nn.Sequential(model, nn.Linear(2, 2))}) == {"more": True}
+
+
+def test_what_holds_constants_only_is_no_finding():
+    namespace = {
+        "criterion": nn.CrossEntropyLoss(weight=torch.ones(3)),
+        "scaler": torch.amp.GradScaler("cpu", enabled=False),
+        "secrets": random.SystemRandom(),
+    }
+    assert found({}, namespace) == {}
+
+
+def test_what_hangs_on_a_module_without_tensors_is_found_all_the_same():
+    noise = nn.Dropout()
+    noise.generator = torch.Generator()
+    assert found({}, {"noise": noise}) == {"noise.generator": True}
+
+
+def test_a_loss_of_the_user_with_a_moving_buffer_is_a_finding():
+    class Centred(nn.MSELoss):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("centre", torch.zeros(2))
+
+    assert found({}, {"criterion": Centred()}) == {"criterion": True}
+
+
+def test_the_generator_of_the_loader_is_captured_with_its_position():
+    model, optimizer, _ = setup()
+    generator, other = torch.Generator(), torch.Generator()
+    loader = DataLoader([1, 2, 3], shuffle=True, generator=generator)
+    objects = {"model": model, "optimizer": optimizer, "loader": loader}
+    assert found(objects, {"g": generator, "loader": loader, "other": other}) == {"other": True}
+
+
+def test_the_objects_of_an_earlier_checkpointer_are_its_own(tmp_path):
+    from holdfast import Checkpointer
+
+    model, optimizer, _ = setup()
+    with Checkpointer(tmp_path, run="earlier", state={"model": nn.Linear(2, 2)}) as earlier:
+        assert found({"model": model, "optimizer": optimizer}, {"earlier": earlier}) == {}

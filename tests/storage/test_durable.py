@@ -12,7 +12,7 @@ import pytest
 from holdfast.errors import ObjectExists, StorageError, StorageFull, StorageReadOnly, StorageUnavailable
 from holdfast.ids import ObjectName
 from holdfast.storage.blocks import aligned_buffer
-from holdfast.storage.durable import PREFIX, Publishing
+from holdfast.storage.durable import PREFIX, Publishing, unfinished_name
 from holdfast.storage.files import Files
 from holdfast.storage.local import LocalStorage
 from holdfast.testing.faults import CountedFiles, FailAt, HookedFiles, KillAt, Op, ShortWrites
@@ -295,7 +295,7 @@ def hold_open(root, ready, leave):
 def test_a_sweep_spares_the_writers_of_other_processes(processes, tmp_path):
     """The lock tells the living from the dead; no clock, no process numbers."""
     storage = LocalStorage(tmp_path)
-    (tmp_path / f"{PREFIX}dead").write_bytes(b"12345")
+    (tmp_path / unfinished_name()).write_bytes(b"12345")
     ready, leave = processes.Event(), processes.Event()
     process = processes.Process(target=hold_open, args=(str(tmp_path), ready, leave))
     process.start()
@@ -312,10 +312,30 @@ def test_a_sweep_counts_only_bytes_that_become_free(tmp_path):
     """A writer that died between the two names left a second name, not a second copy."""
     storage = LocalStorage(tmp_path)
     create(storage)
-    (tmp_path / f"{PREFIX}1").hardlink_to(tmp_path / NAME)
+    (tmp_path / unfinished_name()).hardlink_to(tmp_path / NAME)
     assert storage.sweep_unfinished() == 0
     assert unfinished(tmp_path) == []
     assert storage.read(NAME) == DATA
+
+
+def test_a_sweep_leaves_the_files_of_other_hosts(tmp_path, caplog):
+    """On NFS with local locks every file of another host looks like one of a dead writer."""
+    storage = LocalStorage(tmp_path)
+    foreign = [tmp_path / f"{PREFIX}{'0' * 12}-{'1' * 12}-00ff00ff00ff00ff", tmp_path / f"{PREFIX}00ff00ff00ff00ff"]
+    for path in foreign:
+        path.write_bytes(b"another host is writing this")
+    (tmp_path / unfinished_name()).write_bytes(b"12345")
+    assert storage.sweep_unfinished() == 5
+    assert sorted(unfinished(tmp_path)) == sorted(foreign)
+    assert "2 unfinished files" in caplog.text
+
+
+def test_a_sweep_knows_files_of_an_earlier_boot_and_of_another_container(tmp_path):
+    """A machine that was started again keeps its name; containers on one machine share the kernel that holds locks."""
+    host, boot = unfinished_name().removeprefix(PREFIX).split("-")[:2]
+    for name in (f"{PREFIX}{host}-{'0' * 12}-00ff00ff00ff00ff", f"{PREFIX}{'0' * 12}-{boot}-00ff00ff00ff00ff"):
+        (tmp_path / name).write_bytes(b"12345")
+    assert LocalStorage(tmp_path).sweep_unfinished() == 10
 
 
 class WaitsInWrite(HookedFiles):

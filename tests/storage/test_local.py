@@ -11,6 +11,8 @@ import pytest
 
 from holdfast.errors import ObjectExists, ObjectMissing, StorageFull, StorageReadOnly, StorageUnavailable
 from holdfast.ids import ObjectName
+from holdfast.storage.durable import unfinished_name
+from holdfast.storage.files import Files
 from holdfast.storage.local import LocalStorage
 from holdfast.testing.storage import pattern
 
@@ -153,7 +155,7 @@ def test_deleting_works_on_a_full_disk(small_disk):
 def test_a_read_only_disk_is_said(small_disk):
     storage = LocalStorage(small_disk)
     storage.create(A, b"x")
-    (small_disk / ".tmp-1").write_bytes(b"left over")
+    (small_disk / unfinished_name()).write_bytes(b"left over")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     storage = LocalStorage(small_disk, create=False)
     assert storage.read(A) == b"x"
@@ -202,3 +204,38 @@ def test_a_listing_goes_on_when_objects_vanish_under_it(tmp_path):
     assert next(listing).name == "a/1"
     shutil.rmtree(tmp_path / "b")
     assert [item.name for item in listing] == ["c/1"]
+
+
+class RecordsSyncs(Files):
+    """Notes which folders were synced, and refuses those in ``forbidden``."""
+
+    def __init__(self, forbidden=()):
+        self.synced, self.forbidden = [], forbidden
+
+    def sync_folder(self, path):
+        if path in self.forbidden:
+            raise OSError(errno.EACCES, "Permission denied")
+        self.synced.append(path)
+        super().sync_folder(path)
+
+
+def test_the_entry_of_a_root_that_somebody_else_made_is_durable_too(tmp_path):
+    """Whoever made the folder a moment ago may not have synced it, and everything below it hangs on that entry."""
+    files = RecordsSyncs()
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    LocalStorage(root, files)
+    assert files.synced == [tmp_path]
+
+
+def test_a_root_in_a_folder_that_may_not_be_read_can_be_used(tmp_path):
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    LocalStorage(root, RecordsSyncs(forbidden=[tmp_path])).create(A, b"x")
+    assert LocalStorage(root).read(A) == b"x"
+
+
+def test_a_store_that_is_only_read_syncs_nothing(tmp_path):
+    files = RecordsSyncs()
+    LocalStorage(tmp_path, files, create=False)
+    assert files.synced == []

@@ -35,7 +35,7 @@ def test_every_operation_of_files_can_be_hooked():
 
 def test_events_are_counted_without_their_data(tmp_path):
     files = CountedFiles()
-    LocalStorage(tmp_path, files).create(A, b"abc")
+    LocalStorage(tmp_path, files, create=False).create(A, b"abc")
     assert [event.op for event in files.seen] == ["create", "write", "sync", "link", "unlink", "sync_folder", "close"]
     assert (files.seen[1].length, files.seen[1].data) == (3, None)
     assert files.seen[3].target == tmp_path / A
@@ -44,7 +44,7 @@ def test_events_are_counted_without_their_data(tmp_path):
 @pytest.mark.parametrize(("after", "there"), [(False, False), (True, True)])
 def test_kills_come_before_or_after_the_event(tmp_path, after, there):
     if (pid := os.fork()) == 0:
-        LocalStorage(tmp_path, KillAt(4, after=after)).create(A, b"abc")
+        LocalStorage(tmp_path, KillAt(4, after=after), create=False).create(A, b"abc")
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     assert (tmp_path / A).exists() is there
@@ -83,7 +83,7 @@ def test_short_writes_say_how_short(tmp_path):
 
 def test_a_dropped_sync_does_not_reach_the_disk(tmp_path):
     inner = CountedFiles(ops=frozenset({Op.SYNC, Op.SYNC_FOLDER}))
-    LocalStorage(tmp_path, DropSync(inner, at=1)).create(A, b"abc")
+    LocalStorage(tmp_path, DropSync(inner, at=1), create=False).create(A, b"abc")
     assert [event.op for event in inner.seen] == [Op.SYNC_FOLDER]
 
 

@@ -58,7 +58,7 @@ class FoundHold:
 
     def __str__(self) -> str:
         owner = self.hold.owner if self.hold else None
-        who = f"process {owner.pid} on {owner.host}" if owner else "somebody unknown"
+        who = f"process {owner.pid} on {owner.host.partition('/')[0]}" if owner else "somebody unknown"
         return f"a reader ({who})" if self.publishes is None else f"the save of {self.publishes} ({who})"
 
 

@@ -52,7 +52,7 @@ class Tombstones:
             )
         for sweep in self.sweeps:
             if address.name in sweep.objects:
-                who = f"process {sweep.owner.pid} on {sweep.owner.host}"
+                who = f"process {sweep.owner.pid} on {sweep.owner.host.partition('/')[0]}"
                 raise BeingDeleted(
                     f"{address} is about to be deleted by sweep {sweep.id} ({who}); choose another record"
                 )

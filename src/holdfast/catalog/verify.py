@@ -20,7 +20,7 @@ from holdfast.catalog.grammar import Reference
 from holdfast.catalog.locating import Copies, locate, locate_in, pack_folders
 from holdfast.catalog.marks import read_record_marks
 from holdfast.catalog.references import resolve
-from holdfast.catalog.runs import read_record
+from holdfast.catalog.runs import Run, read_record
 from holdfast.catalog.store import Store
 from holdfast.errors import Damaged, Missing, UnknownReference, Unreadable
 from holdfast.ids import Digest, ObjectName, RecordAddress, RunNumber
@@ -99,7 +99,7 @@ def _verify_record(store: Store, record: Record, *, deep: bool, progress: Progre
 
 
 def _checked_record(store: Store, record: Record, *, deep: bool, progress: Progress) -> Report:
-    run, address = store.run(record.run), record.address
+    run, address = Run.by_number(store, record.run), record.address
     marks = read_record_marks(store, address)
     report = Report(problems=(), objects=3 + len(marks.marks), records=1, packs=0, bytes=0)
     problems = [problem_of(one.name, one.error) for one in marks.damaged]

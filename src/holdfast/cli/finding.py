@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from holdfast.catalog.references import named_run, resolve
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
 from holdfast.errors import Damaged, UnknownReference
 from holdfast.ids import RecordAddress, RunNumber
 from holdfast.records import Record
+
+_NUMBER = re.compile(r"run-(\d{1,9})")  # as in references; longer ones are none
 
 
 def opened(url: str) -> Store:
@@ -20,11 +24,13 @@ def find_run(store: Store, text: str | None) -> Run:
 
     Raises:
         UnknownReference: no such run; near misses are named.
+        InvalidReference: it is neither, nor a reference.
     """
     if text is None:
         return store.run(_newest(store))
-    if text.startswith("run-") and text[4:].isdecimal():
-        return store.run(int(text[4:]))
+    number = _NUMBER.fullmatch(text)
+    if number:
+        return store.run(int(number[1]))
     if store.named(text):
         return named_run(store, text)
     return store.run(resolve(store, text).run)

@@ -5,30 +5,27 @@ from __future__ import annotations
 import logging
 
 from holdfast.records import Exactness, Record
+from holdfast.recovery.progress import Progress
 from holdfast.state.loaders import LoaderPosition
 
 logger = logging.getLogger(__name__)
 
 
-def exactness_of(position: LoaderPosition | None, *, clean: bool, unused: bool) -> dict[str, Exactness]:
-    """The sides of a checkpoint.
-
-    Args:
-        position: of the loader, where there is one.
-        clean: whether it lies between two optimizer steps.
-        unused: whether a batch was drawn that no step has used.
-    """
+def exactness_of(position: LoaderPosition | None, progress: Progress) -> dict[str, Exactness]:
+    """The sides of a checkpoint that is made now; ``position`` is of the loader, where there is one."""
     found = {
         "rng": Exactness(exact=True, reason="all generators were captured at the boundary"),
         "topology": Exactness(exact=True, reason="one process"),
     }
-    if not clean:
+    if not progress.clean:
         found["gradients"] = Exactness(exact=False, reason="saved in the middle of an accumulation")
     if position is None:
         return found | {"data": Exactness(exact=False, reason="the loop gets its data elsewhere")}
     parts = position.exactness()
-    lost = Exactness(exact=False, reason="the loop was left with a batch that no step has used")
-    return found | {"data": lost if unused else parts["order"], "augmentation": parts["augmentation"]}
+    lost = Exactness(
+        exact=False, reason="the loop was left with a batch of which nobody can say that a step has used it"
+    )
+    return found | {"data": lost if progress.unused else parts["order"], "augmentation": parts["augmentation"]}
 
 
 def say_inexact(record: Record) -> None:

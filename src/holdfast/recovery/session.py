@@ -109,6 +109,10 @@ class Session:
             raise NothingToResume(f"{self.run.number} has no checkpoint yet, so there is nothing to restore")
         return record
 
+    def has_work(self) -> bool:
+        """Whether the run has checkpoints of its own, readable or not."""
+        return bool(self.run.records() or self.run.damaged())
+
     def named(self, reference: str) -> Record:
         """The record that a reference means; errors as in `holdfast.catalog.references.resolve`."""
         return resolve(self.store, reference, default_run=self.run.number)

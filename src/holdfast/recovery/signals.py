@@ -11,13 +11,16 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from holdfast.state.loaders_shield import SIGNALS
+
 logger = logging.getLogger(__name__)
 
-WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+WATCHED = SIGNALS
 
 
 _loops: list[StopRequests] = []
@@ -35,6 +38,7 @@ class StopRequests:
 
     def __init__(self) -> None:
         self._asked: str | None = None
+        self._asked_at = 0.0
 
     @property
     def asked(self) -> str | None:
@@ -43,7 +47,11 @@ class StopRequests:
 
     def ask(self, name: str) -> None:
         """The signal ``name`` has come."""
-        self._asked = name
+        self._asked, self._asked_at = name, time.monotonic()
+
+    def waited(self, seconds: float) -> bool:
+        """Whether somebody has asked, at least so many seconds ago."""
+        return self._asked is not None and time.monotonic() - self._asked_at >= seconds
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
@@ -52,6 +60,8 @@ class StopRequests:
         if not _loops:
             _earlier.update({number: signal.signal(number, _handler) for number in WATCHED})
         _loops.append(self)
+        if self._asked == signal.SIGINT.name:
+            self._asked = None  # whoever pressed Ctrl-C and then runs another loop wants it to run
         return self
 
     def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:

@@ -1,9 +1,9 @@
 """Where the training stands: which step, whether between steps, what was logged, and which save is due.
 
-A *boundary* lies between two optimizer steps. The loop enters its body at a
-boundary and leaves it at the next one, or in the middle of an accumulation.
+A *boundary* lies between two optimizer steps (`holdfast.recovery.progress`).
 Saves are made at boundaries only: between two iterations, or in the body
-before anything has changed.
+before anything has changed. Random states and the position in the data are
+those from before the next batch is drawn.
 """
 
 from __future__ import annotations
@@ -15,13 +15,7 @@ from typing import Any
 
 from holdfast.catalog.marks import add_mark, read_record_marks
 from holdfast.catalog.tags import create_tag
-from holdfast.errors import (
-    BeingDeleted,
-    Damaged,
-    SaveFailed,
-    StateMismatch,
-    StorageError,
-)
+from holdfast.errors import BeingDeleted, Damaged, SaveFailed, StateMismatch, StorageError
 from holdfast.ids import TagName
 from holdfast.packs.codec import Codec
 from holdfast.policy import Best, SaveFacts
@@ -29,20 +23,21 @@ from holdfast.records import Kind, MarkKind, Record
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.exactness import exactness_of, say_inexact
 from holdfast.recovery.loading import Loaded, load
-from holdfast.recovery.measuring import plain
+from holdfast.recovery.measuring import plain, taken
+from holdfast.recovery.progress import Progress
 from holdfast.recovery.readback import quarantined_packs
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.whole import Whole
 from holdfast.saver import InlineSaver, SaveRequest
 from holdfast.state import rng
-from holdfast.state.boundary import BufferChanges, OptimizerSteps
+from holdfast.state.gradients import clear_gradients
 from holdfast.state.loaders import LoaderPosition
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 1000
-"""Batches without an optimizer step after which a due save is made all the same, and a missing step is warned of."""
+STOP_SECONDS = 10.0
+"""How long a request to stop waits for the step at hand; then the checkpoint is made in the middle of it."""
 
 
 class Training:
@@ -58,35 +53,38 @@ class Training:
         plan: Plan,
         codec: Codec,
         stops: StopRequests,
-        counter: OptimizerSteps,
         accumulate: int | None,
     ) -> None:
         self.total: int | None = plan.total
-        self.counter = counter
         self.torn = False
+        self.looping = False
+        """Whether a loop is being iterated, as far as this side can see."""
         self.last: Record | None = None
         self._unsound: Record | None = None
-        self._session, self._plan, self._stops, self._accumulate = session, plan, stops, accumulate
+        self._session, self._plan, self._stops = session, plan, stops
         self._whole = Whole(objects=objects, values=values, files=files)
         self._saver = InlineSaver(session.launch, codec=codec)
         self._saver.distrust(quarantined_packs(session.store))
         self._after = Afterwards(session, plan.keep)
-        self._buffers = BufferChanges(objects.values())
+        self.progress = Progress(objects.values(), values, accumulate)
         self._position: LoaderPosition | None = None
         self._data: dict[str, Any] | None = None
         self._begin_at(0)
 
     def _begin_at(self, step: int) -> None:
-        self.step = step
-        self._clean, self._in_body, self._reached, self._unused = True, False, False, False
+        self.progress.begin_at(step)
+        self._reached = self._epoch_ended = self._stopped = False
         self._untouched = True
-        self._buffers.look()
-        self._idle = 0
         self._metrics: dict[str, Any] = {}  # of the boundary
         self._coming: dict[str, Any] = {}  # of the step at hand
         self._asked: list[tuple[TagName | None, str]] = []
         self._rng: Any = None
         self._saved_step, self._saved_at, self._saved_epochs = step, time.monotonic(), 0
+
+    @property
+    def step(self) -> int:
+        """Completed optimizer steps."""
+        return self.progress.step
 
     # Resuming
 
@@ -100,7 +98,6 @@ class Training:
         record = self._session.resume(self._load)
         if record is None:
             self._whole.check()
-            self._rng = rng.capture()
 
     def rewind(self) -> None:
         """Restores the newest checkpoint of this line again, as a new timeline.
@@ -108,20 +105,29 @@ class Training:
         Raises:
             NothingToResume: this launch began from zero and has saved nothing yet.
         """
+        self.settle()
         self._session.resume(self._load, (self.last or self._session.newest()).address)
 
     def restore_from(self, reference: str) -> None:
         """Restores a named checkpoint."""
+        self.settle()
         asked = self._session.named(reference).address
         self._session.resume(self._load, asked, asked)
 
     def restore_parts(self, reference: str | None, only: tuple[str, ...]) -> list[str]:
-        """Restores parts of a checkpoint and nothing else, no step number either; returns what was not loaded."""
+        """Restores parts of a checkpoint and nothing else, no step number either; returns what was not loaded.
+
+        A run that has work of its own goes on with that: what its first launch began with, it has learned from since.
+        """
         record = self._session.named(reference) if reference else (self.last or self._session.newest())
+        if self.unbegun and self._session.has_work():
+            self.resume()
+            if reference is None or record.run != self._session.run.number:
+                logger.info("%s goes on from its own work, not from %s", self._session.run.number, record.address)
+                return []
         not_loaded = self._read(record, only).not_loaded
-        if self._session.timeline < 0:
+        if self.unbegun:
             self._session.begin_with_parts(record, only)
-            self._rng = rng.capture()
         return not_loaded
 
     def _read(self, record: Record, only: tuple[str, ...] | None = None) -> Loaded:
@@ -136,127 +142,117 @@ class Training:
 
     def _load(self, record: Record) -> None:
         loaded = self._read(record)
+        # Gradients of the state that was left, NaN perhaps, would be added to those of the first batch.
+        clear_gradients(self._whole.objects.values())
         self._begin_at(record.step)
         self._rng, self._data = loaded.rng, loaded.data
         self._saved_epochs = int((loaded.data or {}).get("epoch", 0))
         self.last = record
         self._after.resumed(record)
         if self._position is not None:
-            self._find_position()
-        rng.restore(self._rng)
+            self._find(self._position)
+        for note in rng.restore(loaded.rng or rng.capture()):
+            logger.warning("resuming %s: %s", record.address, note)
         say_inexact(record)
-
-    def attach_loader(self, position: LoaderPosition) -> LoaderPosition:
-        """Takes over the loader of the loop, at its place: that of the checkpoint, or where an earlier loop left it."""
-        known, self._position = self._position, position
-        if known is not None and known.loader is position.loader:
-            self._position = known
-        elif self._untouched:
-            self._find_position()
-        if self._untouched:
-            # The user's code between the restore and the loop may have drawn numbers.
-            rng.restore(self._rng)
-        return self._position
-
-    def _find_position(self) -> None:
-        if self._position is not None and self._data is not None:
-            self._position.load(self._data)
-            with self._whole.generators_kept():
-                self._position.replay(lambda replay: logger.info("%s", replay))
-            self._saved_epochs = self._epochs(self._position.batch == self._position.length)
 
     # The loop
 
+    def attach_loader(self, position: LoaderPosition) -> LoaderPosition:
+        """Takes over the loader of the loop, at its place: that of the checkpoint, or where an earlier loop left it."""
+        self.settle()
+        if self._position is not None and self._position.loader is position.loader:
+            position = self._position
+        elif self._untouched and not self.ended():
+            self._find(position)
+        self._position = position
+        self.begin_loop()
+        return position
+
+    def begin_loop(self) -> None:
+        """The next batch is drawn from here on."""
+        self.settle()
+        if self._untouched and self._rng is not None:
+            # The user's code between the restore and the loop may have drawn numbers.
+            rng.restore(self._rng)
+        else:
+            self._rng = rng.capture()
+        if self._stops.asked:
+            logger.warning("%s has asked to stop, so the loop ends at once", self._stops.asked)
+
+    def _find(self, position: LoaderPosition) -> None:
+        if self._data is not None:
+            position.load(self._data)
+            with self._whole.generators_kept():
+                position.replay(lambda replay: logger.info("%s", replay))
+            self._saved_epochs = position.epoch + (position.batch == position.length)
+
     def ended(self) -> bool:
-        """Whether the total is reached, or a signal has asked to stop at this boundary."""
-        return (self.total is not None and self.step >= self.total) or (self._stops.asked is not None and self._clean)
+        """Whether the total is reached, or a signal has asked to stop and this is the place to."""
+        stop = self._stops.asked is not None and (self.progress.clean or self._stopped)
+        return stop or (self.total is not None and self.step >= self.total)
 
     def enter(self) -> None:
         """The body begins."""
-        self._in_body, self._unused, self._untouched = True, False, False
-        if self._clean:
-            self._rng = rng.capture()
-            self._buffers.note()
-        self.counter.reset()
+        self._untouched = self._epoch_ended = False
+        self.progress.enter()
 
     def leave(self, *, epoch_ended: bool) -> None:
         """The body has ended: count, save what is due, and notice a request to stop."""
-        self._settle()
-        if self._clean or self._overdue():
+        if self.progress.leave():
+            self._metrics, self._coming = self._coming, {}
+        if self.progress.clean or self.progress.overdue or self._stops.waited(STOP_SECONDS):
             self._boundary(epoch_ended)
 
     def epoch_over(self) -> None:
         """The loader has come to its end; only where it does not know its length is this news."""
         position = self._position
-        if position is not None and position.length is None and self._clean:
+        if position is not None and position.length is None and self.progress.clean:
             self._boundary(epoch_ended=True)
 
-    def left_early(self) -> None:
-        """The loop was left by `break`, or has ended."""
-        if self._in_body:
-            self._settle_break()
+    def end_loop(self, reached: bool = False) -> None:
+        """The loop has come to its end by itself: a request to stop that came after the last body is served."""
+        self._reached = self._reached or reached
+        if self._stops.asked and self.progress.clean and not self._last_is_here():
+            self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
+
+    def settle(self) -> None:
+        """If the body was left by `break`: counts its step if it was made, and makes the saves that waited for it.
+
+        Not while the generator closes: nobody would see an error there, and an exception may be on its way.
+        """
+        if self.looping:
+            return
+        if self.progress.left(told=self._told):
+            self._metrics, self._coming = self._coming, {}
         self._save_asked()
 
-    def _settle_break(self) -> None:
-        """After `break` the batch counts if the step was made; else the boundary before still stands."""
-        if self._stepped():
-            self._settle()
-            self._rng = rng.capture()
-        elif not self._at_boundary():
-            # The state has moved on, or nobody can say where the loader was: what is saved now is not exact.
-            self._in_body, self._unused = False, True
-
-    def complete(self, reached: bool) -> None:
-        """Notes that the last epoch is over."""
-        self._reached = self._reached or reached
-
-    def _settle(self) -> None:
-        self._in_body = False
-        self._clean = self._stepped()
-        self._idle = 0 if self._clean else self._idle + 1
-        self.step += self._clean
-        if self._clean:
-            self._metrics, self._coming = self._coming, {}
-        if self._idle == PATIENCE:
-            logger.warning(
-                "no optimizer step in %d batches; if steps are made where no hook can see them "
-                "(a foreign optimizer, a CUDA graph), give accumulate=",
-                PATIENCE,
-            )
-
-    def _stepped(self) -> bool:
-        if self._accumulate is not None:
-            return (self._idle + 1) % self._accumulate == 0
-        return self.counter.taken > 0 or not self.counter.sees
-
-    def _overdue(self) -> bool:
-        return self._idle >= PATIENCE and self._idle % PATIENCE == 0
-
     def _boundary(self, epoch_ended: bool) -> None:
-        self._rng = None
-        saved = self.last
-        reason = self._due(self._metrics, epoch_ended)
+        self._rng = rng.capture()
+        self._epoch_ended = epoch_ended
+        reason = self._due(self._metrics)
         if self._stops.asked:
             self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
+            self._stopped = True
         elif reason:
             self._save(self._kind(reason), reason)
         self._save_asked()
-        if self.last is not saved:
-            self._saved_epochs = self._epochs(epoch_ended)
 
-    def _epochs(self, epoch_ended: bool) -> int:
-        """Epochs completed at this boundary."""
-        return 0 if self._position is None else self._position.epoch + epoch_ended
+    @property
+    def _epoch(self) -> int:
+        """The epoch, from 0, that the boundary lies in: a loader without a length is in the next one at its end."""
+        position = self._position
+        if position is None:
+            return 0
+        return position.epoch - (self._epoch_ended and position.length is None)
 
-    def _due(self, metrics: Mapping[str, Any], epoch_ended: bool) -> str | None:
-        epoch = 0 if self._position is None else self._position.epoch
+    def _due(self, metrics: Mapping[str, Any]) -> str | None:
         facts = SaveFacts(
             step=self.step,
             steps_since_save=self.step - self._saved_step,
             seconds_since_save=time.monotonic() - self._saved_at,
-            epoch=epoch,
-            epoch_ended=epoch_ended,
-            epochs_since_save=self._epochs(epoch_ended) - self._saved_epochs,
+            epoch=self._epoch,
+            epoch_ended=self._epoch_ended,
+            epochs_since_save=self._epoch + self._epoch_ended - self._saved_epochs,
             metrics=plain(metrics) if self._after.watches(self._plan.save) else {},
             saved=self._after.saved_metrics(self._plan.save),
         )
@@ -269,21 +265,29 @@ class Training:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """See `Checkpointer.log`."""
-        if not self._before_step():
-            self._coming |= metrics
+        self.settle()
+        found = taken(metrics)
+        if not self.progress.before_step:
+            self._coming |= found
         elif self._last_is_here() and self.last is not None:
-            self._after.log(self.last, plain(metrics))
+            self._after.log(self.last, plain(found))
         else:
-            self._metrics |= metrics
-            best = any(isinstance(part, Best) and part.metric in metrics for part in self._plan.save.parts)
-            reason = self._due(self._metrics, epoch_ended=False) if best and self._at_boundary() else None
-            if reason:
-                self._save(self._kind(reason), reason)
+            self._metrics |= found
+            self._save_best(found)
+
+    def _save_best(self, logged: Mapping[str, Any]) -> None:
+        watched = any(isinstance(part, Best) and part.metric in logged for part in self._plan.save.parts)
+        reason = self._due(self._metrics) if watched else None
+        if reason and self._at_boundary():
+            self._save(self._kind(reason), reason)
+        elif reason:
+            logger.warning("%s at step %d, but the body has gone on: log it before the forward pass", reason, self.step)
 
     def save_asked(self, tag: TagName | None, reason: str) -> Record | None:
         """See `Checkpointer.save`."""
+        self.settle()
         self._asked.append((tag, reason))
-        if self._in_body and not self._at_boundary():
+        if self.progress.in_body and not self._at_boundary():
             return None
         self._save_asked()
         return self.last
@@ -296,17 +300,13 @@ class Training:
                 create_tag(self._session.store, tag, record.address)
 
     def _at_boundary(self) -> bool:
-        """Whether the state is that of the last boundary: no step was made in the body, and none is half made."""
-        if not self._in_body:
-            return self._clean
-        told = self._position is None or self._position.before() is not None
-        return told and self._before_step() and not self._buffers.any
+        """Whether a checkpoint of the boundary can be made now: the state is its, and the position can be told."""
+        return self.progress.untouched and (self._told or not self.progress.in_body)
 
-    def _before_step(self) -> bool:
-        return self._clean and not (self._in_body and self._stepped_in_body())
-
-    def _stepped_in_body(self) -> bool:
-        return self.counter.taken > 0 or not self.counter.sees
+    @property
+    def _told(self) -> bool:
+        """Whether the loader can say where it was before it gave the batch at hand."""
+        return self._position is None or self._position.before() is not None
 
     def _last_is_here(self) -> bool:
         last, session = self.last, self._session
@@ -319,11 +319,13 @@ class Training:
         if self._last_is_here() and self.last is not None:
             return self.last
         data = self._data_state()
-        snapshot = self._whole.snapshot(rng=self._rng or rng.capture(), data=data)
-        record = self._saver.save(snapshot, self._request(kind, reason, data))
+        # What happens outside of a loop, an evaluation perhaps, goes on from there; inside, the boundary counts.
+        at_boundary = self._rng if self.looping or self.progress.in_body else None
+        snapshot = self._whole.snapshot(rng=at_boundary or rng.capture(), data=data)
+        record = self._saver.save(snapshot, self._request(kind, reason))
         self._session.parent, self.last = record.address, record
         self._saved_step, self._saved_at = self.step, time.monotonic()
-        self._saved_epochs = 0 if data is None else int(data["epoch"])
+        self._saved_epochs = self._epoch + self._epoch_ended
         logger.info("saved %s: %s, %.2f s", record.address, reason, record.timing.stall)
         self._afterwards(record)
         return record
@@ -338,17 +340,17 @@ class Training:
             # Somebody may also have deleted it meanwhile, which is no reason to end a training.
             logger.warning("after the save of %s: %s", record.address, error)
 
-    def _request(self, kind: Kind, reason: str, data: dict[str, Any] | None) -> SaveRequest:
+    def _request(self, kind: Kind, reason: str) -> SaveRequest:
         session = self._session
         return SaveRequest(
             timeline=session.timeline,
             step=self.step,
-            epoch=None if data is None else int(data["epoch"]),
+            epoch=None if self._position is None else self._epoch,
             parent=session.parent,
             kind=kind,
             reason=reason,
             metrics=plain(self._metrics),
-            exactness=exactness_of(self._position, clean=self._clean, unused=self._unused),
+            exactness=exactness_of(self._position, self.progress),
             environment=session.environment,
             config_digest=session.config_digest,
         )
@@ -357,7 +359,7 @@ class Training:
         """The loader's position at the boundary: in the body, the batch at hand is not used up yet."""
         if self._position is None:
             return self._data
-        return self._position.before() if self._in_body else self._position.state()
+        return self._position.before() if self.progress.in_body else self._position.state()
 
     # The end
 
@@ -367,6 +369,7 @@ class Training:
         Raises:
             SaveFailed: the last checkpoint was damaged when it was read back, and no later save wrote it again.
         """
+        self.settle()
         self._save_final()
         if self._unsound is not None:
             raise SaveFailed(
@@ -389,8 +392,10 @@ class Training:
 
     def interrupted(self, error: BaseException | None) -> None:
         """The block was left by an exception: nothing is saved, and it is said what stands."""
+        self.progress.left(told=self._told)
         stands = f"the last checkpoint is {self.last.address}" if self.last else "there is no checkpoint yet"
-        logger.warning("the training ended with %s at step %d; %s", type(error).__name__, self.step, stands)
+        dropped = f"; a save that was asked for ({self._asked[0][1]}) was not made" if self._asked else ""
+        logger.warning("the training ended with %s at step %d; %s%s", type(error).__name__, self.step, stands, dropped)
         self._after.note("failed", f"{type(error).__name__} at step {self.step}")
 
     def close(self) -> None:

@@ -2,21 +2,31 @@
 
 Looks at a namespace that the caller passes in (the variables of the training
 script) and at the attributes of the captured objects, and at nothing else. It
-calls no method of what it finds.
+judges things by their class and asks them nothing: lazy proxies, mocks and
+dictionaries with attributes answer in their own ways, or raise. What cannot be
+looked at is passed over; an audit never ends a training.
 """
 
 from __future__ import annotations
 
+import logging
+import random
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
 from torch.optim import Optimizer
 
+from holdfast.state import loaders_samplers as samplers
 from holdfast.state.modules import unwrapped
-from holdfast.state.objects import stateful
 from holdfast.state.values_torch import GENERATORS
+
+logger = logging.getLogger(__name__)
 
 _DEPTH = 2
 # Attributes of attributes: a trainer object that holds the average is seen, a whole framework is not searched.
@@ -43,78 +53,119 @@ class Finding:
 
 
 def audit(objects: Mapping[str, object], namespace: Mapping[str, object] | None = None) -> list[Finding]:
-    """State that is not captured, given what is (``objects``) and what there is (``namespace``); changes nothing."""
-    search = _Search(_covered(objects))
+    """State that is not captured, given what is (``objects``) and what there is (``namespace``); changes nothing.
+
+    Never raises: what resists being looked at is no finding.
+    """
+    search = _Search(objects)
     for name, value in (namespace or {}).items():
         search.look(name, value, _DEPTH)
     for name, value in objects.items():
         search.inside(name, value, _DEPTH)
-    return [*search.findings, *_optimizer_findings(objects)]
+    with _guarded("the optimizers"):
+        search.findings += _optimizer_findings(objects)
+    return search.findings
+
+
+@contextmanager
+def _guarded(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Whatever it is, it is somebody else's, and the training matters more.
+        logger.debug("the audit passes over %s: %s", what, type(error).__name__)
 
 
 class _Search:
-    def __init__(self, covered: set[int]) -> None:
-        self._seen = set(covered)
+    def __init__(self, objects: Mapping[str, object]) -> None:
+        self._seen: set[int] = set()
+        self._captured: set[int] = set()
         # Identities are unique only as long as the objects live.
         self._alive: list[object] = []
         self.findings: list[Finding] = []
+        for name, value in objects.items():
+            with _guarded(name):
+                self._captured |= {id(tensor) for tensor in _state_tensors(value)}
+            with _guarded(name):
+                self._seen |= _covered(value)
 
     def look(self, name: str, value: object, depth: int) -> None:
-        if id(value) in self._seen or isinstance(value, type) or len(self._alive) >= _LIMIT:
+        if id(value) in self._seen or _is(value, type) or len(self._alive) >= _LIMIT:
             return
         self._seen.add(id(value))
         self._alive.append(value)
-        if found := _finding(name, value):
-            self.findings.append(found)
-        elif depth:
-            self.inside(name, value, depth)
+        with _guarded(name):
+            if any(cls.__module__ == "holdfast.checkpointer" for cls in type(value).__mro__):
+                return  # the objects of an earlier one are its own
+            if not self._is_known(value) and (found := _finding(name, value)):
+                self.findings.append(found)
+            elif depth:
+                self.inside(name, value, depth)
 
     def inside(self, name: str, value: object, depth: int) -> None:
-        for key, item in _contents(name, value):
-            self.look(key, item, depth - 1)
+        with _guarded(name):
+            for key, item in _contents(name, value):
+                self.look(key, item, depth - 1)
+
+    def _is_known(self, value: object) -> bool:
+        """Whether it is a wrapper around captured modules, which adds no tensor of its own."""
+        return _is(value, nn.Module) and {id(tensor) for tensor in _state_tensors(value)} <= self._captured
 
 
-def _covered(objects: Mapping[str, object]) -> set[int]:
-    """Identities of everything that is captured, directly or as a part of something captured."""
-    covered = {id(value) for value in objects.values()}
-    for value in objects.values():
-        if isinstance(value, nn.Module):
-            covered |= {id(part) for part in value.modules()} | {id(part) for part in unwrapped(value).modules()}
-        covered |= {id(part) for part in vars(value).values()} if isinstance(value, Optimizer) else set()
-        # A wrapper that saves for what it wraps (an accelerated optimizer) names it like this.
-        covered |= {id(inner) for key in ("optimizer", "scheduler") if stateful(inner := _attribute(value, key))}
-        covered |= {id(inner) for key in ("schedulers", "_schedulers") for inner in _list(_attribute(value, key))}
-    return covered
+def _covered(value: object) -> set[int]:
+    """Identities of what is captured with a captured object: itself, and its parts."""
+    covered = {id(value)}
+    if _is(value, nn.Module):
+        covered |= {id(part) for module in (value, unwrapped(value)) for part in module.modules()}  # type: ignore[attr-defined,arg-type]
+    if _is(value, Optimizer):
+        covered |= {id(part) for part in _attributes(value).values()}
+    # A wrapper that saves for what it wraps (an accelerated optimizer) names it like this.
+    attributes = _attributes(value)
+    covered |= {id(inner) for key in ("optimizer", "scheduler") if _stateful(inner := attributes.get(key))}
+    covered |= {id(inner) for key in ("schedulers", "_schedulers") for inner in _items(attributes.get(key))}
+    # The position in a loader comes with the generators of the loader and of its samplers.
+    owners = [value, *samplers.chain(value).values()] if _is(value, torch.utils.data.DataLoader) else []
+    return covered | {id(one) for owner in owners for one in samplers.generators(owner).values()}
 
 
 def _finding(name: str, value: object) -> Finding | None:
     what = type(value).__name__
-    if isinstance(value, nn.Module):
-        if not any(True for _ in value.parameters()) and not any(True for _ in value.buffers()):
+    if _is(value, nn.Module):
+        if not _state_tensors(value) or _constant(value):
             return None
         return Finding(name=name, what=what, why=f"is a module that is not captured; add it to the state as {name!r}")
-    if isinstance(value, GENERATORS):
+    if _is(value, GENERATORS):
+        if _is(value, random.SystemRandom):
+            return None
         return Finding(name=name, what=what, why="draws random numbers and is not captured; add it to the state")
-    if stateful(value):
+    if _stateful(value) and not _constant(value):
         return Finding(name=name, what=what, why="has a state_dict() and is not captured; add it to the state")
     return None
 
 
+def _constant(value: object) -> bool:
+    """Whether what it holds was given to it and never changes: the weights of a loss, a scaler that is switched off."""
+    if _is(value, _Loss) and type(value).__module__.startswith("torch."):
+        return not any(True for _ in value.parameters())  # type: ignore[attr-defined]
+    return type(value).__name__ == "GradScaler" and _attributes(value).get("_enabled") is False
+
+
 def _contents(name: str, value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping) and type(value).__module__ in ("builtins", "collections"):
-        yield from ((f"{name}[{key!r}]", item) for key, item in list(value.items())[:_LIMIT])
-    elif isinstance(value, (list, tuple)):
-        yield from ((f"{name}[{i}]", item) for i, item in enumerate(value[:_LIMIT]))
-    elif not isinstance(value, (nn.Module, Optimizer, Tensor)) and _of_the_user(value):
-        yield from ((f"{name}.{key}", item) for key, item in list(vars(value).items()))
-    elif isinstance(value, nn.Module):
-        plain = {k: v for k, v in vars(value).items() if not k.startswith("_") and k != "training"}
+    if _is(value, Mapping):
+        if type(value).__module__ in ("builtins", "collections"):
+            yield from ((f"{name}[{key!r}]", item) for key, item in list(value.items())[:_LIMIT])  # type: ignore[attr-defined]
+    elif _is(value, (list, tuple)):
+        yield from ((f"{name}[{i}]", item) for i, item in enumerate(_items(value)))
+    elif _is(value, nn.Module):
+        plain = {k: v for k, v in _attributes(value).items() if not k.startswith("_") and k != "training"}
         yield from ((f"{name}.{key}", item) for key, item in plain.items())
+    elif not _is(value, (Optimizer, Tensor)) and _of_the_user(value):
+        yield from ((f"{name}.{key}", item) for key, item in list(_attributes(value).items()))
 
 
 def _of_the_user(value: object) -> bool:
     # Modules, functions and classes hold the rest of the program.
-    return hasattr(value, "__dict__") and not callable(value) and type(value).__name__ != "module"
+    return not callable(value) and type(value).__name__ != "module"
 
 
 def _optimizer_findings(objects: Mapping[str, object]) -> Iterator[Finding]:
@@ -136,14 +187,48 @@ def _optimizer_findings(objects: Mapping[str, object]) -> Iterator[Finding]:
 
 
 def _parameters(value: object) -> list[Tensor]:
-    if isinstance(value, nn.Module):
-        return list(value.parameters())
-    return [value] if isinstance(value, Tensor) else []
+    if _is(value, nn.Module):
+        return list(value.parameters())  # type: ignore[attr-defined]
+    return [value] if _is(value, Tensor) else []  # type: ignore[list-item]
 
 
-def _attribute(value: object, key: str) -> Any:
-    return getattr(value, "__dict__", {}).get(key)
+def _state_tensors(value: object) -> list[Tensor]:
+    """What a module would save: its parameters and persistent buffers."""
+    if not _is(value, nn.Module):
+        return _parameters(value)
+    kept = [
+        buffer
+        for part in value.modules()  # type: ignore[attr-defined]
+        for name, buffer in part._buffers.items()
+        if buffer is not None and name not in part._non_persistent_buffers_set
+    ]
+    return [*_parameters(value), *kept]
 
 
-def _list(value: object) -> list[object]:
-    return list(value) if isinstance(value, (list, tuple)) else []
+def _is(value: object, classes: type | tuple[type, ...]) -> bool:
+    # isinstance would ask a proxy for its __class__, and a proxy may not know yet.
+    return issubclass(type(value), classes)
+
+
+def _stateful(value: object) -> bool:
+    return all(_has(value, method) for method in ("state_dict", "load_state_dict"))
+
+
+def _has(value: object, method: str) -> bool:
+    own = _attributes(value)
+    return method in own or any(method in vars(cls) for cls in type(value).__mro__)
+
+
+def _attributes(value: object) -> dict[str, Any]:
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except Exception:  # a proxy's own __dict__ may raise anything; then there is nothing to be seen
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _items(value: object) -> list[object]:
+    if _is(value, (list, tuple)):
+        own: Iterator[object] = list.__iter__(value) if _is(value, list) else tuple.__iter__(value)  # type: ignore[arg-type]
+        return list(islice(own, _LIMIT))
+    return []

@@ -70,7 +70,7 @@ class _MapPosition(LoaderPosition):
         self._tap.asked = False
         self._tap.epoch = self.epoch if self._seeds_samples else None
         try:
-            iterator = iter(self.loader)
+            iterator = self._iter()
         except BaseException:
             self._swap.close()
             raise

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn
 from holdfast.errors import InvalidInput, StateMismatch
 from holdfast.records import Exactness
 from holdfast.state import loaders_samplers as samplers
+from holdfast.state.loaders_shield import Shield
 from holdfast.state.seeding import Seeded
 
 
@@ -83,6 +84,7 @@ class LoaderPosition(ABC):
         self._iterator: Iterator[Any] | None = None
         self._loaded: dict[str, Any] | None = None
         self._own = samplers.OwnState(loader)
+        self._shield = Shield(loader)
 
     @property
     def length(self) -> int | None:
@@ -103,7 +105,8 @@ class LoaderPosition(ABC):
             self._fresh()
         while True:
             try:
-                batch = self._take()
+                with self._shield.over():
+                    batch = self._take()
             except StopIteration:
                 break
             self.batch += 1
@@ -161,6 +164,7 @@ class LoaderPosition(ABC):
 
     def close(self) -> None:
         """Lets the loader's iterator go, and with it workers that the loader does not keep."""
+        self._shield.lower()
         self._iterator = None
         self._loaded = None
 
@@ -211,6 +215,10 @@ class LoaderPosition(ABC):
 
     @abstractmethod
     def _augmentation(self) -> Exactness: ...
+
+    def _iter(self) -> Iterator[Any]:
+        with self._shield.making():
+            return iter(self.loader)
 
     def _fresh(self) -> None:
         samplers.set_epoch(self.loader, self.epoch)

@@ -66,7 +66,7 @@ class ReadingPosition(LoaderPosition):
         self._own.restore(origin)
         self._stream = randomness.Stream(origin["seed"])
         with self._stream:
-            return iter(self.loader)
+            return self._iter()
 
     def _take(self) -> Any:
         with self._stream:

@@ -93,7 +93,7 @@ class StatefulPosition(LoaderPosition):
         with self._stream, seeds_from(self.loader, self._seed) if torch_loader else nullcontext():
             if self._pending is not None:
                 self._load_loader(self._pending)
-            made: Iterator[Any] = iter(self.loader)
+            made = self._iter()
         self._pending, self._touched = None, True
         return made
 

@@ -132,7 +132,7 @@ class DurableWriter:
 
     def _open(self, folder: Path) -> Unfinished:
         for _ in range(_ATTEMPTS):
-            path = folder / f"{PREFIX}{_here()}-{nonce()}"
+            path = folder / unfinished_name()
             unfinished = Unfinished(path=path, descriptor=self.files.create(path))
             if _hold(unfinished):
                 return unfinished
@@ -203,15 +203,21 @@ class DurableWriter:
             log.warning("closing %s: %s", unfinished.path, error)
 
 
+def unfinished_name() -> str:
+    """A new name for a temporary file of this host."""
+    return f"{PREFIX}{_here()}-{nonce()}"
+
+
 def made_here(path: Path) -> bool:
     """Whether an unfinished file is of this kernel, or of this machine before it was started again."""
-    return any(one in path.name.split("-")[2:4] for one in _here().split("-"))
+    return any(one in path.name.split("-")[1:3] for one in _here().split("-"))
 
 
 @cache
 def _here() -> str:
     """Which host and which boot of it, as digests: containers share a boot, and a host outlives it."""
-    facts = (platform.node() + _line("/etc/machine-id"), _line("/proc/sys/kernel/random/boot_id"))
+    host = platform.node() + _line("/etc/machine-id")
+    facts = (host, _line("/proc/sys/kernel/random/boot_id") or host)
     return "-".join(blake3(fact.encode(errors="replace")).hexdigest()[:12] for fact in facts)
 
 

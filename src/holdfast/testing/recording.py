@@ -86,7 +86,7 @@ class Trace:
 class RecordingFiles(HookedFiles):
     """Files that do everything and record it in ``trace``. What is below ``root`` at the start counts as durable.
 
-    Only work below ``root``, through this object, and by this process is seen.
+    Only work below ``root``, through this object, and by this process is seen; the root's own entry counts as durable.
     A file must not be written through descriptors opened elsewhere.
     """
 
@@ -103,7 +103,7 @@ class RecordingFiles(HookedFiles):
     def around(self, event: Event, run: Callable[[], R]) -> R:
         """Do it and record it. A sync is recorded as of its start: it covers no write that ends during it."""
         if event.op in SYNCS:
-            return self._sync(event, run)
+            return run() if event.path == self._root.parent else self._sync(event, run)
         if event.op is Op.CLOSE:
             # Before it is done, for afterwards another thread may get the number.
             with self._lock:

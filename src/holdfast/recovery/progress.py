@@ -1,0 +1,127 @@
+"""Which optimizer step the loop is at, and whether it stands at a boundary between two of them.
+
+The loop enters its body at a boundary and leaves it at the next one, or in the
+middle of an accumulation. Inside the body the boundary still stands as long as
+nothing has changed: no step was made, no buffer counted a batch, no value of
+the user's is another.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any
+
+from holdfast.state.boundary import BufferChanges, OptimizerSteps
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 1000
+"""Batches without an optimizer step after which a due save is made all the same."""
+
+HINT = 50
+"""Batches without any step, from the start, after which a likely cause is told."""
+
+
+class Progress:
+    """Counts steps; not thread-safe.
+
+    Args:
+        objects: what is registered; optimizers are watched for steps, modules for changed buffers.
+        values: the user's own.
+        accumulate: batches to a step, where no hook can tell; None: as the optimizers say.
+    """
+
+    def __init__(self, objects: Iterable[object], values: Mapping[str, Any], accumulate: int | None) -> None:
+        known = list(objects)
+        self.counter = OptimizerSteps(known)
+        self._buffers = BufferChanges(known)
+        self._values, self._accumulate = values, accumulate
+        self.begin_at(0)
+
+    def begin_at(self, step: int) -> None:
+        """Stands at the boundary after ``step`` steps."""
+        self.step = step
+        self.clean = True
+        """Whether the body was left at a boundary, or was not entered yet."""
+        self.in_body = False
+        self.unused = False
+        """Whether a batch was drawn of which nobody can say that a step has used it."""
+        self._idle = 0
+        self._ever = False
+        self._buffers.look()
+        self._noted: dict[str, Any] = {}
+
+    def enter(self) -> None:
+        """The body begins."""
+        self.in_body, self.unused = True, False
+        if self.clean:
+            self._buffers.note()
+            self._noted = _sketch(self._values)
+        self.counter.reset()
+
+    def leave(self) -> bool:
+        """The body has ended by itself; whether a step is complete."""
+        self.in_body = False
+        self.clean = self._complete()
+        self._ever = self._ever or self.clean
+        self._idle = 0 if self.clean else self._idle + 1
+        self.step += self.clean
+        self._say()
+        return self.clean
+
+    def left(self, *, told: bool) -> bool:
+        """The body was left by `break` or an exception, at some line; whether a step was seen to be complete.
+
+        Otherwise the boundary before still stands, if nothing has changed since and the position before the batch at
+        hand can be ``told``.
+        """
+        if not self.in_body:
+            return False
+        if self.counter.taken and self._complete():
+            return self.leave()
+        if not (told and self.untouched):
+            self.in_body, self.unused = False, True
+        return False
+
+    @property
+    def before_step(self) -> bool:
+        """Whether no step was made since the boundary, so that what is measured now is measured on its state."""
+        return self.clean and not (self.in_body and (self.counter.taken > 0 or not self.counter.sees))
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the live state is still that of the boundary, as far as can be seen."""
+        if not self.in_body:
+            return self.clean
+        return self.before_step and not self._buffers.any and self._noted == _sketch(self._values)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether a due save should wait no longer for a boundary."""
+        return self._idle >= PATIENCE and self._idle % PATIENCE == 0
+
+    def _complete(self) -> bool:
+        if self._accumulate is not None:
+            return (self._idle + 1) % self._accumulate == 0
+        return self.counter.taken > 0 or not self.counter.sees
+
+    def _say(self) -> None:
+        if self._idle == (PATIENCE if self._ever else HINT):
+            logger.warning(
+                "no optimizer step in %d batches; if steps are made where no hook can see them "
+                "(a foreign optimizer, a CUDA graph), give accumulate=",
+                self._idle,
+            )
+
+
+def _sketch(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Enough of the user's values to notice that the body has counted something; containers by identity and length."""
+    return {
+        name: one if _plain(one) else (id(one), len(one) if isinstance(one, Sized) else 0)
+        for name, one in values.items()
+    }
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, bytes))

@@ -1,0 +1,283 @@
+"""However a loop is left, the checkpoint that follows is of one instant, and no error of it is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import Stop, digest_of, records_of, steps_of, tiny
+from torch.utils.data import DataLoader, IterableDataset
+
+import holdfast
+from holdfast import Checkpointer, best, every, latest
+from holdfast.errors import InvalidInput, UnsupportedValue
+from holdfast.records import Kind
+from holdfast.recovery import training
+
+RARELY = every(steps=1000)
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Samples with noise from the global generator, drawn in the training process."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((16,), index / 40) + 0.1 * torch.randn(16)
+
+
+class Endless(IterableDataset):
+    """Eight samples, and no length."""
+
+    def __iter__(self):
+        return iter(torch.arange(8 * 16.0).view(8, 16).sin())
+
+
+def step_of(model, optimizer, batch) -> None:
+    optimizer.zero_grad()
+    model(batch).square().mean().backward()
+    optimizer.step()
+
+
+def objects() -> dict[str, object]:
+    model, optimizer = tiny()
+    return {"model": model, "optimizer": optimizer}
+
+
+@pytest.mark.parametrize("place", ["log", "save", "break"])
+def test_noise_that_the_loader_draws_is_repeated_by_a_save_at_the_top_of_the_body(tmp_path: Path, place: str) -> None:
+    """The batch at hand was drawn after the boundary: random state and position are both from before it."""
+
+    def run(store: Path, until: int) -> str:
+        parts = objects()
+        loader = DataLoader(Noisy(), batch_size=4, shuffle=True)
+        save = best("val") if place == "log" else RARELY
+        with Checkpointer(store, run="r", state=parts, save=save, keep=latest(9)) as ckpt:
+            for step, batch in ckpt.batches(loader, total_steps=12):
+                if step == 3 and store.name == "killed" and ckpt.last is None:
+                    if place == "break":
+                        break
+                    ckpt.log(val=1.0) if place == "log" else ckpt.save()
+                if step == until:
+                    raise Stop
+                step_of(*parts.values(), batch)
+            if place == "break" and ckpt.step == 3:
+                ckpt.save()
+        return digest_of(*parts.values())
+
+    torch.manual_seed(0)
+    undisturbed = run(tmp_path / "whole", 99)
+    torch.manual_seed(0)
+    if place == "break":
+        run(tmp_path / "killed", 99)
+    else:
+        with pytest.raises(Stop):
+            run(tmp_path / "killed", 5)
+    (record,) = records_of(tmp_path / "killed")
+    assert record.step == 3
+    assert record.exactness["data"].exact
+    torch.manual_seed(1)
+    assert run(tmp_path / "killed", 99) == undisturbed
+
+
+def test_an_exception_between_optimizer_and_scheduler_leaves_no_torn_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """I2: a save was asked for in this very body; the generator closes before anybody knows of the exception."""
+    parts = objects()
+    with pytest.raises(Stop), Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY) as ckpt:
+        for step, batch in ckpt.batches([torch.ones(2, 16)] * 9, total_steps=9):
+            step_of(*parts.values(), batch)
+            if step == 4:
+                ckpt.save(reason="mine")
+                raise Stop
+    assert records_of(tmp_path / "s") == []
+    assert "a save that was asked for (mine) was not made" in caplog.text
+
+
+def test_a_save_before_break_that_fails_raises_where_somebody_sees_it(tmp_path: Path) -> None:
+    """I7: not in the finaliser of a generator, where Python prints it and goes on."""
+    parts = objects()
+    with pytest.raises(UnsupportedValue), Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY) as ckpt:
+        for step, batch in ckpt.batches([torch.ones(2, 16)] * 9, total_steps=9):
+            step_of(*parts.values(), batch)
+            if step == 4:
+                ckpt.values["bad"] = object()
+                ckpt.save()
+                break
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_a_loop_behind_a_progress_bar_loses_nothing_at_break(tmp_path: Path, steps: int) -> None:
+    """A bar keeps the generator alive, so nothing closes it before the block does."""
+    parts = objects()
+    with Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY) as ckpt:
+        bar = (item for item in ckpt.batches([torch.ones(2, 16)] * 9, total_steps=9))
+        for step, batch in bar:
+            step_of(*parts.values(), batch)
+            if step + 1 == steps:
+                break
+        if steps == 3:
+            assert ckpt.save(tag="early") is None
+    (record,) = records_of(tmp_path / "s")
+    assert (record.step, record.kind) == (steps, Kind.MANUAL if steps == 3 else Kind.FINAL)
+
+
+def test_a_signal_at_the_turn_of_an_epoch_is_served_with_a_checkpoint(tmp_path: Path) -> None:
+    """It comes after the last body of an epoch and before the next one: while loader workers end, say."""
+
+    class Signalled:
+        def __iter__(self):
+            yield from [torch.ones(2, 16)] * 3
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def __len__(self) -> int:
+            return 3
+
+    parts = objects()
+    with Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY) as ckpt:
+        for _, batch in ckpt.batches(Signalled(), total_steps=99):
+            step_of(*parts.values(), batch)
+    (record,) = records_of(tmp_path / "s")
+    assert (record.step, record.kind) == (3, Kind.PREEMPTED)
+
+
+def test_a_stop_does_not_wait_for_a_step_that_never_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "STOP_SECONDS", 0.0)
+    seen = 0
+    with Checkpointer(tmp_path / "s", run="r", state=objects(), save=RARELY) as ckpt:
+        for _ in ckpt.batches([1, 2, 3], total_steps=99):
+            seen += 1
+            if seen == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert seen < 20
+    (record,) = records_of(tmp_path / "s")
+    assert (record.kind, record.exactness["gradients"].exact) == (Kind.PREEMPTED, False)
+
+
+@pytest.mark.parametrize("accumulate", [1, None])
+def test_a_break_before_the_step_counts_no_step_that_was_not_made(tmp_path: Path, accumulate: int | None) -> None:
+    """Where nobody can tell, the batch is not counted and the record does not claim to be exact."""
+
+    class Foreign:
+        def __init__(self, model: torch.nn.Module) -> None:
+            self.model, self.made = model, 0
+
+        def step(self) -> None:
+            self.made += 1
+
+        def state_dict(self) -> dict[str, int]:
+            return {"made": self.made}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.made = state["made"]
+
+    model, _ = tiny()
+    optimizer = Foreign(model)
+    with Checkpointer(
+        tmp_path / "s", run="r", state={"m": model, "o": optimizer}, save=RARELY, accumulate=accumulate
+    ) as ckpt:
+        for step, _ in ckpt.batches([1] * 9, total_steps=9):
+            if step == 5:
+                break
+            optimizer.step()
+        record = ckpt.save()
+    assert record is not None
+    assert record.step == optimizer.made == 5
+    assert not record.exactness["data"].exact
+
+
+def test_gradients_of_a_state_that_was_left_do_not_come_back(tmp_path: Path) -> None:
+    """NaN gradients at the `break` would be added to those of every retry."""
+    parts = objects()
+    model, optimizer = parts.values()
+    with Checkpointer(tmp_path / "s", run="r", state=parts, save=every(steps=2)) as ckpt:
+        for attempt in range(2):
+            for step, batch in ckpt.batches([torch.ones(2, 16)] * 9, total_steps=6):
+                loss = model(batch).square().mean()
+                if step == 3 and attempt == 0:
+                    (loss * float("nan")).backward()
+                    break
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            else:
+                continue
+            ckpt.restore()
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert steps_of(tmp_path / "s")[-1] == 6
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_epochs_are_counted_alike_with_and_without_a_length(tmp_path: Path, known: bool) -> None:
+    loader = list(torch.arange(8 * 16.0).view(2, 4, 16)) if known else DataLoader(Endless(), batch_size=4)
+    parts = objects()
+    with Checkpointer(tmp_path / "s", run="r", state=parts, save=every(epochs=2), keep=latest(9)) as ckpt:
+        for _, batch in ckpt.batches(loader, epochs=6):
+            step_of(*parts.values(), batch)
+    assert [(one.step, one.epoch) for one in records_of(tmp_path / "s")] == [(4, 1), (8, 3), (12, 5)]
+
+
+def test_a_seed_that_is_set_after_the_first_call_of_a_fresh_run_holds(tmp_path: Path) -> None:
+    """`restore()` finds nothing, and then the script seeds: the loop must not take that back."""
+
+    def drawn(store: Path, *, early: bool) -> float:
+        with Checkpointer(store, run="r", state=objects(), save=RARELY) as ckpt:
+            if early:
+                ckpt.restore()
+            torch.manual_seed(5)
+            for _ in ckpt.steps(1):
+                return float(torch.rand(()))
+        raise AssertionError
+
+    assert drawn(tmp_path / "a", early=True) == drawn(tmp_path / "b", early=False)
+
+
+def test_a_loader_that_does_not_fit_is_refused_again_at_the_second_try(tmp_path: Path) -> None:
+    """The first refusal must not pass for a position that was found."""
+    data = torch.arange(40 * 16.0).view(40, 16).sin()
+
+    def loop(batch_size: int, ckpt: Checkpointer, until: int) -> None:
+        for step, batch in ckpt.batches(DataLoader(data, batch_size=batch_size), total_steps=9):
+            step_of(*parts.values(), batch)
+            if step == until:
+                raise Stop
+
+    parts = objects()
+    with pytest.raises(Stop), Checkpointer(tmp_path / "s", run="r", state=parts, save=every(steps=2)) as ckpt:
+        loop(4, ckpt, 4)
+    parts = objects()
+    with Checkpointer(tmp_path / "s", run="r", state=parts, save=every(steps=2)) as ckpt:
+        for _ in range(2):
+            with pytest.raises(holdfast.errors.StateMismatch):
+                loop(8, ckpt, 99)
+        loop(4, ckpt, 99)
+        assert ckpt.step == 9
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.ones(3), "x", None, [1.0], {"a": 1}], ids=["tensor", "text", "none", "list", "dict"]
+)
+def test_a_metric_that_is_not_a_number_is_refused_where_it_is_logged(tmp_path: Path, bad: object) -> None:
+    with Checkpointer(tmp_path / "s", run="r", state=objects(), save=RARELY) as ckpt:
+        for _ in ckpt.steps(1):
+            with pytest.raises(InvalidInput, match=r"log\(x=\) wants one number"):
+                ckpt.log(x=bad)
+            break
+
+
+def test_after_ctrl_c_another_loop_runs(tmp_path: Path) -> None:
+    parts = objects()
+    with Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY) as ckpt:
+        for step in ckpt.steps(9):
+            step_of(*parts.values(), torch.ones(1, 16))
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+        assert ckpt.step == 3
+        for _ in ckpt.steps(9):
+            step_of(*parts.values(), torch.ones(1, 16))
+        assert ckpt.step == 9
