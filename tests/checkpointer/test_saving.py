@@ -47,7 +47,10 @@ def test_a_due_save_waits_for_the_step_and_never_holds_half_a_gradient(tmp_path:
 
 
 def test_a_save_in_the_middle_of_a_step_is_deferred_and_says_so(tmp_path: Path) -> None:
+    """Two batches to a step: the value says that the first one has done something."""
+
     def at(micro: int, ckpt: Checkpointer):
+        ckpt.values["seen"] = micro
         return ckpt.save(reason="now") if micro == 2 else ckpt.last and ckpt.last.step
 
     answers, _ = accumulated(tmp_path / "s", 6, at=at)
@@ -55,6 +58,14 @@ def test_a_save_in_the_middle_of_a_step_is_deferred_and_says_so(tmp_path: Path) 
     assert answers[4] == (2, 2), "it was made when the step was complete"
     (record,) = records_of(tmp_path / "s")
     assert (record.step, record.kind, record.reason) == (2, Kind.MANUAL, "now")
+
+
+def test_a_save_before_anything_has_changed_is_made_at_once(tmp_path: Path) -> None:
+    """Gradients are no part of a checkpoint: the batch at hand is drawn again."""
+    answers, _ = accumulated(tmp_path / "s", 6, at=lambda micro, ckpt: ckpt.save() if micro == 2 else None)
+    (record,) = records_of(tmp_path / "s")
+    assert answers[2] == (1, record)
+    assert (record.step, record.exactness["data"].exact) == (1, True)
 
 
 def test_accumulate_says_what_no_hook_can_see(tmp_path: Path) -> None:
@@ -237,6 +248,7 @@ def test_a_save_after_a_break_in_mid_step_says_that_it_is_not_exact(tmp_path: Pa
     model, optimizer = tiny()
     with Checkpointer(tmp_path / "s", run="toy", state={"model": model, "optimizer": optimizer}, save=RARELY) as ckpt:
         for _ in ckpt.batches([1, 2, 3], total_steps=9):
+            ckpt.values["seen"] = 1
             break
         record = ckpt.save()
     assert record is not None

@@ -191,7 +191,7 @@ def test_an_exception_in_forward_saves_nothing_of_the_torn_step(tmp_path):
     b = torch.optim.SGD(model[2].parameters(), lr=0.1)
     state = {"model": model, "a": a, "b": b}
     kept = {}
-    with pytest.raises(Death), Checkpointer(tmp_path, run="r", state=state, save=every(steps=1)) as ckpt:  # noqa: PT012 - the loop is the sequence
+    with pytest.raises(Death), Checkpointer(tmp_path, run="r", state=state, save=every(steps=1)) as ckpt:
         for step in ckpt.steps(9):
             model(torch.randn(8, 16)).mean().backward()
             a.step()

@@ -293,7 +293,7 @@ def test_numbers_drawn_between_the_restore_and_the_loop_change_nothing(tmp_path)
         model = torch.nn.Linear(2, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         loader = DataLoader(samples(), 4, shuffle=True)
-        with (  # noqa: PT012 - the loop is the sequence
+        with (
             pytest.raises(Death),
             Checkpointer(
                 tmp_path, run="r", state={"model": model, "optimizer": optimizer}, save=every(steps=1)

@@ -675,7 +675,7 @@ def test_a_training_whose_steps_cannot_be_seen_is_saved_all_the_same_and_said_to
     model = nn.Linear(16, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loop = []
-    with (  # noqa: PT012 - the loop is the sequence
+    with (
         pytest.raises(Death),
         caplog.at_level(logging.WARNING),
         Checkpointer(

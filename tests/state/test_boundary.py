@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from holdfast.state.boundary import BufferChanges, OptimizerSteps
+from holdfast.state.gradients import clear_gradients
 
 
 def watching(*objects):
@@ -73,3 +74,65 @@ def test_steps_of_watched_optimizers_are_counted_and_others_are_not():
         assert counter.taken == 0
     mine.step()
     assert counter.taken == 0, "the hook outlived the loop"
+
+
+class Wrapped(torch.optim.Optimizer):
+    """As accelerate wraps an optimizer: an Optimizer by class, whose own constructor never ran."""
+
+    def __init__(self, inner):
+        self.optimizer = inner
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+
+def sgd(size=1):
+    return torch.optim.SGD([torch.zeros(size, requires_grad=True)], lr=1)
+
+
+def test_steps_of_an_optimizer_within_wrappers_are_counted_once():
+    """Three hundred steps were made, and the loop stood at step 0."""
+    outer = Wrapped(Wrapped(sgd()))
+    with OptimizerSteps([outer, outer.optimizer]) as counter:
+        assert counter.sees
+        outer.step()
+        assert counter.taken == 1
+
+
+def test_an_optimizer_that_contains_itself_is_watched_too():
+    odd = sgd()
+    odd.optimizer = odd
+    with OptimizerSteps([odd]) as counter:
+        odd.step()
+        assert counter.taken == 1
+
+
+def test_an_optimizer_that_sums_up_gradients_while_another_steps_is_told():
+    """Two optimizers of one loop: a checkpoint between the steps of one is amid the sum of the other."""
+    quick, slow, idle = sgd(), sgd(), sgd()
+    with OptimizerSteps([quick, Wrapped(slow), idle]) as counter:
+        for one in (quick, slow):
+            one.param_groups[0]["params"][0].grad = torch.ones(1)
+        quick.step()
+        assert counter.lagging() == [slow]
+        slow.step()
+        assert counter.lagging() == []
+        counter.reset()
+        assert counter.lagging() == [quick, slow]
+        for one in (quick, slow):
+            one.zero_grad()
+        assert counter.lagging() == []
+
+
+def test_gradients_are_let_go_of_everywhere():
+    """Those of a batch that was rolled back would be added to the next ones."""
+    model, other, alone = nn.Linear(2, 2), sgd(), nn.Parameter(torch.zeros(1))
+    parameters = [*model.parameters(), *other.param_groups[0]["params"], alone]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    clear_gradients([model, Wrapped(other), alone, object(), torch.Generator()])
+    assert [parameter.grad for parameter in parameters] == [None] * 4

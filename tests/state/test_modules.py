@@ -149,14 +149,6 @@ def test_an_average_of_weights_is_never_frozen():
     assert {spec.lifetime for spec in capture({"ema": average}).skeleton.tensors} == {"parameter"}
 
 
-def test_a_frozen_parameter_keeps_requires_grad_of_the_program():
-    first, second = net(0), net(1)
-    first[0].requires_grad_(False)
-    restore({"m": second}, save({"m": first}))
-    assert second[0].weight.requires_grad
-    assert torch.equal(first[0].weight, second[0].weight)
-
-
 def test_tied_parameters_are_one_tensor_with_aliases_and_stay_tied():
     """Users-ask 40: tied weights crashed the save or came back unset."""
     first, second = Tied(0), Tied(1)
@@ -377,3 +369,126 @@ def test_parameters_of_fsdp2_and_ddp_are_named_after_a_forward_without_a_backwar
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout == "done\n"
+
+
+class Counts(nn.Module):
+    """Keeps a counter in its state_dict, as was usual before get_extra_state."""
+
+    def __init__(self, seen=0):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.seen = seen
+
+    def state_dict(self, *args, prefix="", **kwargs):
+        found = super().state_dict(*args, prefix=prefix, **kwargs)
+        found[prefix + "seen"] = torch.tensor(self.seen)
+        return found
+
+    def load_state_dict(self, state, strict=True):
+        rest = dict(state)
+        self.seen = int(rest.pop("seen"))
+        return super().load_state_dict(rest, strict)
+
+
+class Metric(nn.Module):
+    """As the metrics of a well-known library: states are no buffers, and are taken back in _load_from_state_dict."""
+
+    def __init__(self, total=0.0):
+        super().__init__()
+        self.total = torch.tensor(total)
+
+    def state_dict(self, destination=None, prefix="", keep_vars=False):
+        found = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        found[prefix + "total"] = self.total
+        return found
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        self.total = state.pop(prefix + "total")
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_an_override_of_state_dict_adds_is_stored_and_handed_back(nested):
+    def make(seen):
+        return nn.Sequential(Counts(seen), nn.Linear(3, 3)) if nested else Counts(seen)
+
+    first, second = make(41), make(7)
+    objects = {"model": second, "optimizer": torch.optim.SGD(second.parameters(), lr=1)}
+    restore(objects, save({"model": first, "optimizer": torch.optim.SGD(first.parameters(), lr=1)}))
+    assert (second[0] if nested else second).seen == 41
+    assert digest({"m": second}) == digest({"m": first})
+
+
+def test_metrics_in_a_model_keep_their_totals():
+    first, second = nn.Sequential(nn.Linear(2, 2), Metric(3.5)), nn.Sequential(nn.Linear(2, 2), Metric())
+    restore({"model": second}, save({"model": first}))
+    assert second[1].total.item() == 3.5
+
+
+def test_an_override_that_drops_what_it_is_given_is_found_out():
+    class Drops(Counts):
+        def load_state_dict(self, state, strict=True):
+            return None
+
+    with pytest.raises(RestoreFailed, match="seen"):
+        restore({"model": Drops()}, save({"model": Drops(5)}))
+
+
+def test_an_override_without_a_way_back_is_refused_with_its_path():
+    class OneWay(nn.Linear):
+        def state_dict(self, *args, prefix="", **kwargs):
+            return super().state_dict(*args, prefix=prefix, **kwargs) | {prefix + "seen": 1}
+
+    class Strange(nn.Linear):
+        def state_dict(self, path):
+            return {}
+
+    with pytest.raises(StateError, match=r"^0\.1 \(OneWay\): its state_dict\(\) adds seen, .*get_extra_state"):
+        capture({"model": nn.Sequential(nn.Sequential(nn.Linear(1, 1), OneWay(1, 1)))})
+    with pytest.raises(StateError, match=r"^the module \(Strange\): .*without arguments"):
+        capture({"model": Strange(1, 1)})
+
+
+def test_an_override_that_only_renames_or_hides_is_harmless():
+    class Renames(nn.Linear):
+        def state_dict(self, *args, **kwargs):
+            return {f"model.{key}": value for key, value in super().state_dict(*args, **kwargs).items()}
+
+        def load_state_dict(self, state, strict=True):
+            return super().load_state_dict({key.removeprefix("model."): value for key, value in state.items()}, strict)
+
+    class Hides(nn.Linear):
+        def state_dict(self, *args, **kwargs):
+            return {}
+
+    for cls in (Renames, Hides):
+        first, second = cls(40, 40), cls(40, 40)
+        kept = second.weight
+        restore({"model": second}, save({"model": first}))
+        assert second.weight is kept
+        assert torch.equal(first.weight, second.weight)
+
+
+def test_what_was_unfrozen_in_the_loop_is_trainable_after_a_restore(caplog):
+    """A gradual unfreezing would start again from frozen, and no gradient would say so."""
+    first, second = net(0), net(1)
+    for model in (first, second):
+        model[0].requires_grad_(False)
+    first[0].weight.requires_grad_(True)
+    first[2].bias.requires_grad_(False)
+    with caplog.at_level("INFO", "holdfast.state.objects"):
+        restore({"model": second}, save({"model": first}))
+    flags = [parameter.requires_grad for parameter in first.parameters()]
+    assert [parameter.requires_grad for parameter in second.parameters()] == flags
+    assert "model: trainable, as when it was saved: 0.weight" in caplog.text
+    assert "model: frozen, as when it was saved: 2.bias" in caplog.text
+
+
+def test_a_part_that_is_taken_for_fine_tuning_stays_frozen():
+    """Users-ask 27: a backbone taken from a checkpoint is trained, or not, as the new program says."""
+    first, second = net(0), net(1)
+    second[0].requires_grad_(False)
+    stored = save({"backbone": first, "head": nn.Linear(1, 1)})
+    restore({"backbone": second, "other": nn.Linear(2, 2)}, stored, only=["backbone"])
+    assert torch.equal(first[0].weight, second[0].weight)
+    assert not second[0].weight.requires_grad

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as sched
 
-from holdfast.errors import StateMismatch
+from holdfast.errors import InvalidInput, StateMismatch
 from holdfast.state import capture, restore
 
 from .state_roundtrip import digest, save
@@ -178,3 +178,11 @@ def test_objects_are_restored_in_an_order_that_suits_them_whatever_the_users():
     restore(second, save(first))
     assert digest(second) == digest(first)
     assert list(capture(second).values_bytes)[:1]
+
+
+def test_an_object_that_raises_when_it_is_looked_at_is_refused_by_name():
+    class AttrDict(dict):
+        __getattr__ = dict.__getitem__
+
+    with pytest.raises(InvalidInput, match=r"state\['config'\] is a AttrDict, which cannot be put back"):
+        capture({"config": AttrDict(lr=0.1)})

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.catalog.journal import JournalWriter
-from holdfast.catalog.marks import NO_MARKS, add_mark, add_metrics, read_marks
+from holdfast.catalog.marks import NO_MARKS, add_mark, add_metrics, read_marks, read_record_marks
 from holdfast.catalog.protections import read_retention_facts
 from holdfast.catalog.retention import plan_retention
 from holdfast.catalog.sweeps import execute, plan_sweep
@@ -17,7 +17,7 @@ from holdfast.errors import BeingDeleted, Damaged, Missing, StorageError
 from holdfast.ids import ObjectName, RecordId
 from holdfast.packs.verify import Problem
 from holdfast.policy import Best, Policy
-from holdfast.records import MarkKind, Record, Target
+from holdfast.records import Kind, MarkKind, Record, Target
 from holdfast.recovery.readback import quarantine, read_back
 from holdfast.recovery.session import Session
 
@@ -87,6 +87,19 @@ class Afterwards:
         add_mark(self._session.store, record.address, MarkKind.VERIFIED, by="saver")
         self._retain()
         return set()
+
+    def is_final(self, record: Record) -> bool:
+        """Whether a record is known as the end of a training."""
+        return record.kind is Kind.FINAL or read_record_marks(self._session.store, record.address).final
+
+    def finished(self, record: Record) -> None:
+        """The training ended with a record that was made for another reason.
+
+        Raises:
+            Missing, BeingDeleted: somebody has deleted it.
+            StorageError: not known to be written.
+        """
+        add_mark(self._session.store, record.address, MarkKind.FINAL, by="checkpointer")
 
     def note(self, kind: str, message: str) -> None:
         """One line of the journal; written at the next restore, failure or end."""

@@ -13,13 +13,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from holdfast.catalog.marks import add_mark, read_record_marks
 from holdfast.catalog.tags import create_tag
 from holdfast.errors import BeingDeleted, Damaged, SaveFailed, StateMismatch, StorageError
 from holdfast.ids import TagName
 from holdfast.packs.codec import Codec
 from holdfast.policy import Best, SaveFacts
-from holdfast.records import Kind, MarkKind, Record
+from holdfast.records import Kind, Record
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.exactness import exactness_of, say_inexact
 from holdfast.recovery.loading import Loaded, load
@@ -379,16 +378,12 @@ class Training:
 
     def _save_final(self) -> None:
         reached = self._reached or (self.total is not None and self.step >= self.total)
-        if not reached or (self.last is not None and self._is_final(self.last)):
+        if not reached or (self.last is not None and self.last.step == self.step and self._after.is_final(self.last)):
             return
         if self._last_is_here() and self.last is not None:
-            add_mark(self._session.store, self.last.address, MarkKind.FINAL, by="checkpointer")
-            return
-        self._save(Kind.FINAL, f"the end: {self.step} steps")
-
-    def _is_final(self, record: Record) -> bool:
-        marked = record.kind is Kind.FINAL or read_record_marks(self._session.store, record.address).final
-        return marked and record.step == self.step
+            self._after.finished(self.last)
+        else:
+            self._save(Kind.FINAL, f"the end: {self.step} steps")
 
     def interrupted(self, error: BaseException | None) -> None:
         """The block was left by an exception: nothing is saved, and it is said what stands."""

@@ -220,10 +220,9 @@ def _has(value: object, method: str) -> bool:
 
 
 def _attributes(value: object) -> dict[str, Any]:
-    try:
+    found: object = None
+    with _guarded("attributes"):  # a class may have a __dict__ of its own, or none
         found = object.__getattribute__(value, "__dict__")
-    except Exception:  # a proxy's own __dict__ may raise anything; then there is nothing to be seen
-        return {}
     return found if isinstance(found, dict) else {}
 
 

@@ -14,13 +14,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 class OptimizerSteps:
     """Counts the steps of some optimizers; a context, so that the hook is gone after the loop.
 
-    A step that GradScaler skips fires no hook and is not counted. Optimizers that are not
-    `torch.optim.Optimizer` and steps inside a replayed CUDA graph cannot be seen: `sees` is False
-    where there is nothing to watch.
+    Where a wrapper stands around an optimizer (accelerate's names the inner one ``optimizer``), the inner one is
+    watched, for the hook belongs to it. A step that GradScaler skips fires no hook and is not counted. Optimizers
+    that are not `torch.optim.Optimizer` and steps inside a replayed CUDA graph cannot be seen: `sees` is False where
+    there is nothing to watch.
     """
 
     def __init__(self, objects: Iterable[object]) -> None:
-        self._watched = {id(one) for one in objects if isinstance(one, torch.optim.Optimizer)}
+        found = [_innermost(one) for one in objects if isinstance(one, torch.optim.Optimizer)]
+        self._watched = {id(one): one for one in found}
+        self._stepped: set[int] = set()
         self._taken = 0
         self._handle: Any = None
 
@@ -37,6 +40,17 @@ class OptimizerSteps:
     def reset(self) -> None:
         """Begin to count anew."""
         self._taken = 0
+        self._stepped.clear()
+
+    def lagging(self) -> list[torch.optim.Optimizer]:
+        """Those that made no step since the last `reset` and hold gradients: they are in the middle of a sum.
+
+        Gradients that are only waiting to be cleared look the same. Looks at every parameter.
+        """
+        waiting = [one for key, one in self._watched.items() if key not in self._stepped]
+        return [
+            one for one in waiting if any(p.grad is not None for group in one.param_groups for p in group["params"])
+        ]
 
     def __enter__(self) -> Self:
         self._handle = register_optimizer_step_post_hook(self._hook)
@@ -48,6 +62,16 @@ class OptimizerSteps:
     def _hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if id(optimizer) in self._watched:
             self._taken += 1
+            self._stepped.add(id(optimizer))
+
+
+def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    seen: set[int] = set()
+    while id(optimizer) not in seen:
+        seen.add(id(optimizer))
+        parts = (vars(optimizer).get(name) for name in ("optimizer", "_optimizer"))
+        optimizer = next((part for part in parts if isinstance(part, torch.optim.Optimizer)), optimizer)
+    return optimizer
 
 
 class BufferChanges:

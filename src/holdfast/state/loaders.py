@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from holdfast.errors import InvalidInput
@@ -12,7 +14,11 @@ from holdfast.state.loaders_position import LoaderPosition, Progress, Replay
 from holdfast.state.loaders_reading import ReadingPosition, SequencePosition
 from holdfast.state.loaders_stateful import StatefulPosition
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["LoaderPosition", "Progress", "Replay", "open_position"]
+
+_ENDLESS = (itertools.cycle, itertools.count, itertools.repeat)
 
 
 def open_position(loader: Any) -> LoaderPosition:
@@ -36,7 +42,20 @@ def open_position(loader: Any) -> LoaderPosition:
     """
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise InvalidInput(f"{type(loader).__name__} cannot be iterated; give a DataLoader or an iterable of batches")
+    if _once_only(loader):
+        logger.warning(
+            "a %s can be read only once: one epoch, and nothing more, comes of it; give something that can be iterated "
+            "again, such as a DataLoader, a list, or an object whose __iter__ starts anew",
+            type(loader).__name__,
+        )
     return _strategy(loader)(loader)
+
+
+def _once_only(loader: Any) -> bool:
+    """Whether ``iter(loader) is loader``, without asking it: asking some loaders starts them."""
+    if isinstance(loader, _ENDLESS) or not hasattr(type(loader), "__next__"):
+        return False
+    return type(loader).__module__ in ("builtins", "itertools") or type(loader).__iter__ is Iterator.__iter__
 
 
 def _strategy(loader: Any) -> type[LoaderPosition]:

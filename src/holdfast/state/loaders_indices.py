@@ -177,10 +177,10 @@ class CursorPosition(_MapPosition):
         outer = getattr(self.loader.batch_sampler, "batch_size", None)
         return {"cursor": self._sampler.cursor_after(self.batch - self._since, outer)}
 
-    def _details_before(self) -> dict[str, Any] | None:
+    def _details_before(self) -> dict[str, Any]:
         outer = getattr(self.loader.batch_sampler, "batch_size", None)
         handed = self.batch - 1 - self._since
-        return {"cursor": self._sampler.cursor_after(handed, outer)} if handed > 0 else None
+        return {"cursor": self._sampler.cursor_after(handed, outer)}
 
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
         if self.batch == 0:

@@ -83,6 +83,7 @@ class LoaderPosition(ABC):
         """Batches of this epoch that were handed out."""
         self._iterator: Iterator[Any] | None = None
         self._loaded: dict[str, Any] | None = None
+        self._start: dict[str, Any] | None = None
         self._own = samplers.OwnState(loader)
         self._shield = Shield(loader)
 
@@ -127,9 +128,13 @@ class LoaderPosition(ABC):
     def before(self) -> dict[str, Any] | None:
         """The position before the batch at hand, for a save while nothing has been done with it yet.
 
-        None where it cannot be told: at the first batch of an epoch, and for loaders that only know where they are.
+        What was drawn from the global generators for that batch is drawn again: their state of before it was fetched
+        belongs to this position. None where it cannot be told: without a batch at hand, and for loaders that keep
+        their own position and would have to be asked for it before every batch.
         """
-        details = self._details_before() if self.batch > 1 and self._loaded is None else None
+        if self.batch == 0 or self._loaded is not None:
+            return None
+        details = self._start if self.batch == 1 else self._details_before()
         if details is None:
             return None
         return {**self.state(), "batch": self.batch - 1, "details": details}
@@ -170,7 +175,10 @@ class LoaderPosition(ABC):
 
     def exactness(self) -> dict[str, Exactness]:
         """Whether ``order`` and ``augmentation`` go on bit for bit after a resume here, and why."""
-        return {"order": self._order(), "augmentation": self._augmentation()}
+        changed = self._own.changed_elsewhere()
+        reason = f"{', '.join(changed)} changes as the sampler goes on, and is not in the checkpoint"
+        order = Exactness(exact=False, reason=reason) if changed else self._order()
+        return {"order": order, "augmentation": self._augmentation()}
 
     def facts(self) -> dict[str, Any]:
         """What describes the loader: plain values that are stored and compared."""
@@ -203,8 +211,12 @@ class LoaderPosition(ABC):
         """What this strategy stores."""
 
     def _details_before(self) -> dict[str, Any] | None:
-        """As `_details`, one batch earlier; None where that cannot be told."""
+        """As `_details`, one batch earlier, in the middle of an epoch; None where that cannot be told."""
         return None
+
+    def _details_at_start(self) -> dict[str, Any] | None:
+        """As `_details`, before an epoch; None where asking costs too much or changes something."""
+        return self._details()
 
     @abstractmethod
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
@@ -221,6 +233,7 @@ class LoaderPosition(ABC):
             return iter(self.loader)
 
     def _fresh(self) -> None:
+        self._start = self._details_at_start() if self.batch == 0 else None
         samplers.set_epoch(self.loader, self.epoch)
         self._iterator = self._begin()
 

@@ -30,6 +30,9 @@ class SequencePosition(LoaderPosition):
     def _details(self) -> dict[str, Any]:
         return {}
 
+    def _details_before(self) -> dict[str, Any]:
+        return {}
+
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
         self._iterator = (self.loader[number] for number in range(self.batch, len(self.loader)))
         pace.tell(self.batch)
@@ -56,7 +59,7 @@ class ReadingPosition(LoaderPosition):
         super().__init__(loader)
         self._origin: dict[str, Any] = {}
         self._stream = randomness.Stream(0)
-        self._digest = blake3()
+        self._digest = self._earlier = blake3()
 
     def _begin(self) -> Iterator[Any]:
         return self._from_origin({"seed": randomness.entropy(), **self._own.capture()})
@@ -71,6 +74,7 @@ class ReadingPosition(LoaderPosition):
     def _take(self) -> Any:
         with self._stream:
             batch = super()._take()
+        self._earlier = self._digest.copy()
         self._digest.update(glimpse(batch))
         return batch
 
@@ -78,6 +82,9 @@ class ReadingPosition(LoaderPosition):
         if self.batch == 0:
             return {"before": self._own.capture()}
         return {"origin": self._origin, "digest": self._digest.hexdigest()}
+
+    def _details_before(self) -> dict[str, Any]:
+        return {"origin": self._origin, "digest": self._earlier.hexdigest()}
 
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
         if self.batch == 0:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch.distributed
 from torch.utils.data import (
     BatchSampler,
@@ -24,6 +27,7 @@ from holdfast.state.sampler import Sampler
 _QUIET = {RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler, Sampler}
 _NESTED = ("sampler", "batch_sampler", "base_sampler")
 _SCALARS = (bool, int, float, str)
+_GLIMPSE = 64
 
 
 def is_map_style(loader: object) -> bool:
@@ -103,6 +107,7 @@ class OwnState:
         self._loader = weakref.ref(loader) if hasattr(loader, "__dict__") else lambda: None
         self._owners = chain(loader)
         self._first = dict(self._scalars())
+        self._sketched = dict(self._collections())
 
     def capture(self) -> dict[str, Any]:
         """The state, as plain values and tensors."""
@@ -120,6 +125,22 @@ class OwnState:
             if owner in self._owners and hasattr(self._owners[owner], name):
                 setattr(self._owners[owner], name, value)
 
+    def changed_elsewhere(self) -> list[str]:
+        """What moves and is not captured: a list that is shuffled in place. Looks at some elements only.
+
+        Samplers of torch and of ours have none, those with ``set_epoch`` can make theirs again, and those with
+        ``state_dict`` are asked for it by the loader.
+        """
+        return [path for path, sketch in self._collections() if self._sketched.get(path, sketch) != sketch]
+
+    def _collections(self) -> Iterator[tuple[str, Any]]:
+        for path, owner in self._owners.items():
+            if type(owner) in _QUIET or hasattr(owner, "set_epoch") or hasattr(owner, "state_dict"):
+                continue
+            for name, value in _attributes(owner):
+                if (sketch := _sketch(value)) is not None:
+                    yield f"{path}.{name}", sketch
+
     def _generators(self) -> Iterator[tuple[str, Any, Any]]:
         seen: set[int] = set()
         for path, owner in {"loader": self._loader(), **self._owners}.items():
@@ -131,6 +152,24 @@ class OwnState:
     def _scalars(self) -> Iterator[tuple[str, Any]]:
         for path, owner in self._owners.items():
             yield from ((f"{path}.{name}", value) for name, value in _attributes(owner) if type(value) in _SCALARS)
+
+
+def _sketch(value: object) -> Any:
+    """The length and some elements of a collection; None for anything else."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        flat = value.reshape(-1)
+        return len(flat), flat[:: max(1, len(flat) // _GLIMPSE)].tolist()
+    if isinstance(value, list):
+        return len(value), [_element(one) for one in value[:: max(1, len(value) // _GLIMPSE)]]
+    if isinstance(value, deque | dict | set):
+        return len(value), [_element(one) for one in islice(value, _GLIMPSE)]
+    return None
+
+
+def _element(value: object) -> Any:
+    if type(value) in _SCALARS:
+        return value
+    return [_element(one) for one in value[:4]] if isinstance(value, list | tuple) else type(value).__name__
 
 
 def _attributes(owner: object) -> Iterable[tuple[str, Any]]:

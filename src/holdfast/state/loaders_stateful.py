@@ -64,6 +64,10 @@ class StatefulPosition(LoaderPosition):
             found.update(seed=self._seed, stream=self._stream.state())
         return found
 
+    def _details_at_start(self) -> dict[str, Any] | None:
+        # Asking the loader for its state copies all of it, which nobody wants before every batch; here it is not asked.
+        return self._details() if not self._touched or not self._carries_over else None
+
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
         self._own.restore(details["own"])
         self._pending = details["loader"]

@@ -6,7 +6,7 @@ names as text: a model may well own a submodule called ``module``.
 
 The walk takes parameters and persistent buffers where they live, so hooks that
 rename entries of ``state_dict()`` have no say. A module that overrides
-``_save_to_state_dict`` is asked for what it adds.
+``_save_to_state_dict`` or ``state_dict`` is asked for what it adds.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _WRAPPERS = (
     ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "ActivationWrapper", "_checkpoint_wrapped_module"),
 )
 _LOCAL = "_local_state"
+_ADDED = "_state_dict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ class ModuleView:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """Parameters and persistent buffers: the live ones."""
     frozen: set[str] = field(default_factory=set)
-    """Names of parameters without gradient."""
+    """Names of parameters whose bytes stay the same: those without gradient."""
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    """The live parameters among the tensors."""
     extras: dict[str, Extra] = field(default_factory=dict)
 
     def lifetime(self, name: str) -> Lifetime:
@@ -98,12 +101,16 @@ def _collect(found: ModuleView, module: nn.Module, prefix: str) -> None:
     own = _own_tensors(module)
     for name, tensor in own.items():
         found.tensors[prefix + name] = tensor
-        if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
-            found.frozen.add(prefix + name)
+        if isinstance(tensor, nn.Parameter):
+            found.parameters[prefix + name] = tensor
+            if not tensor.requires_grad:
+                found.frozen.add(prefix + name)
     if type(module)._save_to_state_dict is not nn.Module._save_to_state_dict:
         found.extras[prefix + _LOCAL] = _local_extra(module, own)
     elif type(module).get_extra_state is not nn.Module.get_extra_state:
         found.extras[f"{prefix}_extra_state"] = Extra(module.get_extra_state, module.set_extra_state)
+    if _overrides(module, "state_dict"):
+        found.extras[prefix + _ADDED] = _added_extra(module, prefix)
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -127,6 +134,44 @@ def _local_extra(module: nn.Module, own: dict[str, Tensor]) -> Extra:
             raise RestoreFailed(f"{type(module).__name__} refused its state: {'; '.join(errors)}")
 
     return Extra(get, load)
+
+
+def _overrides(module: nn.Module, *methods: str) -> bool:
+    """Whether a class of the user or of a library overrides one of the methods; torch's own undo what they do."""
+    owners = [next(cls for cls in type(module).__mro__ if method in vars(cls)) for method in methods]
+    return any(owner.__module__.partition(".")[0] != "torch" for owner in owners)
+
+
+def _added_extra(module: nn.Module, prefix: str) -> Extra:
+    path = f"{prefix.rstrip('.') or 'the module'} ({type(module).__name__})"
+
+    def get() -> dict[str, object]:
+        standard = nn.Module.state_dict(module)
+        added = {name: value for name, value in _asked(module, path).items() if name not in standard}
+        if added and not _overrides(module, "load_state_dict", "_load_from_state_dict"):
+            raise StateError(
+                f"{path}: its state_dict() adds {', '.join(map(str, list(added)[:5]))}, and it has no load_state_dict "
+                "that could take it back; keep it in a buffer, or give the class get_extra_state and set_extra_state"
+            )
+        return added
+
+    def load(value: dict[str, object]) -> None:
+        if value:
+            # The tensors are in place already; what else it is handed is its own.
+            with torch.no_grad():
+                module.load_state_dict({**_asked(module, path), **value})
+
+    return Extra(get, load)
+
+
+def _asked(module: nn.Module, path: str) -> dict[str, object]:
+    try:
+        return dict(module.state_dict())
+    except TypeError as error:
+        raise StateError(
+            f"{path}: its state_dict() cannot be called without arguments ({error}); give them defaults as "
+            "torch.nn.Module.state_dict has, or use get_extra_state and set_extra_state"
+        ) from error
 
 
 def _reshard(module: nn.Module) -> None:

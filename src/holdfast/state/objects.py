@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from holdfast.state.tree import Collector
 from holdfast.state.values_torch import GENERATORS, generator_state, set_generator_state
 from holdfast.trees import Lifetime
 from holdfast.values import Json
+
+logger = logging.getLogger(__name__)
 
 RESERVED = frozenset({"values", "rng"})
 """Names that a checkpoint uses for parts of its own."""
@@ -93,7 +96,8 @@ class ModuleObject:
         """Tensors by canonical name."""
         view = self.view
         state = {key: collector.tensor(t, self._path(key), view.lifetime(key)) for key, t in view.tensors.items()}
-        return {"state": state, "extra": {k: collector.encode(e.get(), self._path(k)) for k, e in view.extras.items()}}
+        extra = {key: collector.encode(one.get(), self._path(key)) for key, one in view.extras.items()}
+        return {"state": state, "trainable": self._trainable(), "extra": extra}
 
     def problems(self, stored: Tree, live: Tree) -> Iterator[str]:
         """Missing, surplus and differently shaped entries."""
@@ -106,13 +110,14 @@ class ModuleObject:
             yield from loading.misfits(stored._replace(data=was[key]), live._replace(data=now[key]), self._path(key))
 
     def load(self, data: Json, filling: Filling) -> None:
-        """Straight into the memory that the program holds; extra state afterwards."""
+        """Straight into the memory that the program holds; what was trainable is so again; extra state afterwards."""
         later = [
             action
             for key, item in data["state"].items()
             for action in loading.fill(item, self.view.tensors[key], filling)
         ]
         filling.run(later)
+        self._set_trainable(data["trainable"])
         for key, item in data["extra"].items():
             self.view.extras[key].set(loading.fresh(item, filling))
             filling.proofs.forget()
@@ -120,6 +125,17 @@ class ModuleObject:
     def comparable(self, stored: Json, live: Json) -> Json:
         """All of it."""
         return live
+
+    def _trainable(self) -> dict[str, Json]:
+        return {key: parameter.requires_grad for key, parameter in self.view.parameters.items()}
+
+    def _set_trainable(self, stored: Mapping[str, Json]) -> None:
+        changed = {key: bool(flag) for key, flag in stored.items() if self.view.parameters[key].requires_grad != flag}
+        for key, flag in changed.items():
+            self.view.parameters[key].requires_grad_(flag)
+        for flag, what in ((True, "trainable"), (False, "frozen")):
+            if names := [key for key, now in changed.items() if now is flag]:
+                logger.info("%s: %s, as when it was saved: %s", self.name, what, ", ".join(names))
 
     def _path(self, key: str) -> str:
         return values.join(self.name, key)
@@ -239,7 +255,15 @@ def stateful(value: object) -> bool:
     """Whether a value has state to save and to put back (a class has not, its instances have)."""
     if isinstance(value, type):
         return False
-    return all(callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict"))
+    return all(callable(_attribute(value, method)) for method in ("state_dict", "load_state_dict"))
+
+
+def _attribute(value: object, name: str) -> object:
+    try:
+        return getattr(value, name, None)
+    except Exception as error:  # a dictionary with attributes raises KeyError, a lazy proxy anything
+        logger.debug("%s has no %s: %s", type(value).__name__, name, type(error).__name__)
+        return None
 
 
 def _check_name(name: object) -> None:

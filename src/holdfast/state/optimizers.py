@@ -95,7 +95,11 @@ def group_problems(name: str, stored: list[Any], live: list[Any], *, order_count
     """How the parameter groups differ; one line per difference."""
     was, now = ([{ParameterName(*p) for p in group} for group in groups] for groups in (stored, live))
     if len(was) != len(now):
-        yield f"{name}: stored with {len(was)} parameter groups, has {len(now)} now"
+        yield (
+            f"{name}: stored with {len(was)} parameter groups, has {len(now)} now; groups that are added in the loop "
+            "must be there before it is resumed: ask holdfast.open(store).run(number).records() for the step, and "
+            "build the optimizer as it was then"
+        )
     known, present = set().union(*was), set().union(*now)
     for missing in sorted(present - known):
         yield f"{name}: {missing} is optimised now and was not when it was stored"

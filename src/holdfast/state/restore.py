@@ -91,6 +91,9 @@ def plan(objects: Mapping[str, object], stored: Stored, *, only: Collection[str]
     if problems:
         raise StateMismatch(_report("the checkpoint does not fit the program; nothing was changed", problems))
     documents = {name: saved[name]["data"] for name in live.adapters}
+    if only is not None:
+        # Whoever takes parts of a checkpoint has decided what is to be trained.
+        documents = {name: _trained_as_now(data, live.data[name]) for name, data in documents.items()}
     not_loaded = tuple(name for name in saved if name not in documents)
     return Plan(objects, stored, documents, live, document["values"], document["rng"], not_loaded)
 
@@ -154,6 +157,10 @@ def _specs(stored: Stored) -> Iterable[TensorSpec]:
 
 def _paths(spec: TensorSpec) -> tuple[str, ...]:
     return (spec.name, *spec.aliases)
+
+
+def _trained_as_now(data: Json, live: Json) -> Json:
+    return {**data, "trainable": live["trainable"]} if isinstance(data, dict) and "trainable" in data else data
 
 
 def _document(stored: Stored) -> dict[str, Any]:

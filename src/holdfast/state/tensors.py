@@ -135,7 +135,7 @@ def _view(tensor: Tensor) -> memoryview:
 
 def _no_bytes(tensor: Tensor) -> str | None:
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-        return "is lazy and has no shape yet; run one forward pass before the first save"
+        return "is lazy and has no shape yet; run one forward pass before the first save or restore"
     if is_a(tensor, "torch._subclasses.fake_tensor", "FakeTensor"):
         return "is a fake tensor without data; save outside of FakeTensorMode"
     if torch._is_functional_tensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
