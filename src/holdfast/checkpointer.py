@@ -12,11 +12,12 @@ from typing import Any, Self, TypeVar
 
 from holdfast.catalog.config import plain_config
 from holdfast.errors import InvalidInput, Unusable
-from holdfast.ids import RunName, RunNumber, TagName
+from holdfast.ids import TagName
 from holdfast.packs.codec import Codec
 from holdfast.policy import Policy, every, for_keeping, for_saving, latest
 from holdfast.records import Kind, Record
-from holdfast.recovery.choice import NewRun
+from holdfast.recovery.choice import NewRun, wanted
+from holdfast.recovery.finding import Mismatch
 from holdfast.recovery.launcher import launcher_facts, single_process
 from holdfast.recovery.process import claim_run, refuse_worker, release_run
 from holdfast.recovery.session import MODES, Plan, open_session
@@ -95,7 +96,7 @@ class Checkpointer:
             raise InvalidInput(f"codec={codec!r}: there is {', '.join(Codec)}")
         self._settings: dict[str, Any] = {
             "url": store,
-            "want": _want(run),
+            "want": wanted(run),
             "resume": resume if resume in MODES else str(resume),
             "config": plain_config(config),
             "save": for_saving(save if save is not None else every(minutes=15)),
@@ -132,7 +133,12 @@ class Checkpointer:
         return self._training.last if self._training else None
 
     def batches(
-        self, loader: Iterable[Batch], *, total_steps: int | None = None, epochs: int | None = None
+        self,
+        loader: Iterable[Batch],
+        *,
+        total_steps: int | None = None,
+        epochs: int | None = None,
+        on_mismatch: str = "raise",
     ) -> Iterator[tuple[int, Batch]]:
         """The rest of the training: pairs of the index of the step about to run, from 0, and a batch.
 
@@ -144,6 +150,8 @@ class Checkpointer:
             loader: a DataLoader, a StatefulDataLoader, or anything that can be iterated once per epoch.
             total_steps: completed optimizer steps at which to end.
             epochs: epochs after which to end; at least one of the two is needed.
+            on_mismatch: "raise", or "restart-epoch" where the data was changed on purpose: if the loader is not the
+                one of the checkpoint, its epoch begins anew with this one.
 
         Raises:
             RefusedFresh: there is evidence of earlier work, and none of it can be used.
@@ -153,9 +161,11 @@ class Checkpointer:
         """
         if total_steps is None and epochs is None:
             raise InvalidInput("batches() needs total_steps= or epochs=, or it would never end")
+        if on_mismatch not in tuple(Mismatch):
+            raise InvalidInput(f"on_mismatch={on_mismatch!r}: there is {', '.join(Mismatch)}")
         position = open_position(loader)
         training = self._begin(total_steps, loader)
-        position = training.attach_loader(position)
+        position = training.attach_loader(position, Mismatch(on_mismatch))
         with _Loop(self, training):
             while not training.ended() and (epochs is None or position.epoch < epochs):
                 for batch in position.batches():
@@ -375,16 +385,6 @@ class _Loop:
         self._training.looping = False
         self._training.progress.counter.__exit__(None, None, None)
         self._owner._stops.__exit__(None, None, None)
-
-
-def _want(run: Want) -> NewRun | RunName | RunNumber | None:
-    if run is None or isinstance(run, NewRun):
-        return run
-    if isinstance(run, int):
-        return RunNumber(run)
-    if run.startswith("run-") and run[4:].isdecimal():
-        return RunNumber(int(run[4:]))
-    return RunName(run)
 
 
 def _callers_names() -> dict[str, object]:

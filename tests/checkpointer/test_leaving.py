@@ -281,3 +281,44 @@ def test_after_ctrl_c_another_loop_runs(tmp_path: Path) -> None:
         for _ in ckpt.steps(9):
             step_of(*parts.values(), torch.ones(1, 16))
         assert ckpt.step == 9
+
+
+def test_an_epoch_begins_anew_with_another_loader_where_that_is_asked_for(tmp_path: Path) -> None:
+    data = torch.arange(40 * 16.0).view(40, 16).sin()
+    parts = objects()
+    with Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY) as ckpt:
+        for step, batch in ckpt.batches(DataLoader(data, batch_size=4), total_steps=99):
+            step_of(*parts.values(), batch)
+            if step == 2:
+                break
+        ckpt.save()
+    parts = objects()
+    with Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY) as ckpt:
+        with pytest.raises(InvalidInput, match="there is raise, restart-epoch"):
+            next(ckpt.batches([1], total_steps=9, on_mismatch="ignore"))
+        loader = DataLoader(data, batch_size=8)
+        seen = [batch for _, batch in _stepping(ckpt.batches(loader, epochs=1, on_mismatch="restart-epoch"), parts)]
+    assert ckpt.step == 3 + 5
+    assert torch.equal(torch.cat(seen), data)
+
+
+def _stepping(batches, parts):
+    for step, batch in batches:
+        step_of(*parts.values(), batch)
+        yield step, batch
+
+
+def test_an_optimizer_that_sums_up_while_another_steps_is_not_claimed_exact(tmp_path: Path) -> None:
+    """A boundary of one is the middle of a step of the other, whose gradients no checkpoint holds."""
+    one, two = torch.nn.Linear(16, 1), torch.nn.Linear(16, 1)
+    often, seldom = (torch.optim.SGD(model.parameters(), lr=0.1) for model in (one, two))
+    state = {"one": one, "two": two, "often": often, "seldom": seldom}
+    with Checkpointer(tmp_path / "s", run="r", state=state, save=every(steps=1), keep=latest(9)) as ckpt:
+        for step in ckpt.steps(4):
+            (one(torch.ones(1, 16)) + two(torch.ones(1, 16))).sum().backward()
+            often.step()
+            often.zero_grad()
+            if step % 4 == 3:
+                seldom.step()
+                seldom.zero_grad()
+    assert ["gradients" in record.exactness for record in records_of(tmp_path / "s")] == [True, True, True, False]

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,20 @@ def new_run(name: str | None = None) -> NewRun:
         'gpt2-small'
     """
     return NewRun(None if name is None else RunName(name))
+
+
+def wanted(run: str | int | NewRun | None) -> NewRun | RunName | RunNumber | None:
+    """What ``run=`` asks for: a name, a number (also as ``run-003``), a new run, or nothing.
+
+    Raises:
+        InvalidName: it can be neither.
+    """
+    if run is None or isinstance(run, NewRun):
+        return run
+    if isinstance(run, int):
+        return RunNumber(run)
+    number = re.fullmatch(r"run-([0-9]{1,12})", run)
+    return RunNumber(int(number[1])) if number else RunName(run)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

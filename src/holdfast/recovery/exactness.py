@@ -19,6 +19,8 @@ def exactness_of(position: LoaderPosition | None, progress: Progress) -> dict[st
     }
     if not progress.clean:
         found["gradients"] = Exactness(exact=False, reason="saved in the middle of an accumulation")
+    elif progress.lagging:
+        found["gradients"] = Exactness(exact=False, reason="an optimizer was in the middle of an accumulation")
     if position is None:
         return found | {"data": Exactness(exact=False, reason="the loop gets its data elsewhere")}
     parts = position.exactness()

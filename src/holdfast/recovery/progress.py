@@ -45,6 +45,8 @@ class Progress:
         self.clean = True
         """Whether the body was left at a boundary, or was not entered yet."""
         self.in_body = False
+        self.lagging = False
+        """Whether, at the boundary, an optimizer is still summing up gradients while another one has stepped."""
         self.unused = False
         """Whether a batch was drawn of which nobody can say that a step has used it."""
         self._idle = 0
@@ -64,6 +66,7 @@ class Progress:
         """The body has ended by itself; whether a step is complete."""
         self.in_body = False
         self.clean = self._complete()
+        self.lagging = bool(self.clean and self.counter.taken and self.counter.lagging())
         self._ever = self._ever or self.clean
         self._idle = 0 if self.clean else self._idle + 1
         self.step += self.clean

@@ -21,6 +21,7 @@ from holdfast.policy import Best, SaveFacts
 from holdfast.records import Kind, Record
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.exactness import exactness_of, say_inexact
+from holdfast.recovery.finding import Mismatch, find
 from holdfast.recovery.loading import Loaded, load
 from holdfast.recovery.measuring import plain, taken
 from holdfast.recovery.progress import Progress
@@ -156,13 +157,16 @@ class Training:
 
     # The loop
 
-    def attach_loader(self, position: LoaderPosition) -> LoaderPosition:
+    def attach_loader(self, position: LoaderPosition, mismatch: Mismatch = Mismatch.RAISE) -> LoaderPosition:
         """Takes over the loader of the loop, at its place: that of the checkpoint, or where an earlier loop left it."""
         self.settle()
-        if self._position is not None and self._position.loader is position.loader:
-            position = self._position
+        known = self._position
+        if known is not None and known.loader is position.loader:
+            position = known
         elif self._untouched and not self.ended():
-            self._find(position)
+            self._find(position, mismatch)
+        if known is not None and known is not position:
+            known.close()
         self._position = position
         self.begin_loop()
         return position
@@ -178,11 +182,10 @@ class Training:
         if self._stops.asked:
             logger.warning("%s has asked to stop, so the loop ends at once", self._stops.asked)
 
-    def _find(self, position: LoaderPosition) -> None:
+    def _find(self, position: LoaderPosition, mismatch: Mismatch = Mismatch.RAISE) -> None:
         if self._data is not None:
-            position.load(self._data)
             with self._whole.generators_kept():
-                position.replay(lambda replay: logger.info("%s", replay))
+                find(position, self._data, mismatch)
             self._saved_epochs = position.epoch + (position.batch == position.length)
 
     def ended(self) -> bool:
@@ -233,7 +236,7 @@ class Training:
             self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
             self._stopped = True
         elif reason:
-            self._save(self._kind(reason), reason)
+            self._save(_kind(reason), reason)
         self._save_asked()
 
     @property
@@ -257,9 +260,6 @@ class Training:
         )
         return self._plan.save.due(facts)
 
-    def _kind(self, reason: str) -> Kind:
-        return Kind.BEST if all(part.startswith("best(") for part in reason.split("; ")) else Kind.REGULAR
-
     # Logging and saving
 
     def log(self, metrics: Mapping[str, Any]) -> None:
@@ -278,7 +278,7 @@ class Training:
         watched = any(isinstance(part, Best) and part.metric in logged for part in self._plan.save.parts)
         reason = self._due(self._metrics) if watched else None
         if reason and self._at_boundary():
-            self._save(self._kind(reason), reason)
+            self._save(_kind(reason), reason)
         elif reason:
             logger.warning("%s at step %d, but the body has gone on: log it before the forward pass", reason, self.step)
 
@@ -398,3 +398,7 @@ class Training:
         self._after.close()
         if self._position is not None:
             self._position.close()
+
+
+def _kind(reason: str) -> Kind:
+    return Kind.BEST if all(part.startswith("best(") for part in reason.split("; ")) else Kind.REGULAR

@@ -263,7 +263,7 @@ class LoaderPosition(ABC):
 def _refuse(differences: list[str]) -> NoReturn:
     raise StateMismatch(
         f"the data loader is not the one of the checkpoint: {'; '.join(differences)}; "
-        "use the loader that the run was saved with, or start the epoch over"
+        "use the loader that the run was saved with, or start the epoch over with on_mismatch='restart-epoch'"
     )
 
 
@@ -272,7 +272,7 @@ def not_repeated(what: str) -> StateMismatch:
     return StateMismatch(
         f"the data loader does not repeat itself: {what}; the dataset has changed, or its order depends on something "
         "that is not in the checkpoint (a generator or a list of its own without set_epoch); "
-        "put it back, or start the epoch over"
+        "put it back, or start the epoch over with on_mismatch='restart-epoch'"
     )
 
 

@@ -107,7 +107,7 @@ class StatefulPosition(LoaderPosition):
         except (AssertionError, KeyError, ValueError, TypeError) as error:
             raise StateMismatch(
                 f"{type(self.loader).__name__} refused the state that it stored: {str(error) or type(error).__name__}; "
-                "use the loader that the run was saved with, or start the epoch over"
+                "use the loader that the run was saved with, or start the epoch over with on_mismatch='restart-epoch'"
             ) from error
 
     def _order(self) -> Exactness:
