@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from holdfast.catalog.metrics import Mode, measured
 from holdfast.policy.base import AnyOf, Policy, any_of, for_keeping, for_saving
-from holdfast.policy.best import Best, best
+from holdfast.policy.best import Best, best, kind_of
 from holdfast.policy.every import Every, Unit, every
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
 from holdfast.policy.latest import Latest, latest
@@ -35,6 +35,7 @@ __all__ = [
     "every",
     "for_keeping",
     "for_saving",
+    "kind_of",
     "latest",
     "measured",
     "parse",

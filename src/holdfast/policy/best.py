@@ -12,6 +12,7 @@ from holdfast.ids import RecordId
 from holdfast.policy.base import Policy
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
 from holdfast.policy.latest import check_count
+from holdfast.records import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +88,13 @@ def check_metric(metric: object) -> str:
     if not isinstance(metric, str) or not is_metric_name(metric):
         raise InvalidPolicy(f"best(metric) wants 1 to 200 characters without spaces and ':', not {metric!r}")
     return metric
+
+
+def kind_of(reason: str) -> Kind:
+    """The kind of a checkpoint that is made for a reason that `due` gave: ``best`` if for nothing else.
+
+    Example:
+        >>> kind_of("best(val_loss): 1.5"), kind_of("best(val_loss): 1.5; every 500 steps")
+        (<Kind.BEST: 'best'>, <Kind.REGULAR: 'regular'>)
+    """
+    return Kind.BEST if all(part.startswith("best(") for part in reason.split("; ")) else Kind.REGULAR

@@ -17,7 +17,7 @@ from holdfast.catalog.tags import create_tag
 from holdfast.errors import BeingDeleted, Damaged, SaveFailed, StateMismatch, StorageError
 from holdfast.ids import TagName
 from holdfast.packs.codec import Codec
-from holdfast.policy import Best, SaveFacts
+from holdfast.policy import Best, SaveFacts, kind_of
 from holdfast.records import Kind, Record
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.exactness import exactness_of, say_inexact
@@ -236,7 +236,7 @@ class Training:
             self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
             self._stopped = True
         elif reason:
-            self._save(_kind(reason), reason)
+            self._save(kind_of(reason), reason)
         self._save_asked()
 
     @property
@@ -278,7 +278,7 @@ class Training:
         watched = any(isinstance(part, Best) and part.metric in logged for part in self._plan.save.parts)
         reason = self._due(self._metrics) if watched else None
         if reason and self._at_boundary():
-            self._save(_kind(reason), reason)
+            self._save(kind_of(reason), reason)
         elif reason:
             logger.warning("%s at step %d, but the body has gone on: log it before the forward pass", reason, self.step)
 
@@ -398,7 +398,3 @@ class Training:
         self._after.close()
         if self._position is not None:
             self._position.close()
-
-
-def _kind(reason: str) -> Kind:
-    return Kind.BEST if all(part.startswith("best(") for part in reason.split("; ")) else Kind.REGULAR
