@@ -663,6 +663,7 @@ def test_a_training_whose_steps_cannot_be_seen_is_saved_all_the_same_and_said_to
 ):
     """Hazard 26: every step is skipped, or made where no hook sees it; after a bound the save is made and says so."""
     monkeypatch.setattr("holdfast.recovery.progress.PATIENCE", 5)
+    monkeypatch.setattr("holdfast.recovery.progress.HINT", 5)
     model = nn.Linear(16, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loop = []

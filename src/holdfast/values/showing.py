@@ -20,8 +20,8 @@ def decode_or_show(data: Json) -> Any:
         Corrupt: malformed.
 
     Example:
-        >>> decode_or_show({"dtype": {"$": "torch.dtype", "v": "bfloat16"}, "betas": {"$": "tuple", "v": [0.9, 0.95]}})
-        {'dtype': 'torch.dtype(bfloat16)', 'betas': (0.9, 0.95)}
+        >>> decode_or_show({"dtype": {"$": "my.dtype", "v": "bfloat16"}, "betas": {"$": "tuple", "v": [0.9, 0.95]}})
+        {'dtype': 'my.dtype(bfloat16)', 'betas': (0.9, 0.95)}
     """
     return decode(data, readers=_SHOWN)
 
