@@ -16,6 +16,7 @@ from holdfast.catalog.saves import SaveAttempt, begin_save
 from holdfast.clock import utc_now
 from holdfast.ids import Digest, ObjectName, RecordAddress
 from holdfast.packs.codec import Codec
+from holdfast.packs.parallel import THREADS
 from holdfast.packs.writer import Written, write_segments
 from holdfast.records import Exactness, Kind, Record, Sizes, Target, Timing
 from holdfast.state import Snapshot
@@ -47,7 +48,7 @@ class InlineSaver:
         launch: Launch,
         *,
         codec: Codec = Codec.RAW,
-        threads: int = 3,
+        threads: int = THREADS,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self._launch = launch
