@@ -233,7 +233,7 @@ def cli_help() -> None:
 
 def report(seconds: dict[str, list[float]], command: str) -> str:
     lines = [
-        "# The catalog",
+        "## The catalog",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB, Python {platform.python_version()}; `{command}`. "
