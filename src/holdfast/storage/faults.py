@@ -14,6 +14,7 @@ from typing import Self
 
 from holdfast.errors import Corrupt, StorageError
 from holdfast.ids import Buffer, ObjectName
+from holdfast.storage.passing import PassingSink, PassingSource
 from holdfast.storage.protocol import Listed, Sink, Source, Storage
 
 
@@ -215,13 +216,10 @@ class _Struck:
                 raise type(fault.error)(str(fault.error), errno=fault.error.errno)
 
 
-class _FaultySink:
+class _FaultySink(PassingSink):
     def __init__(self, storage: FaultyStorage, name: ObjectName, inner: Sink) -> None:
-        self._storage, self._name, self._inner = storage, name, inner
-
-    @property
-    def alignment(self) -> int:
-        return self._inner.alignment
+        super().__init__(inner)
+        self._storage, self._name = storage, name
 
     def write(self, offset: int, data: Buffer) -> None:
         with self._storage.strike("write", self._name):
@@ -235,24 +233,11 @@ class _FaultySink:
     def abort(self) -> None:
         self._inner.abort()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self._inner.__exit__(type_, e, tb)
-
-
-class _FaultySource:
+class _FaultySource(PassingSource):
     def __init__(self, storage: FaultyStorage, name: ObjectName, inner: Source) -> None:
-        self._storage, self._name, self._inner = storage, name, inner
-
-    @property
-    def size(self) -> int:
-        return self._inner.size
-
-    @property
-    def alignment(self) -> int:
-        return self._inner.alignment
+        super().__init__(inner)
+        self._storage, self._name = storage, name
 
     def read_into(self, offset: int, into: memoryview) -> None:
         with self._storage.strike("read_into", self._name) as struck:
@@ -260,12 +245,3 @@ class _FaultySource:
                 raise Corrupt(f"{self._name} ends too early; it was cut after it was written")
             self._inner.read_into(offset, into)
             struck.flip(into.cast("B"))
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()

@@ -6,11 +6,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from holdfast.errors import HoldfastError
 from holdfast.ids import Buffer, ObjectName
+from holdfast.storage.passing import PassingSink, PassingSource
 from holdfast.storage.protocol import Listed, Sink, Source, Storage
 
 
@@ -114,13 +113,10 @@ class TracingStorage:
                 self._operations.append(Operation(verb=verb, name=str(name), size=size, failed=failed))
 
 
-class _TracingSink:
+class _TracingSink(PassingSink):
     def __init__(self, trace: TracingStorage, name: ObjectName, inner: Sink) -> None:
-        self._trace, self._name, self._inner = trace, name, inner
-
-    @property
-    def alignment(self) -> int:
-        return self._inner.alignment
+        super().__init__(inner)
+        self._trace, self._name = trace, name
 
     def write(self, offset: int, data: Buffer) -> None:
         with self._trace.noted("write", self._name, memoryview(data).nbytes):
@@ -134,34 +130,12 @@ class _TracingSink:
         with self._trace.noted("abort", self._name):
             self._inner.abort()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self._inner.__exit__(type_, e, tb)
-
-
-class _TracingSource:
+class _TracingSource(PassingSource):
     def __init__(self, trace: TracingStorage, name: ObjectName, inner: Source) -> None:
-        self._trace, self._name, self._inner = trace, name, inner
-
-    @property
-    def size(self) -> int:
-        return self._inner.size
-
-    @property
-    def alignment(self) -> int:
-        return self._inner.alignment
+        super().__init__(inner)
+        self._trace, self._name = trace, name
 
     def read_into(self, offset: int, into: memoryview) -> None:
         with self._trace.noted("read_into", self._name, into.nbytes):
             self._inner.read_into(offset, into)
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
