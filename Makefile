@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest
 JOBS ?= 2
@@ -32,6 +33,11 @@ $(STAMP): $(BIN)/python pyproject.toml constraints.txt
 	@$(PIP) install --editable '.[torch,dev]'
 	@touch $@
 
+$(PEERS): $(STAMP)
+	@echo "installing what the benchmarks compare with"
+	@$(PIP) install --editable '.[bench]'
+	@touch $@
+
 demo: $(STAMP)
 	@$(BIN)/holdfast demo
 
@@ -50,7 +56,7 @@ fmt: $(STAMP)
 
 bench: SHELL := bash
 bench: .SHELLFLAGS := -o pipefail -c
-bench: $(STAMP)
+bench: $(PEERS)
 	@{ cat benchmarks/README.md; for script in benchmarks/*.py; do echo; $(BIN)/python -W ignore $$script || exit 1; done; } \
 	  | tee docs/benchmarks.md
 

@@ -13,12 +13,15 @@ from typing import Any, Self, TypeVar
 from holdfast.catalog.config import plain_config
 from holdfast.errors import InvalidInput, Unusable
 from holdfast.ids import TagName
-from holdfast.packs.codec import Codec
 from holdfast.policy import Policy, every, for_keeping, for_saving, latest
+from holdfast.policy.tolerance import Tolerance
 from holdfast.records import Kind, Record
+from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.choice import NewRun, wanted
 from holdfast.recovery.finding import Mismatch
 from holdfast.recovery.launcher import launcher_facts, single_process
+from holdfast.recovery.looping import Loop, callers_names
+from holdfast.recovery.making import making_of, open_checkpoints
 from holdfast.recovery.process import claim_run, refuse_worker, release_run
 from holdfast.recovery.session import MODES, Plan, open_session
 from holdfast.recovery.signals import StopRequests
@@ -53,7 +56,18 @@ class Checkpointer:
         resume: "auto", "must", "never" (never another job's work), or a reference such as ``run-003@500``.
         accumulate: batches per optimizer step, where no hook can tell (foreign optimizers, CUDA graphs); by
             default the steps of the optimizers in ``state`` are counted.
-        codec: "raw", or "zstd" for slow or small storage.
+        codec: "raw", "zstd", "openzl" (for floats), or "auto": decided once, by what the storage turns out to bear.
+        saver: "process": the loop waits for a copy in memory only, and once that exists the checkpoint is made even if
+            this process is killed; "inline": the loop waits until it is durable and verified.
+        stage: when to keep a state in memory beside the saves, such as ``every(steps=10)``: what is lost when this
+            process dies is no more than that.
+        ram_budget: memory for copies, as bytes or text ("8GB"); by default half of what is available.
+        on_save_error: how many failed saves in a row are borne (3), "raise" for none, "warn" for any number, or a
+            `holdfast.tolerate`. If the last save has failed, `close` raises.
+        on_full: "skip" a save when the disk is full after retention has freed what it may, or "pause" until there is
+            room.
+        check_staging: compare every copy with the live tensors; for debugging, at the price of one more pass.
+        progress: show a progress bar of saves on standard error.
 
     Raises:
         InvalidInput: an argument that cannot be right; before anything is touched.
@@ -86,14 +100,28 @@ class Checkpointer:
         resume: str = "auto",
         accumulate: int | None = None,
         codec: str = "raw",
+        saver: str = "process",
+        stage: Policy | None = None,
+        ram_budget: int | str | None = None,
+        on_save_error: int | str | Tolerance | None = None,
+        on_full: str = "skip",
+        check_staging: bool = False,
+        progress: bool = False,
     ) -> None:
         refuse_worker()
         if not isinstance(state, Mapping) or not state:
             raise InvalidInput('state= wants a mapping of names to objects, such as {"model": model}')
         if accumulate is not None and accumulate < 1:
             raise InvalidInput(f"accumulate={accumulate}: at least one batch makes a step")
-        if codec not in tuple(Codec):
-            raise InvalidInput(f"codec={codec!r}: there is {', '.join(Codec)}")
+        self._making = making_of(
+            saver=saver,
+            codec=codec,
+            ram_budget=ram_budget,
+            on_save_error=on_save_error,
+            on_full=on_full,
+            check_staging=check_staging,
+            progress=progress,
+        )
         self._settings: dict[str, Any] = {
             "url": store,
             "want": wanted(run),
@@ -101,8 +129,8 @@ class Checkpointer:
             "config": plain_config(config),
             "save": for_saving(save if save is not None else every(minutes=15)),
             "keep": for_keeping(keep if keep is not None else latest(3)),
+            "stage": None if stage is None else for_saving(stage),
         }
-        self._codec = Codec(codec)
         self._accumulate = accumulate
         self._objects = dict(state)
         self._training: Training | None = None
@@ -110,9 +138,9 @@ class Checkpointer:
         self._files: dict[str, bytes] = {}
         self._pid = os.getpid()
         self._closed = self._broken = self._superseded = False
-        self._loop: _Loop | None = None
+        self._loop: Loop | None = None
         self._stops = StopRequests()
-        self._namespace = _callers_names()
+        self._namespace = callers_names(inspect.currentframe())
 
     @property
     def values(self) -> dict[str, Any]:
@@ -129,7 +157,7 @@ class Checkpointer:
 
     @property
     def last(self) -> Record | None:
-        """The newest checkpoint of this line: saved by this launch, or resumed from."""
+        """The newest durable checkpoint of this line: saved by this launch, or resumed from."""
         return self._training.last if self._training else None
 
     def batches(
@@ -166,7 +194,7 @@ class Checkpointer:
         position = open_position(loader)
         training = self._begin(total_steps, loader)
         position = training.attach_loader(position, Mismatch(on_mismatch))
-        with _Loop(self, training):
+        with Loop(self, training, self._stops):
             while not training.ended() and (epochs is None or position.epoch < epochs):
                 for batch in position.batches():
                     training.enter()
@@ -182,7 +210,7 @@ class Checkpointer:
         """As `batches`, for loops that get their data elsewhere; the record says that it has no data position."""
         training = self._begin(total_steps)
         training.begin_loop()
-        with _Loop(self, training):
+        with Loop(self, training, self._stops):
             while not training.ended():
                 training.enter()
                 yield training.step
@@ -225,19 +253,29 @@ class Checkpointer:
             raise
         return []
 
-    def save(self, *, tag: str | None = None, reason: str = "asked for") -> Record | None:
+    def save(self, *, tag: str | None = None, reason: str = "asked for", wait: str = "staged") -> Record | None:
         """A checkpoint now, whatever the policy; between steps there is one at most, so a second call gives the first.
 
         Inside the loop, once the body has begun to change things (a step, a buffer, a value), it is made when the
-        step is complete: then None comes back, and `last` is it. Durable when it returns a record. After `break` it
-        is made by the next call, or when the block is left; not if that is by an exception.
+        step is complete: then None comes back, and `last` will be it. After `break` it is made by the next call, or
+        when the block is left; not if that is by an exception.
+
+        Args:
+            tag: a name for it, given once it is durable.
+            reason: for the record.
+            wait: "staged": a private copy exists when this returns; "durable": the record does.
+
+        Returns:
+            The record, if it is durable; always with ``wait="durable"`` between steps, and with ``saver="inline"``.
 
         Raises:
             NameTaken: the tag exists; the checkpoint is made all the same.
-            Fenced, StorageError: as in `batches`.
+            HoldfastError: with ``wait="durable"``: it could not be made. Otherwise as in `batches`.
         """
+        if wait not in ("staged", "durable"):
+            raise InvalidInput(f"wait={wait!r}: there is staged, durable")
         name = None if tag is None else TagName(tag)
-        return self._opened(None).save_asked(name, reason)
+        return self._opened(None).save_asked(name, reason, durable=wait == "durable")
 
     def log(self, **metrics: Any) -> None:
         """Metrics of the step at hand: they go into its record, and `best` looks at them.
@@ -266,6 +304,15 @@ class Checkpointer:
     def looping(self) -> bool:
         """Whether `batches` or `steps` is being iterated."""
         return self._loop is not None
+
+    def loop_began(self, loop: Loop) -> None:
+        """For `Loop`: the iteration has begun."""
+        self._loop = loop
+
+    def loop_ended(self, loop: Loop) -> bool:
+        """For `Loop`: the iteration is over; False: it was before."""
+        ours, self._loop = self._loop is loop, None if self._loop is loop else self._loop
+        return ours
 
     def should_stop(self) -> bool:
         """Whether a signal has asked the run to stop: for long evaluations inside the loop."""
@@ -331,19 +378,28 @@ class Checkpointer:
         plan = Plan(**self._settings, total=total, facts=single_process(launcher_facts()))
         try:
             session = open_session(plan, claim=lambda store, run: claim_run(store, run, self))
+            after = Afterwards(session)
             training = Training(
                 session,
                 self._objects,
                 self._values,
                 self._files,
                 plan=plan,
-                codec=self._codec,
+                checkpoints=open_checkpoints(session, plan, self._making, after, self._stops),
+                after=after,
                 stops=self._stops,
                 accumulate=self._accumulate,
             )
-            if resume:
-                self._resume(training)
         except BaseException:
+            release_run(self)
+            raise
+        return self._resumed(training) if resume else training
+
+    def _resumed(self, training: Training) -> Training:
+        try:
+            self._resume(training)
+        except BaseException:
+            training.close()
             release_run(self)
             raise
         return training
@@ -361,38 +417,6 @@ class Checkpointer:
         if self._training:
             self._training.close()
         release_run(self)
-
-
-class _Loop:
-    """While the loop runs: hooks and signal handlers are installed, and a second loop is refused."""
-
-    def __init__(self, owner: Checkpointer, training: Training) -> None:
-        self._owner, self._training = owner, training
-
-    def __enter__(self) -> None:
-        self._owner._loop = self
-        self._training.looping = True
-        self._owner._stops.__enter__()
-        self._training.progress.counter.__enter__()
-
-    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        if self._owner._loop is self:  # else an exception left the block, and the generator is collected only now
-            self.leave()
-
-    def leave(self) -> None:
-        """Hooks and handlers go. What is to be saved is saved later, where errors reach somebody."""
-        self._owner._loop = None
-        self._training.looping = False
-        self._training.progress.counter.__exit__(None, None, None)
-        self._owner._stops.__exit__(None, None, None)
-
-
-def _callers_names() -> dict[str, object]:
-    """The names that the script can see where it makes its Checkpointer; the audit looks for forgotten state there."""
-    frame = inspect.currentframe()
-    for _ in range(2):
-        frame = frame.f_back if frame else None
-    return {**frame.f_globals, **frame.f_locals} if frame else {}
 
 
 __all__ = ["Checkpointer", "Kind"]

@@ -229,6 +229,8 @@ class Timing(_Sealed, frozen=True, kw_only=True):
     staging: float
     hashing: float
     writing: float
+    durable: float = 0.0
+    """From the call to the moment before the record was published."""
 
 
 class Record(_Sealed, frozen=True, kw_only=True):
@@ -257,6 +259,9 @@ class Record(_Sealed, frozen=True, kw_only=True):
     exactness: dict[str, Exactness] = {}
     anomalies: list[str] = []
     """What looked wrong at the save: bit-identical to the parent, NaN inside, keys lost."""
+    fingerprinted: list[tuple[int, int]] = []
+    """Frozen tensors of which this save has not seen all bytes, for a fingerprint said that they are as stored before:
+    first and last positions in the skeleton."""
     timing: Timing
     codec: str
     survives: str = "nothing"

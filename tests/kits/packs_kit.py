@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 
 from holdfast.errors import Corrupt, ObjectExists, ObjectMissing, StorageFull
 from holdfast.packs.codec import Codec
 from holdfast.packs.index import SegmentIndex
 from holdfast.packs.reader import read_segments
+from holdfast.packs.segment import Segment
 from holdfast.packs.writer import write_segments
 from holdfast.storage.protocol import Listed
 
@@ -23,6 +25,8 @@ class HeapSink:
     def write(self, offset, data):
         self.heap.event(f"write {offset}")
         self.heap.pieces.append((offset, len(data)))
+        if offset:
+            self.heap.written.append(data)
         data = bytes(data)
         with self.heap.lock:
             self.data.extend(bytes(max(0, offset + len(data) - len(self.data))))
@@ -70,6 +74,7 @@ class Heap:
         self.lock = threading.Lock()
         self.objects, self.alignment, self.room = {}, alignment, room
         self.reserved, self.pieces, self.reads, self.events = [], [], [], []
+        self.written = []  # the memory itself, headers left out
         self.aborted = self.opened = 0
         self.fail_at, self.error = None, None
         self.committed = lambda sink: None
@@ -105,8 +110,19 @@ def nothing(_):
 
 
 def write(storage, segments, *, known=nothing, codec=Codec.RAW, **options):
-    """Write byte strings as segments."""
-    return write_segments(storage, FOLDER, map(memoryview, segments), known=known, codec=codec, **options)
+    """Write byte strings, or whole segments."""
+    return write_segments(storage, FOLDER, map(segment, segments), known=known, codec=codec, **options)
+
+
+def segment(data):
+    return data if isinstance(data, Segment) else Segment(memoryview(data))
+
+
+def padded(data, dtype="uint8"):
+    """A segment in memory of its own that begins on a page and is padded to whole blocks."""
+    memory = memoryview(mmap.mmap(-1, -(-len(data) // 4096) * 4096))
+    memory[: len(data)] = data
+    return Segment(memory[: len(data)], dtype, memory)
 
 
 def read_back(storage, written, lengths, **options):

@@ -7,24 +7,19 @@ import sys
 import threading
 
 import pytest
-from packs_kit import FOLDER, Heap, nothing, read_back, write
+from packs_kit import FOLDER, Heap, nothing, padded, read_back, write
 
 from holdfast.errors import InvalidInput, ObjectExists, StorageError, StorageFull, StorageUnavailable
 from holdfast.ids import Digest
 from holdfast.packs.codec import Codec
 from holdfast.packs.index import read_footer
+from holdfast.packs.segment import Segment
 from holdfast.packs.verify import verify_pack
 from holdfast.packs.writer import write_segments
 
 MIB = 1 << 20
 KIB64 = 64 * 1024
 SIZES = [1, 63, 64, 65, 1025, KIB64 - 1, KIB64, KIB64 + 1, 3 * MIB + 5, 8 * MIB - 1, 8 * MIB]
-
-
-def page_aligned(data):
-    memory = mmap.mmap(-1, len(data))
-    memory[:] = data
-    return memoryview(memory)
 
 
 def slots(heap, written):
@@ -43,16 +38,50 @@ def test_every_size_comes_back_as_it_was(storage, codec, threads, rng):
     assert [storage.source(pack.name).size for pack in written.packs] == [pack.size for pack in written.packs]
 
 
-@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("of", [bytes, padded])
 @pytest.mark.parametrize("codec", Codec)
-def test_aligned_and_unaligned_memory_give_equal_packs(heap, codec, stable, rng):
-    big, zeros = rng.randbytes(3 * MIB), bytes(2 * MIB)
-    segments = [b"small", page_aligned(big), big[:-1], page_aligned(zeros), memoryview(bytearray(9) + big)[9:]]
-    written = write(heap, segments, codec=codec, stable=stable)
-    assert read_back(heap, written, map(len, segments)) == [bytes(segment) for segment in segments]
+def test_memory_that_is_copied_and_memory_that_is_not_give_the_same(storage, codec, of, rng):
+    big = rng.randbytes(3 * MIB)
+    raw = [b"small", big, big[:-1], bytes(2 * MIB), big[: KIB64 - 1], big[1 : KIB64 + 1], big, rng.randbytes(KIB64 + 1)]
+    written = write(storage, [*map(of, raw), memoryview(bytearray(9) + big)[9:]], codec=codec)
+    assert written.digests == [Digest.of(data) for data in [*raw, big]]
+    assert read_back(storage, written, [*map(len, raw), len(big)]) == [*raw, big]
+    assert verify_pack(storage, written.packs[0].name) == []
+    assert len(slots(storage, written)) == 7
+
+
+@pytest.mark.parametrize("size", [KIB64, KIB64 + 1, 3 * MIB + 5, 8 * MIB - 1, 8 * MIB])
+def test_padded_memory_is_written_where_it_lies(heap, size, rng):
+    segment = padded(rng.randbytes(size))
+    written = write(heap, [b"x", segment, b"y"], threads=1)
+    assert [memory.obj is segment.padded.obj for memory in heap.written[:3]] == [False, True, False]
+    assert read_back(heap, written, [1, size, 1]) == [b"x", bytes(segment.data), b"y"]
     assert verify_pack(heap, written.packs[0].name) == []
-    assert written.digests[1] == written.digests[4]
-    assert len(slots(heap, written)) == 4
+
+
+def test_short_padded_segments_share_writes(heap, rng):
+    write(heap, [padded(rng.randbytes(1500)) for _ in range(2000)])
+    assert len(heap.pieces) <= 2 + 4, "header and end, and 3 MB in buffers of 8 MiB"
+
+
+def wrong_paddings():
+    memory = memoryview(mmap.mmap(-1, 1 << 20))
+    data = memory[:70_000]
+    yield data, data
+    yield data, memory[:77_824]
+    yield data, memoryview(mmap.mmap(-1, 73_728))
+    yield memory[1:70_001], memory[1:73_729]
+    dirty = padded(bytes(70_000))
+    dirty.padded[70_001] = 1
+    yield dirty.data, dirty.padded
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_padding_that_is_not_what_was_promised_is_refused(heap, case):
+    data, padding = list(wrong_paddings())[case]
+    with pytest.raises(InvalidInput, match="segment 1"):
+        write(heap, [b"good", Segment(data, padded=padding)])
+    assert heap.objects == {}
 
 
 def test_nothing_to_write_makes_no_pack(storage):
@@ -163,13 +192,13 @@ def test_memory_that_changes_meanwhile_never_makes_a_wrong_digest():
 
 def test_a_change_after_hashing_is_found_where_stability_was_promised_wrongly(rng):
     """A broken promise costs the segment, not the truth."""
-    heap, memory = Heap(), page_aligned(rng.randbytes(2 * MIB))
+    heap, segment = Heap(), padded(rng.randbytes(2 * MIB))
 
     def known(_):
-        memory[5] ^= 1
+        segment.data[5] ^= 1
         return False
 
-    written = write(heap, [memory], known=known, stable=True)
+    written = write(heap, [segment], known=known)
     (problem,) = verify_pack(heap, written.packs[0].name)
     assert problem.digest == written.digests[0]
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from holdfast.catalog import layout
 from holdfast.catalog.objects import create_once, load
 from holdfast.catalog.owners import Liveness
+from holdfast.catalog.standing import is_standing
 from holdfast.clock import utc_now
 from holdfast.errors import Damaged, ObjectExists, ObjectMissing
 from holdfast.ids import ObjectName, Order, RecordAddress, RecordId, RunNumber, nonce
@@ -69,7 +70,8 @@ def save_hold_name(address: RecordAddress, attempt: str) -> ObjectName:
 
 def find_holds(store: Store, run: RunNumber) -> list[FoundHold]:
     """All holds of a run, as of now; damaged ones too."""
-    names = [listed.name for listed in store.storage.list(layout.holds_folder(run))]
+    # A saver that merely stands by reads and publishes nothing yet: no sweep has to wait for it.
+    names = [listed.name for listed in store.storage.list(layout.holds_folder(run)) if not is_standing(listed.name)]
     found = (_found(store, run, name) for name in names)
     return [hold for hold in found if hold is not None]
 

@@ -20,6 +20,7 @@ from holdfast.catalog import layout
 from holdfast.catalog.holds import FoundHold, Report, find_saves, give_up, settle
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.runs import Run, read_record
+from holdfast.catalog.standing import Standing, find_standing, saver_is_dead, trainer_lives
 from holdfast.clock import utc_now
 from holdfast.errors import Damaged, ObjectExists
 from holdfast.ids import RecordAddress, nonce
@@ -29,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 SHORTEST_DRAIN = 5.0
 """Seconds that saves of an older launch are given at least."""
+
+DYING_SECONDS = 1.0
+"""For so long the trainer of an older launch may still look alive after it was killed."""
 
 _RECENT = 20
 """Records looked through for the time of the last save."""
@@ -146,10 +150,31 @@ def _next_number(run: Run) -> int:
 
 def _drain(launch: Launch, seconds: float, report: Report) -> None:
     store, reason = launch.run.store, f"launch {launch.number} took over the run"
+    _await_savers(launch, seconds, report)
     older = _older_saves(launch)
     for found in settle(store, older, seconds=seconds, reason=reason, report=report):
         report(f"gave up on {found}: it did not finish in {seconds:.0f} s")
         give_up(store, found, reason)
+
+
+def _await_savers(launch: Launch, seconds: float, report: Report) -> None:
+    """Gives savers of trainers that are gone the time to finish what was staged; then ends their right to begin."""
+    store, run = launch.run.store, launch.run.number
+    found = [one for one in find_standing(store, run) if one.launch < launch.number]
+    older = [one for one in found if one.stands() and not saver_is_dead(one)]
+    began = store.waiter.now()
+
+    def over(one: Standing) -> bool:
+        if not one.stands() or saver_is_dead(one):
+            return True
+        # A process that was just killed may look alive for an instant.
+        return store.waiter.now() - began >= min(DYING_SECONDS, seconds) and trainer_lives(one, run)
+
+    if older and seconds > 0:
+        report(f"waiting up to {seconds:.0f} s for the saver of launch {', '.join(str(one.launch) for one in older)}")
+        store.waiter.until(lambda: all(over(one) for one in older), seconds=seconds)
+    for one in found:
+        one.end()  # before the saves are listed: whoever makes a hold after this sees that it may not
 
 
 def _older_saves(launch: Launch) -> list[FoundHold]:

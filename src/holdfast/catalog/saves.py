@@ -19,6 +19,7 @@ from holdfast.catalog.manifests import encode_trees, put_tree, read_reach
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.runs import read_record
 from holdfast.catalog.sources import read_sources
+from holdfast.catalog.standing import Standing
 from holdfast.catalog.tombstones import Tombstones, await_clear, read_tombstones
 from holdfast.clock import utc_now
 from holdfast.errors import Damaged, Fenced, ObjectExists, ObjectMissing, RecordConflict, SaveFailed, StorageError
@@ -41,15 +42,23 @@ class SaveAttempt:
     As a context manager it is abandoned unless it was published.
     """
 
-    def __init__(self, launch: Launch, address: RecordAddress, bases: list[RecordAddress], *, shared: bool) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        address: RecordAddress,
+        bases: list[RecordAddress],
+        *,
+        shared: bool,
+        attempt: str | None = None,
+    ) -> None:
         self.launch = launch
         self.address = address
-        self.nonce = nonce()
+        self.nonce = attempt or nonce()
         self.owner: Owner = launch.run.store.owner
         self._store = launch.run.store
         self._bases = bases
         self._shared = shared
-        self._hold = save_hold_name(address, self.nonce)
+        self._hold = save_hold_name(address, nonce())  # never used twice, unlike the nonce of a save that is repeated
         self._tombstones = Tombstones(sweeps=(), damaged=())
         self._sources = SegmentIndex()
         self._own: dict[ObjectName, Footer | None] = {}
@@ -168,6 +177,8 @@ def begin_save(
     bases: Iterable[RecordAddress] = (),
     shared: bool = True,
     quarantined: Collection[ObjectName] = (),
+    standing: Standing | None = None,
+    attempt: str | None = None,
 ) -> SaveAttempt:
     """Begins to save ``step``; from here on no sweep removes what the save may reuse.
 
@@ -178,6 +189,8 @@ def begin_save(
         bases: committed records of the run whose segments may be reused.
         shared: whether shared packs may be reused or written.
         quarantined: packs known to be damaged; what only they have is written again.
+        standing: the standing hold of this saver: while it stands, a newer launch waits for it.
+        attempt: the nonce for the record, where an earlier process may have published this very save; None: a new one.
 
     Raises:
         Fenced: a newer launch owns the run.
@@ -188,17 +201,17 @@ def begin_save(
     run = launch.run
     order = Order(launch.number, timeline, step)
     address = RecordAddress(run.number, order, RecordId.derive(run.store.info.id, run.number, order))
-    attempt = SaveAttempt(launch, address, list(bases), shared=shared)
+    save = SaveAttempt(launch, address, list(bases), shared=shared, attempt=attempt)
     try:
-        _announce(attempt)
-        _check_fence(attempt)
-        attempt._tombstones = _read_tombstones(attempt)
-        _check_name(attempt)
-        attempt._sources = _find_sources(attempt, quarantined)
+        _announce(save)
+        _check_fence(save, standing)
+        save._tombstones = _read_tombstones(save)
+        _check_name(save)
+        save._sources = _find_sources(save, quarantined)
     except BaseException:
-        _release(attempt)
+        _release(save)
         raise
-    return attempt
+    return save
 
 
 def _announce(attempt: SaveAttempt) -> None:
@@ -216,9 +229,12 @@ def _announce(attempt: SaveAttempt) -> None:
     attempt._store.await_visibility()
 
 
-def _check_fence(attempt: SaveAttempt) -> None:
-    """Step 2: a launch that did not see the hold has made its file before; here it is seen."""
-    if attempt.launch.fenced():
+def _check_fence(attempt: SaveAttempt, standing: Standing | None) -> None:
+    """Step 2: a launch that did not see the hold has made its file before; here it is seen.
+
+    Unless it waits for this very saver: then the standing hold is still there, and it looks for holds after that.
+    """
+    if attempt.launch.fenced() and not (standing is not None and standing.stands()):
         raise Fenced(
             f"launch {attempt.launch.number} of {attempt.address.run} may save no more: a newer launch owns the run"
         )

@@ -46,7 +46,7 @@ class _Contexts(threading.local):
 _contexts = _Contexts()
 
 
-def encode(codec: Codec, data: Buffer) -> tuple[Codec, Buffer]:
+def encode(codec: Codec, data: Buffer, dtype: str = "uint8") -> tuple[Codec, Buffer]:
     """The stored form of ``data`` and the codec really used; `Codec.RAW` gives ``data`` itself. Thread-safe."""
     view = memoryview(data)
     if codec is Codec.RAW or not _promising(view):

@@ -1,23 +1,91 @@
-"""The threads of one call: started together, gone before it returns."""
+"""The threads of one call: started together, gone before it returns, and out of the way of others if asked."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import NamedTuple, Protocol
 
 THREADS = 4
 """While some wait for the device, the others hash: on two cores four were measured faster than three, six no faster."""
 
 
-def run_threads(count: int, work: Callable[[threading.Event], None]) -> None:
-    """Run ``work(stop)`` on ``count`` threads; the first error sets ``stop``, waits for all, and is raised."""
+class Stop(Protocol):
+    """Tells a thread to end after the work at hand; a `threading.Event` is one."""
+
+    def is_set(self) -> bool:
+        """Whether to end."""
+        ...
+
+
+class Pace(NamedTuple):
+    """How much of the processor threads shall leave to others, and until when.
+
+    Linux alone has priorities per thread; elsewhere nothing is lowered. Where the kernel groups tasks by session
+    (``/proc/sys/kernel/sched_autogroup_enabled``), they count within one session only.
+    """
+
+    nice: int
+    """1 to 19: the priority to which threads lower themselves."""
+    hurry: threading.Event
+    """Once it is set, threads of the caller's own priority do the rest."""
+
+
+def run_threads(count: int, work: Callable[[Stop], None], pace: Pace | None = None) -> None:
+    """Run ``work(stop)`` on ``count`` threads; the first error sets ``stop``, waits for all, and is raised.
+
+    ``work`` returns when there is nothing left to do, or soon after ``stop`` is set; with ``pace`` it may be called
+    again after that, on other threads, for what is left: a priority that was lowered cannot be raised again without
+    privilege, so threads that shall hurry are new ones. Thread-safe.
+    """
     stop = threading.Event()
-    with ThreadPoolExecutor(max(1, count), thread_name_prefix="holdfast-packs") as pool:
-        futures = [pool.submit(work, stop) for _ in range(max(1, count))]
+    count = max(1, count)
+    # New threads inherit the priority of the one that makes them, so this one makes them all and stays as it is.
+    with _pool(count) as quick, _pool(count) as nice:
+        running: set[Future[bool | None]] = {nice.submit(_nicely, work, stop, pace) for _ in range(count)}
         try:
-            for future in as_completed(futures):
-                future.result()
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    if future.result():
+                        running.add(quick.submit(work, stop))
         except BaseException:
             stop.set()
             raise
+
+
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="holdfast-packs")
+
+
+class _Either(NamedTuple):
+    stop: threading.Event
+    hurry: threading.Event
+
+    def is_set(self) -> bool:
+        return self.stop.is_set() or self.hurry.is_set()
+
+
+def _nicely(work: Callable[[Stop], None], stop: threading.Event, pace: Pace | None) -> bool:
+    """Does the work until it is urgent; whether another thread must do the rest, with its full priority."""
+    if pace is None:
+        work(stop)
+        return False
+    if not pace.hurry.is_set():
+        lower_priority(pace.nice)
+        work(_Either(stop, pace.hurry))
+    return pace.hurry.is_set()
+
+
+def lower_priority(nice: int) -> None:
+    """Lower the priority of the calling thread to ``nice`` if it is higher; off Linux, or not allowed: does nothing."""
+    if sys.platform != "linux":
+        return
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):
+        if os.getpriority(os.PRIO_PROCESS, thread) < nice:
+            os.setpriority(os.PRIO_PROCESS, thread, nice)

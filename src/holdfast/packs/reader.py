@@ -14,7 +14,7 @@ from holdfast.packs.codec import Codec, decode
 from holdfast.packs.footer import Entry
 from holdfast.packs.format import CHECK_BYTES
 from holdfast.packs.index import Location, open_pack
-from holdfast.packs.parallel import THREADS, run_threads
+from holdfast.packs.parallel import THREADS, Stop, run_threads
 from holdfast.packs.plan import Piece, Wanted, read_plan
 from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Source, Storage
@@ -110,7 +110,7 @@ class _Work:
         self._plan, self._sources, self._progress = iter(plan), sources, progress
         self._lock = threading.Lock()
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: Stop) -> None:
         """One thread: piece after piece, through its own buffer or straight into place."""
         buffer = aligned_buffer(SEGMENT_BYTES)
         while not stop.is_set() and (piece := self._take()) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from holdfast.ids import Digest, ObjectName
 from holdfast.packs.footer import Entry, Footer
 from holdfast.packs.format import HEADER_BYTES, TRAILER_BYTES, encode_header, pack_id
 from holdfast.packs.index import footer_of, open_pack
+from holdfast.packs.parallel import Pace, Stop, run_threads
 from holdfast.packs.reader import checked
 from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Source, Storage
@@ -31,22 +33,33 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
-def verify_pack(storage: Storage, name: ObjectName, progress: Callable[[int], None] | None = None) -> list[Problem]:
+def verify_pack(
+    storage: Storage,
+    name: ObjectName,
+    progress: Callable[[int], None] | None = None,
+    pace: Pace | None = None,
+) -> list[Problem]:
     """Everything that is wrong with a pack; an empty list means that no bit of it has changed.
 
-    Reads it once from end to end, on the calling thread, through 8 MiB of memory.
+    Reads it once from end to end, on the calling thread (with ``pace`` on one of its own), through 8 MiB of memory.
 
     Args:
         storage: where it is.
         name: which one.
         progress: called with bytes of the pack as they are checked.
+        pace: whether to leave the processor to others, and until when.
 
     Raises:
         StorageError: it cannot be read, which proves nothing about its bytes.
     """
     try:
         with open_pack(storage, name) as source:
-            return list(_problems(source, footer_of(source, name), progress or _no_progress))
+            scan = _Scan(source, footer_of(source, name), progress or _no_progress)
+            if pace is None:
+                scan.run(threading.Event())
+            else:
+                run_threads(1, scan.run, pace)
+            return scan.problems
     except Damaged as error:
         return [Problem(object=name, kind=error.kind, offset=0, length=0, message=str(error))]
 
@@ -76,14 +89,23 @@ def _gap(start: int, end: int) -> Iterator[_Region]:
         yield _Region(start, end, None, bytes(end - start))
 
 
-def _problems(source: Source, footer: Footer, progress: Callable[[int], None]) -> Iterator[Problem]:
-    buffer = aligned_buffer(min(SEGMENT_BYTES, source.size))
-    for regions in _batches(_regions(footer)):
-        start, end = regions[0].start, regions[-1].end
-        source.read_into(start, buffer[: end - start])
-        for region in regions:
-            yield from _check(footer.name, region, buffer[region.start - start : region.end - start])
-        progress(end - start)
+class _Scan:
+    """One pass over a pack; whoever runs it goes on where the one before stopped."""
+
+    def __init__(self, source: Source, footer: Footer, progress: Callable[[int], None]) -> None:
+        self._source, self._name, self._progress = source, footer.name, progress
+        self._batches = _batches(_regions(footer))
+        self._buffer = aligned_buffer(min(SEGMENT_BYTES, source.size))
+        self.problems: list[Problem] = []
+
+    def run(self, stop: Stop) -> None:
+        while not stop.is_set() and (regions := next(self._batches, None)):
+            start, end = regions[0].start, regions[-1].end
+            self._source.read_into(start, self._buffer[: end - start])
+            for region in regions:
+                data = self._buffer[region.start - start : region.end - start]
+                self.problems.extend(_check(self._name, region, data))
+            self._progress(end - start)
 
 
 def _batches(regions: Iterator[_Region]) -> Iterator[list[_Region]]:

@@ -3,33 +3,31 @@
 The digest is taken from a private copy, and that copy is what is written:
 memory that changes meanwhile can spoil a checkpoint's moment, but never make a
 digest that does not fit the stored bytes. Memory that its owner has promised
-not to change (`stable`) is such a copy already: where it is aligned it is
-hashed and written in place.
+not to change (`Segment.padded`) is such a copy already: it is hashed and
+written in place.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import msgspec
 
-from holdfast.errors import InvalidInput
-from holdfast.ids import Buffer, Digest, ObjectName
-from holdfast.packs.buffers import address, copy, flat
+from holdfast.ids import Digest, ObjectName
+from holdfast.packs.buffers import copy
 from holdfast.packs.codec import Codec, encode
 from holdfast.packs.footer import Entry, Footer
 from holdfast.packs.format import BLOCK, CHECK_BYTES, PACK_BYTES, aligned, alignment
 from holdfast.packs.packing import Packing
-from holdfast.packs.parallel import THREADS, run_threads
+from holdfast.packs.parallel import THREADS, Pace, Stop, run_threads
+from holdfast.packs.segment import Numbered, Segment, numbered
 from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Storage
 from holdfast.trees import SEGMENT_BYTES
 
-IN_PLACE_FROM = 1024 * 1024
-"""Stable segments of this length and more are written where they lie; shorter ones share a write."""
+Inspect = Callable[[int, memoryview, str], None]
 
 
 class PackInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,15 +58,16 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
 def write_segments(
     storage: Storage,
     folder: str,
-    segments: Iterable[memoryview],
+    segments: Iterable[Segment | memoryview],
     *,
     known: Callable[[Digest], bool],
     codec: Codec,
     threads: int = THREADS,
     progress: Callable[[int], None] | None = None,
     expected: int | None = None,
-    stable: bool = False,
     cap: int = PACK_BYTES,
+    pace: Pace | None = None,
+    inspect: Inspect | None = None,
 ) -> Written:
     """Write those of ``segments`` that are not ``known`` into new packs in ``folder`` (which ends in ``/``).
 
@@ -78,70 +77,55 @@ def write_segments(
     Args:
         storage: where to.
         folder: for example ``data/runs/003/``.
-        segments: 1 byte to 8 MiB each; valid until this returns. Asked for by one thread at a time.
+        segments: valid until this returns; bare memory is a segment of ``uint8``. Asked for by one thread at a time.
         known: whether a digest needs no writing; called by one thread at a time.
         codec: for segments that it makes shorter.
         threads: how many copy, hash and write.
         progress: called with raw bytes as they are done with, by one thread at a time.
         expected: bytes likely to be new: set aside first, so that a full disk is found before the bytes are written.
-        stable: the caller promises that the memory does not change before this returns.
         cap: no pack gets longer, unless by a single segment.
+        pace: whether the threads leave the processor to others, and until when.
+        inspect: called with each segment that is new: its place in the order given, its bytes, which do not change
+            while it runs, and its dtype. By several threads at once.
 
     Raises:
-        InvalidInput: an empty, too long or non-contiguous segment.
+        InvalidInput: an empty, too long, non-contiguous or wrongly padded segment.
         StorageError: of the storage; `StorageFull` early, where ``expected`` is right.
     """
     with Packing(storage, folder, cap=cap, expected=expected) as packing:
-        work = _Work(packing, _Intake(segments, stable), known, codec, progress or _no_progress)
-        run_threads(threads, work.run)
+        work = _Work(packing, _Intake(segments), known, codec, progress or _no_progress, inspect or _no_look)
+        run_threads(threads, work.run, pace)
         packing.finish()
         return work.result()
-
-
-class _Segment(NamedTuple):
-    number: int
-    data: memoryview
-    in_place: bool
-
-    def after(self, end: int) -> int:
-        """Where it ends if it is staged behind what ends at ``end``."""
-        return aligned(end, alignment(self.data.nbytes)) + self.data.nbytes
 
 
 class _Intake:
     """Hands out the segments in batches that fit one buffer, so that small ones share a write."""
 
-    def __init__(self, segments: Iterable[memoryview], stable: bool) -> None:
-        self._segments = self._checked(segments, stable)
-        self._next: _Segment | None = None
+    def __init__(self, segments: Iterable[Segment | memoryview]) -> None:
+        self._segments = numbered(segments)
+        self._next: Numbered | None = None
         self._lock = threading.Lock()
 
-    def take(self) -> list[_Segment]:
+    def take(self) -> list[Numbered]:
         """The next batch; empty at the end. A segment that is written in place is alone in its batch."""
         with self._lock:
-            batch: list[_Segment] = []
+            batch: list[Numbered] = []
             end = 0
             while (segment := self._next or next(self._segments, None)) is not None:
-                end = segment.after(end)
-                self._next = segment if batch and (segment.in_place or end > SEGMENT_BYTES) else None
+                end = _after(segment, end)
+                self._next = segment if batch and (segment.block or end > SEGMENT_BYTES) else None
                 if self._next:
                     break
                 batch.append(segment)
-                if segment.in_place:
+                if segment.block:
                     break
             return batch
 
-    @staticmethod
-    def _checked(segments: Iterable[memoryview], stable: bool) -> Iterator[_Segment]:
-        for number, segment in enumerate(segments):
-            data = flat(segment)
-            if not 0 < data.nbytes <= SEGMENT_BYTES:
-                raise InvalidInput(f"segment {number} has {data.nbytes} bytes; 1 to {SEGMENT_BYTES} are wanted")
-            yield _Segment(number, data, stable and _whole_blocks(data))
 
-
-def _whole_blocks(data: memoryview) -> bool:
-    return data.nbytes >= IN_PLACE_FROM and not data.nbytes % BLOCK and not address(data) % BLOCK
+def _after(segment: Numbered, end: int) -> int:
+    """Where a segment ends if it is staged behind what ends at ``end``."""
+    return aligned(end, alignment(segment.data.nbytes)) + segment.data.nbytes
 
 
 class _Work:
@@ -154,15 +138,16 @@ class _Work:
         known: Callable[[Digest], bool],
         codec: Codec,
         progress: Callable[[int], None],
+        inspect: Inspect,
     ) -> None:
         self._packing, self._intake, self._known = packing, intake, known
-        self._codec, self._progress = codec, progress
+        self._codec, self._progress, self._inspect = codec, progress, inspect
         self._lock = threading.Lock()
         self._claimed: set[Digest] = set()
         self._digests: dict[int, Digest] = {}
         self._hash_seconds = self._write_seconds = 0.0
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: Stop) -> None:
         """One thread: batch after batch through its own buffer."""
         buffer = aligned_buffer(SEGMENT_BYTES)
         while not stop.is_set() and (batch := self._intake.take()):
@@ -185,28 +170,32 @@ class _Work:
             write_seconds=self._write_seconds,
         )
 
-    def _stage(self, batch: list[_Segment], buffer: memoryview) -> tuple[list[Entry], memoryview]:
-        """The new segments of a batch, offsets from 0, and the memory in which they lie like that."""
-        if batch[0].in_place:
-            return self._stage_in_place(batch[0], buffer)
+    def _stage(self, batch: list[Numbered], buffer: memoryview) -> tuple[list[Entry], memoryview]:
+        """The new segments of a batch, offsets from 0, and the whole blocks of memory in which they lie like that."""
+        if batch[0].block is not None:
+            return self._stage_in_place(batch[0], batch[0].block, buffer)
         entries: list[Entry] = []
         end = 0
-        for number, data, _ in batch:
-            start = aligned(end, alignment(data.nbytes))
-            staged = buffer[start : start + data.nbytes]
-            copy(staged, data)
+        for segment in batch:
+            start = aligned(end, alignment(segment.data.nbytes))
+            staged = buffer[start : start + segment.data.nbytes]
+            copy(staged, segment.data)
             digest = Digest.of(staged)
-            if self._is_new(number, digest):
-                entries.append(self._encode(digest, staged, end, buffer))
+            if self._is_new(segment.number, digest):
+                self._inspect(segment.number, staged, segment.dtype)
+                entries.append(self._encode(digest, staged, segment.dtype, end, buffer))
                 end = entries[-1].offset + entries[-1].stored
-        return entries, buffer
+        return entries, _closed(entries, buffer)
 
-    def _stage_in_place(self, segment: _Segment, buffer: memoryview) -> tuple[list[Entry], memoryview]:
+    def _stage_in_place(
+        self, segment: Numbered, block: memoryview, buffer: memoryview
+    ) -> tuple[list[Entry], memoryview]:
         digest = Digest.of(segment.data)
         if not self._is_new(segment.number, digest):
-            return [], buffer
-        entry = self._encode(digest, segment.data, 0, buffer)
-        return [entry], segment.data if entry.codec is Codec.RAW else buffer
+            return [], block
+        self._inspect(segment.number, segment.data, segment.dtype)
+        entries = [self._encode(digest, segment.data, segment.dtype, 0, buffer)]
+        return entries, block if entries[0].codec is Codec.RAW else _closed(entries, buffer)
 
     def _is_new(self, number: int, digest: Digest) -> bool:
         with self._lock:
@@ -216,33 +205,36 @@ class _Work:
             self._claimed.add(digest)
             return True
 
-    def _encode(self, digest: Digest, staged: memoryview, end: int, buffer: memoryview) -> Entry:
-        codec, stored = encode(self._codec, staged)
+    def _encode(self, digest: Digest, staged: memoryview, dtype: str, end: int, buffer: memoryview) -> Entry:
+        codec, stored = encode(self._codec, staged, dtype)
         size, length = memoryview(stored).nbytes, staged.nbytes
         start = aligned(end, alignment(size))
         if codec is Codec.RAW:
             return Entry(digest, start, size, length, codec, digest[:CHECK_BYTES])
-        _place(stored, buffer[start : start + size])
+        copy(buffer[start : start + size], memoryview(stored))
         return Entry(digest, start, size, length, codec, Digest.of(stored)[:CHECK_BYTES])
 
     def _write(self, entries: list[Entry], memory: memoryview) -> None:
         if not entries:
             return
-        length = aligned(entries[-1].offset + entries[-1].stored, BLOCK)
-        _zero_gaps(entries, memory[:length])
-        place = self._packing.place(entries, length)
-        place.pack.sink.write(place.offset, memory[:length])
+        place = self._packing.place(entries, memory.nbytes)
+        place.pack.sink.write(place.offset, memory)
         self._packing.done(place)
 
-    def _account(self, batch: list[_Segment], hashing: float, writing: float) -> None:
+    def _account(self, batch: list[Numbered], hashing: float, writing: float) -> None:
         with self._lock:
             self._hash_seconds += hashing
             self._write_seconds += writing
             self._progress(sum(segment.data.nbytes for segment in batch))
 
 
-def _place(stored: Buffer, into: memoryview) -> None:
-    copy(into, memoryview(stored))
+def _closed(entries: list[Entry], buffer: memoryview) -> memoryview:
+    """The whole blocks of ``buffer`` that hold ``entries``, with zeros between them."""
+    if not entries:
+        return buffer[:0]
+    piece = buffer[: aligned(entries[-1].offset + entries[-1].stored, BLOCK)]
+    _zero_gaps(entries, piece)
+    return piece
 
 
 def _zero_gaps(entries: list[Entry], piece: memoryview) -> None:
@@ -252,6 +244,10 @@ def _zero_gaps(entries: list[Entry], piece: memoryview) -> None:
     for end, start in zip(ends, starts, strict=True):
         if end < start:
             piece[end:start] = bytes(start - end)
+
+
+def _no_look(number: int, data: memoryview, dtype: str) -> None:
+    pass
 
 
 def _no_progress(_: int) -> None:

@@ -16,7 +16,7 @@ from holdfast.catalog.references import resolve
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
 from holdfast.errors import Damaged, NotFound, NothingToResume, RefusedFresh
-from holdfast.ids import RecordAddress, RunName, RunNumber
+from holdfast.ids import Order, RecordAddress, RecordId, RunName, RunNumber
 from holdfast.policy import Policy
 from holdfast.records import Kind, Record
 from holdfast.recovery.choice import KnownRun, NewRun, RunChoice, choose_run
@@ -39,7 +39,9 @@ class Plan:
     config: Mapping[str, Any]
     save: Policy
     keep: Policy
-    total: int | None
+    stage: Policy | None = None
+    """When to keep a state in memory, beside the saves."""
+    total: int | None = None
     facts: LauncherFacts
 
 
@@ -96,6 +98,11 @@ class Session:
         self._check_fresh()
         self._note(None, "there was nothing to resume from")
         return None
+
+    def address(self, step: int) -> RecordAddress:
+        """Where a checkpoint of this launch and timeline lies."""
+        order = Order(self.launch.number, self.timeline, step)
+        return RecordAddress(self.run.number, order, RecordId.derive(self.store.info.id, self.run.number, order))
 
     def newest(self) -> Record:
         """The record that `resume` would try first, without loading it.

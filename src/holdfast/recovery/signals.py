@@ -37,6 +37,9 @@ class StopRequests:
     """
 
     def __init__(self) -> None:
+        self.wake: int | None = None
+        """A descriptor that is told of signals at once, also while the main thread is inside a library."""
+        self._waking = False
         self._asked: str | None = None
         self._asked_at = 0.0
 
@@ -60,6 +63,7 @@ class StopRequests:
         if not _loops:
             _earlier.update({number: signal.signal(number, _handler) for number in WATCHED})
         _loops.append(self)
+        self._wake_others()
         if self._asked == signal.SIGINT.name:
             self._asked = None  # whoever pressed Ctrl-C and then runs another loop wants it to run
         return self
@@ -68,8 +72,20 @@ class StopRequests:
         if self not in _loops:
             return
         _loops.remove(self)
+        if self._waking:
+            signal.set_wakeup_fd(-1)
+            self._waking = False
         if not _loops:
             _put_back()
+
+    def _wake_others(self) -> None:
+        if self.wake is None:
+            return
+        earlier = signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
+        self._waking = earlier in (-1, self.wake)
+        if not self._waking:
+            signal.set_wakeup_fd(earlier)  # asyncio, for example, cannot do without
+            logger.info("signals are not passed on to the saver at once: something else has the wakeup descriptor")
 
 
 def _put_back() -> None:

@@ -13,28 +13,30 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from holdfast.catalog.tags import create_tag
-from holdfast.errors import BeingDeleted, Damaged, SaveFailed, StateMismatch, StorageError
+from holdfast.errors import StateMismatch
 from holdfast.ids import TagName
-from holdfast.packs.codec import Codec
-from holdfast.policy import Best, SaveFacts, kind_of
-from holdfast.records import Kind, Record
+from holdfast.policy import Best, Policy, SaveFacts, kind_of
+from holdfast.records import Kind, Record, Target
 from holdfast.recovery.afterwards import Afterwards
+from holdfast.recovery.checkpoints import Checkpoints
 from holdfast.recovery.exactness import exactness_of, say_inexact
 from holdfast.recovery.finding import Mismatch, find
 from holdfast.recovery.loading import Loaded, load
 from holdfast.recovery.measuring import plain, taken
 from holdfast.recovery.progress import Progress
-from holdfast.recovery.readback import quarantined_packs
+from holdfast.recovery.requests import Nonces
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.whole import Whole
-from holdfast.saver import InlineSaver, SaveRequest
-from holdfast.state import rng
+from holdfast.saver import SaveRequest
+from holdfast.state import Snapshot, rng
 from holdfast.state.gradients import clear_gradients
 from holdfast.state.loaders import LoaderPosition
 
 logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 60.0
+"""How long the end waits for the saver, which has nothing in flight by then; it finishes by itself all the same."""
 
 STOP_SECONDS = 10.0
 """How long a request to stop waits for the step at hand; then the checkpoint is made in the middle of it."""
@@ -51,7 +53,8 @@ class Training:
         files: dict[str, bytes],
         *,
         plan: Plan,
-        codec: Codec,
+        checkpoints: Checkpoints,
+        after: Afterwards,
         stops: StopRequests,
         accumulate: int | None,
     ) -> None:
@@ -59,13 +62,10 @@ class Training:
         self.torn = False
         self.looping = False
         """Whether a loop is being iterated, as far as this side can see."""
-        self.last: Record | None = None
-        self._unsound: Record | None = None
         self._session, self._plan, self._stops = session, plan, stops
         self._whole = Whole(objects=objects, values=values, files=files)
-        self._saver = InlineSaver(session.launch, codec=codec)
-        self._saver.distrust(quarantined_packs(session.store))
-        self._after = Afterwards(session, plan.keep)
+        self._checkpoints, self._after = checkpoints, after
+        self._nonces = Nonces()
         self.progress = Progress(objects.values(), values, accumulate)
         self._position: LoaderPosition | None = None
         self._data: dict[str, Any] | None = None
@@ -80,11 +80,17 @@ class Training:
         self._asked: list[tuple[TagName | None, str]] = []
         self._rng: Any = None
         self._saved_step, self._saved_at, self._saved_epochs = step, time.monotonic(), 0
+        self._staged_step, self._staged_at = step, self._saved_at
 
     @property
     def step(self) -> int:
         """Completed optimizer steps."""
         return self.progress.step
+
+    @property
+    def last(self) -> Record | None:
+        """The newest durable checkpoint of this line."""
+        return self._checkpoints.last
 
     # Resuming
 
@@ -105,12 +111,12 @@ class Training:
         Raises:
             NothingToResume: this launch began from zero and has saved nothing yet.
         """
-        self.settle()
+        self._settle_saves()
         self._session.resume(self._load, (self.last or self._session.newest()).address)
 
     def restore_from(self, reference: str) -> None:
         """Restores a named checkpoint."""
-        self.settle()
+        self._settle_saves()
         asked = self._session.named(reference).address
         self._session.resume(self._load, asked, asked)
 
@@ -119,6 +125,7 @@ class Training:
 
         A run that has work of its own goes on with that: what its first launch began with, it has learned from since.
         """
+        self._checkpoints.drain()
         record = self._session.named(reference) if reference else (self.last or self._session.newest())
         if self.unbegun and self._session.has_work():
             self.resume()
@@ -147,8 +154,7 @@ class Training:
         self._begin_at(record.step)
         self._rng, self._data = loaded.rng, loaded.data
         self._saved_epochs = int((loaded.data or {}).get("epoch", 0))
-        self.last = record
-        self._after.resumed(record)
+        self._checkpoints.resumed(record)
         if self._position is not None:
             self._find(self._position)
         for note in rng.restore(loaded.rng or rng.capture()):
@@ -214,8 +220,12 @@ class Training:
     def end_loop(self, reached: bool = False) -> None:
         """The loop has come to its end by itself: a request to stop that came after the last body is served."""
         self._reached = self._reached or reached
-        if self._stops.asked and self.progress.clean and not self._last_is_here():
+        if self._stops.asked and self.progress.clean and self._checkpoints.here(self.step) is None:
             self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
+
+    def _settle_saves(self) -> None:
+        self.settle()
+        self._checkpoints.drain()
 
     def settle(self) -> None:
         """If the body was left by `break`: counts its step if it was made, and makes the saves that waited for it.
@@ -231,13 +241,25 @@ class Training:
     def _boundary(self, epoch_ended: bool) -> None:
         self._rng = rng.capture()
         self._epoch_ended = epoch_ended
-        reason = self._due(self._metrics)
+        self._checkpoints.listen()
+        reason = self._due(self._plan.save, self._saved_step, self._saved_at)
         if self._stops.asked:
             self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
             self._stopped = True
         elif reason:
             self._save(kind_of(reason), reason)
         self._save_asked()
+        self._reserve()
+
+    def _reserve(self) -> None:
+        """Keeps this state in memory, where the saver finds it if this process dies."""
+        policy = self._plan.stage
+        if policy is None or not self._checkpoints.reserves or self._checkpoints.here(self.step):
+            return
+        if self._due(policy, self._staged_step, self._staged_at):
+            reason = f"kept in reserve, {policy}"
+            self._checkpoints.reserve(self._snapshot(), self._request(Kind.REGULAR, reason, time.monotonic()))
+            self._staged_step, self._staged_at = self.step, time.monotonic()
 
     @property
     def _epoch(self) -> int:
@@ -247,18 +269,19 @@ class Training:
             return 0
         return position.epoch - (self._epoch_ended and position.length is None)
 
-    def _due(self, metrics: Mapping[str, Any]) -> str | None:
+    def _due(self, policy: Policy, step: int, at: float) -> str | None:
+        """Why ``policy`` wants a checkpoint; ``step`` and ``at`` are of the last one that it concerns."""
         facts = SaveFacts(
             step=self.step,
-            steps_since_save=self.step - self._saved_step,
-            seconds_since_save=time.monotonic() - self._saved_at,
+            steps_since_save=self.step - step,
+            seconds_since_save=time.monotonic() - at,
             epoch=self._epoch,
             epoch_ended=self._epoch_ended,
             epochs_since_save=self._epoch + self._epoch_ended - self._saved_epochs,
-            metrics=plain(metrics) if self._after.watches(self._plan.save) else {},
-            saved=self._after.saved_metrics(self._plan.save),
+            metrics=plain(self._metrics) if self._after.watches(policy) else {},
+            saved=self._after.saved_metrics(policy),
         )
-        return self._plan.save.due(facts)
+        return policy.due(facts)
 
     # Logging and saving
 
@@ -268,35 +291,40 @@ class Training:
         found = taken(metrics)
         if not self.progress.before_step:
             self._coming |= found
-        elif self._last_is_here() and self.last is not None:
-            self._after.log(self.last, plain(found))
+        elif here := self._checkpoints.here(self.step):
+            self._checkpoints.add_metrics(here, plain(found))
         else:
             self._metrics |= found
             self._save_best(found)
 
     def _save_best(self, logged: Mapping[str, Any]) -> None:
         watched = any(isinstance(part, Best) and part.metric in logged for part in self._plan.save.parts)
-        reason = self._due(self._metrics) if watched else None
+        reason = self._due(self._plan.save, self._saved_step, self._saved_at) if watched else None
         if reason and self._at_boundary():
             self._save(kind_of(reason), reason)
         elif reason:
             logger.warning("%s at step %d, but the body has gone on: log it before the forward pass", reason, self.step)
 
-    def save_asked(self, tag: TagName | None, reason: str) -> Record | None:
+    def save_asked(self, tag: TagName | None, reason: str, *, durable: bool) -> Record | None:
         """See `Checkpointer.save`."""
         self.settle()
         self._asked.append((tag, reason))
         if self.progress.in_body and not self._at_boundary():
             return None
-        self._save_asked()
-        return self.last
+        target = self._save_asked()
+        if target is not None and durable:
+            return self._checkpoints.await_durable(target)
+        return self.last if target is not None and not self._checkpoints.in_flight else None
 
-    def _save_asked(self) -> None:
+    def _save_asked(self) -> Target | None:
+        target = None
         while self._asked:
             tag, reason = self._asked.pop(0)
-            record = self._save(Kind.MANUAL, reason)
+            target = self._save(Kind.MANUAL, reason)
             if tag is not None:
-                create_tag(self._session.store, tag, record.address)
+                self._checkpoints.check_tag(tag)
+                self._checkpoints.add_tag(target, tag)
+        return target
 
     def _at_boundary(self) -> bool:
         """Whether a checkpoint of the boundary can be made now: the state is its, and the position can be told."""
@@ -307,51 +335,42 @@ class Training:
         """Whether the loader can say where it was before it gave the batch at hand."""
         return self._position is None or self._position.before() is not None
 
-    def _last_is_here(self) -> bool:
-        last, session = self.last, self._session
-        if last is None or last.step != self.step:
-            return False
-        return (last.run, last.launch, last.timeline) == (session.run.number, session.launch.number, session.timeline)
-
-    def _save(self, kind: Kind, reason: str) -> Record:
+    def _save(self, kind: Kind, reason: str) -> Target:
         """The checkpoint of this boundary; there is one at most, so an existing one is returned."""
-        if self._last_is_here() and self.last is not None:
-            return self.last
+        if (here := self._checkpoints.here(self.step)) is not None:
+            return here
+        began = time.monotonic()
+        urgent = kind is Kind.PREEMPTED
+        target = Target.of(self._session.address(self.step))
+        snapshot = self._snapshot()
+        self._saved_step, self._saved_at = self.step, time.monotonic()
+        self._staged_step, self._staged_at = self._saved_step, self._saved_at
+        self._saved_epochs = self._epoch + self._epoch_ended
+        self._checkpoints.save(snapshot, self._request(kind, reason, began), urgent=urgent)
+        return target
+
+    def _snapshot(self) -> Snapshot:
         data = self._data_state()
         # What happens outside of a loop, an evaluation perhaps, goes on from there; inside, the boundary counts.
         at_boundary = self._rng if self.looping or self.progress.in_body else None
-        snapshot = self._whole.snapshot(rng=at_boundary or rng.capture(), data=data)
-        record = self._saver.save(snapshot, self._request(kind, reason))
-        self._session.parent, self.last = record.address, record
-        self._saved_step, self._saved_at = self.step, time.monotonic()
-        self._saved_epochs = self._epoch + self._epoch_ended
-        logger.info("saved %s: %s, %.2f s", record.address, reason, record.timing.stall)
-        self._afterwards(record)
-        return record
+        return self._whole.snapshot(rng=at_boundary or rng.capture(), data=data)
 
-    def _afterwards(self, record: Record) -> None:
-        try:
-            damaged = self._after.saved(record)
-            self._saver.distrust(damaged)
-            self._unsound = record if damaged else None
-        except (StorageError, BeingDeleted, Damaged) as error:
-            # The checkpoint is committed; what follows it (verification, retention) is tried again after the next one.
-            # Somebody may also have deleted it meanwhile, which is no reason to end a training.
-            logger.warning("after the save of %s: %s", record.address, error)
-
-    def _request(self, kind: Kind, reason: str) -> SaveRequest:
+    def _request(self, kind: Kind, reason: str, began: float) -> SaveRequest:
         session = self._session
         return SaveRequest(
             timeline=session.timeline,
             step=self.step,
             epoch=None if self._position is None else self._epoch,
-            parent=session.parent,
+            parent=None if session.parent is None else Target.of(session.parent),
             kind=kind,
             reason=reason,
             metrics=plain(self._metrics),
             exactness=exactness_of(self._position, self.progress),
             environment=session.environment,
             config_digest=session.config_digest,
+            survives=self._checkpoints.survives,
+            attempt=self._nonces.of(session.timeline, self.step),
+            began=began,
         )
 
     def _data_state(self) -> dict[str, Any] | None:
@@ -363,38 +382,42 @@ class Training:
     # The end
 
     def finish(self) -> None:
-        """The ``final`` checkpoint, if the total was reached.
+        """The ``final`` checkpoint, if the total was reached; whatever is in flight is waited for.
 
         Raises:
+            HoldfastError: the last save has failed.
             SaveFailed: the last checkpoint was damaged when it was read back, and no later save wrote it again.
         """
         self.settle()
         self._save_final()
-        if self._unsound is not None:
-            raise SaveFailed(
-                f"{self._unsound.address}, the last checkpoint, was damaged when it was read back; the next start "
-                "goes back to the one before: look after the disk, then start again"
-            )
+        self._checkpoints.drain()
+        self._checkpoints.check()
 
     def _save_final(self) -> None:
         reached = self._reached or (self.total is not None and self.step >= self.total)
-        if not reached or (self.last is not None and self.last.step == self.step and self._after.is_final(self.last)):
+        if not reached:
             return
-        if self._last_is_here() and self.last is not None:
+        if self._checkpoints.in_flight:
+            self._checkpoints.drain()  # what it becomes decides whether there is anything left to do
+        if self.last is not None and self.last.step == self.step and self._after.is_final(self.last):
+            return
+        if self._checkpoints.here(self.step) is not None and self.last is not None:
             self._after.finished(self.last)
         else:
             self._save(Kind.FINAL, f"the end: {self.step} steps")
 
     def interrupted(self, error: BaseException | None) -> None:
-        """The block was left by an exception: nothing is saved, and it is said what stands."""
+        """The block was left by an exception: nothing new is saved, what is staged is finished, and what stands is said."""
         self.progress.left(told=self._told)
+        self._checkpoints.interrupted(Kind.FAILED, f"the training ended with {type(error).__name__}")
         stands = f"the last checkpoint is {self.last.address}" if self.last else "there is no checkpoint yet"
         dropped = f"; a save that was asked for ({self._asked[0][1]}) was not made" if self._asked else ""
         logger.warning("the training ended with %s at step %d; %s%s", type(error).__name__, self.step, stands, dropped)
         self._after.note("failed", f"{type(error).__name__} at step {self.step}")
 
     def close(self) -> None:
-        """Writes what is left of the journal and lets the loader go."""
+        """Lets the saver and the loader go, and writes what is left of the journal."""
+        self._checkpoints.close(CLOSE_SECONDS)
         self._after.close()
         if self._position is not None:
             self._position.close()

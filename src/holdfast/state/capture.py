@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from holdfast.errors import InvalidInput
+from holdfast.packs.segment import Segment
 from holdfast.state import rng as rng_state
 from holdfast.state import tensors
 from holdfast.state.loading import Tree
@@ -43,7 +44,7 @@ class Snapshot:
         """Tied tensors: the other paths by name."""
         return {spec.name: spec.aliases for spec in self.skeleton.tensors if spec.aliases}
 
-    def segments(self, lifetime: Lifetime | None = None) -> Iterator[memoryview]:
+    def segments(self, lifetime: Lifetime | None = None) -> Iterator[Segment]:
         """The bytes of the large tensors (of one lifetime), cut at segment boundaries, in skeleton order.
 
         A view keeps what it looks at alive. Tensors that are not row-major on
@@ -54,7 +55,7 @@ class Snapshot:
                 continue
             view = tensors.row_bytes(tensor)
             for span in segments(spec):
-                yield view[span.start : span.start + span.length]
+                yield Segment(view[span.start : span.start + span.length], spec.dtype)
 
 
 @dataclass(frozen=True, slots=True)

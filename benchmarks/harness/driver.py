@@ -1,0 +1,104 @@
+"""Starts workers, listens to them, and ends everything that they started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).parents[1]
+PATIENCE = 300.0
+"""Seconds without a word after which a worker is given up."""
+
+
+class Failed(Exception):
+    """A library did not do what was asked; the message is one line."""
+
+
+class Worker:
+    """One library in a process and a session of its own."""
+
+    def __init__(self, what: str, name: str, folder: Path, *options: str) -> None:
+        self.name, self.folder = name, folder
+        self._errors = tempfile.TemporaryFile("w+")
+        command = [sys.executable, "-W", "ignore", "-m", "harness.worker", what, name, str(folder), *options]
+        self._process = subprocess.Popen(
+            command,
+            cwd=BENCHMARKS,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def hear(self) -> dict[str, Any]:
+        """The next line.
+
+        Raises:
+            Failed: the library has failed, or the process has died or is silent.
+        """
+        timer = threading.Timer(PATIENCE, self._kill)
+        timer.start()
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        silent = not timer.is_alive()
+        timer.cancel()
+        if not line:
+            raise Failed(f"silent for {PATIENCE:.0f} s" if silent else f"died, exit code {self._process.wait()}")
+        said: dict[str, Any] = json.loads(line)
+        if said["at"] == "failed":
+            raise Failed(self._short(said["error"]))
+        return said
+
+    def tell(self, word: str = "go") -> None:
+        assert self._process.stdin
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+
+    def end(self) -> None:
+        """Ends it, with every daemon that it left behind, and deletes what it wrote."""
+        with suppress(OSError):
+            self.tell("")
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(20)
+        self._kill()
+        self._process.wait()
+        self._errors.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def errors(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _short(self, error: str) -> str:
+        """One line, without the paths of this machine."""
+        text = " ".join(error.replace(str(self.folder), "FOLDER").split())
+        return text if len(text) <= 160 else text[:157] + "..."
+
+
+@contextmanager
+def scratch(folder: Path | None) -> Iterator[Path]:
+    """A folder on the disk that is measured; gone afterwards."""
+    made = Path(tempfile.mkdtemp(prefix="holdfast-bench-", dir=folder))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

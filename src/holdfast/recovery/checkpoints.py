@@ -1,0 +1,222 @@
+"""The checkpoints of one launch: handed over, committed or failed, and what follows from that for the training."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from holdfast.catalog import layout
+from holdfast.catalog.objects import exists
+from holdfast.errors import Fenced, HoldfastError, NameTaken, SaveFailed
+from holdfast.ids import RecordAddress, TagName
+from holdfast.policy.tolerance import Tolerance
+from holdfast.records import Record, Target
+from holdfast.recovery.afterwards import Afterwards
+from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome, Saves
+from holdfast.recovery.session import Session
+from holdfast.saver import SaveRequest
+from holdfast.state import Snapshot
+
+logger = logging.getLogger(__name__)
+
+SILENT_SECONDS = 600.0
+"""How long a wait for a save goes on without any sign of progress."""
+
+
+class Checkpoints:
+    """What was saved, what is being saved, and how many failures there were. Not thread-safe."""
+
+    def __init__(self, session: Session, saves: Saves, after: Afterwards, tolerance: Tolerance) -> None:
+        self.last: Record | None = None
+        """The newest durable checkpoint of this line."""
+        self._session, self._saves, self._after, self._tolerance = session, saves, after, tolerance
+        self._newest: Target | None = None
+        self._unsound: Record | None = None
+        self._failure: HoldfastError | None = None
+        self._failures = 0
+        self._good_at = time.monotonic()
+
+    # What there is
+
+    def address(self, step: int) -> RecordAddress:
+        """Where a checkpoint of this moment would lie."""
+        return self._session.address(step)
+
+    def here(self, step: int) -> Target | None:
+        """The checkpoint of this very boundary, durable or in the making."""
+        newest = self._newest
+        return newest if newest is not None and newest == Target.of(self.address(step)) else None
+
+    def resumed(self, record: Record | None) -> None:
+        """The line goes on from another record."""
+        self.last, self._newest = record, None
+        self._saves.restored()
+        if record is not None:
+            self._after.resumed(record)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether the newest checkpoint is not durable yet."""
+        return self._newest is not None and (self.last is None or Target.of(self.last.address) != self._newest)
+
+    # Making them
+
+    def save(self, snapshot: Snapshot, request: SaveRequest, *, urgent: bool) -> None:
+        """Hands a state over; what becomes of it is heard later.
+
+        Raises:
+            HoldfastError: there were too many failures.
+        """
+        target = Target.of(self.address(request.step))
+        self._newest = target
+        self._after.measured(target, request.metrics)
+        try:
+            self._saves.save(snapshot, request, urgent=urgent)
+        except SaveFailed as error:
+            self._given_up(target, error)
+        self.listen()
+
+    def reserve(self, snapshot: Snapshot, request: SaveRequest) -> None:
+        """Keeps a state in case this process dies; that it cannot be kept is said, and no failure of a save."""
+        try:
+            self._saves.reserve(snapshot, request)
+        except SaveFailed as error:
+            logger.warning("step %d is not kept in reserve: %s", request.step, error)
+
+    @property
+    def reserves(self) -> bool:
+        """Whether a reserve would outlive this process."""
+        return self._saves.reserves
+
+    @property
+    def survives(self) -> str:
+        """What a staged state survives."""
+        return self._saves.survives
+
+    def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
+        """Metrics that were measured after the save; errors as in `holdfast.catalog.marks.add_metrics`."""
+        self._saves.add_metrics(target, metrics)
+        self._after.measured(target, metrics)
+
+    def check_tag(self, tag: TagName) -> None:
+        """Refuses a name that is taken.
+
+        Raises:
+            NameTaken: it is.
+        """
+        if exists(self._session.store.storage, layout.tag(tag)):
+            raise NameTaken(f"there is a tag {tag!s} already; tags do not move")
+
+    def add_tag(self, target: Target, tag: TagName) -> None:
+        """Names a checkpoint as soon as it exists."""
+        self._saves.add_tag(target, str(tag))
+
+    # What becomes of them
+
+    def listen(self) -> None:
+        """Takes what has happened since.
+
+        Raises:
+            Fenced: a newer launch owns the run.
+            HoldfastError: the last failure of more than is tolerated.
+        """
+        for outcome in self._saves.outcomes():
+            self._take(outcome)
+
+    def await_durable(self, target: Target) -> Record:
+        """Waits for a checkpoint that was handed over.
+
+        Raises:
+            HoldfastError: it has failed.
+        """
+        while not self._settled(target):
+            if not self._saves.drain(SILENT_SECONDS):
+                raise SaveFailed(f"{target.address}: nothing was heard of it for {SILENT_SECONDS:.0f} s")
+            self.listen()
+        if self.last is None or Target.of(self.last.address) != target:
+            raise self._failure or SaveFailed(f"{target.address} was not saved")
+        return self.last
+
+    def drain(self, seconds: float = SILENT_SECONDS) -> None:
+        """Waits until nothing is in flight; errors as in `listen`."""
+        finished = self._saves.drain(seconds)
+        self.listen()
+        if not finished:
+            logger.error(
+                "saves are still in flight after %.0f s without any progress; they go on by themselves", seconds
+            )
+
+    def check(self) -> None:
+        """Refuses an end that looks good and is not.
+
+        Raises:
+            HoldfastError: the last save has failed.
+            SaveFailed: the last checkpoint was damaged when it was read back.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._unsound is not None:
+            raise SaveFailed(
+                f"{self._unsound.address}, the last checkpoint, was damaged when it was read back; the next start "
+                "goes back to the one before: look after the disk, then start again"
+            )
+
+    def interrupted(self, kind: str, reason: str) -> None:
+        """The training ends in the middle: what is in reserve is saved, what is in flight is finished."""
+        self._saves.rescue(kind, reason)
+        try:
+            self.drain()
+        except HoldfastError as error:
+            logger.error("%s", error)
+
+    def close(self, seconds: float) -> None:
+        """Lets the saver go."""
+        self._saves.close(seconds)
+
+    def _settled(self, target: Target) -> bool:
+        return self._newest != target or (self.last is not None and Target.of(self.last.address) == target)
+
+    def _take(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Committed):
+            self._committed(outcome.record)
+        elif isinstance(outcome, GivenUp):
+            self._given_up(outcome.target, outcome.error)
+        else:
+            self._followed(outcome)
+
+    def _committed(self, record: Record) -> None:
+        self.last = record
+        self._session.parent = record.address
+        self._failures, self._failure, self._good_at = 0, None, time.monotonic()
+        self._after.measured(Target.of(record.address), record.metrics)
+        for text in record.anomalies:
+            logger.warning("%s: %s", record.address, text)
+            self._after.note("anomaly", f"{record.address}: {text}")
+        timing, sizes = record.timing, record.bytes
+        logger.info(
+            "saved %s: %s; the loop waited %.2f s, durable after %.2f s, %.1f MB new, %.1f MB stored",
+            *(record.address, record.reason, timing.stall, timing.durable, sizes.new / 1e6, sizes.stored / 1e6),
+        )
+
+    def _followed(self, outcome: Followed) -> None:
+        self._after.gone(outcome.deleted)
+        if outcome.record is not None:
+            self._unsound = outcome.record if outcome.problem else None
+        if outcome.problem and outcome.record is not None:
+            self._after.note("damaged", f"{outcome.record.address}: {outcome.problem}")
+
+    def _given_up(self, target: Target, error: HoldfastError) -> None:
+        self._failures, self._failure = self._failures + 1, error
+        self._after.gone([target.id])
+        self._newest = None if self._newest == target else self._newest
+        stands = f"{self.last.address} stands" if self.last else "there is no checkpoint yet"
+        logger.error("the save of %s has failed: %s; %s", target.address, error, stands)
+        self._after.note("save failed", f"{target.address}: {error}")
+        limit = self._tolerance.exceeded(self._failures, time.monotonic() - self._good_at)
+        if isinstance(error, Fenced):
+            raise error
+        if limit is not None:
+            error.add_note(f"holdfast ends the training: {limit}")
+            raise error

@@ -1,0 +1,49 @@
+"""While a training loop runs: hooks and signal handlers are installed, and a second loop is refused."""
+
+from __future__ import annotations
+
+from types import FrameType, TracebackType
+from typing import Protocol
+
+from holdfast.recovery.signals import StopRequests
+from holdfast.recovery.training import Training
+
+
+class Owner(Protocol):
+    """What has a loop: a Checkpointer."""
+
+    def loop_began(self, loop: Loop) -> None:
+        """The iteration has begun."""
+
+    def loop_ended(self, loop: Loop) -> bool:
+        """The iteration is over; False: it was before."""
+
+
+class Loop:
+    """One iteration of `Checkpointer.batches` or `Checkpointer.steps`, as a context."""
+
+    def __init__(self, owner: Owner, training: Training, stops: StopRequests) -> None:
+        self._owner, self._training, self._stops = owner, training, stops
+
+    def __enter__(self) -> None:
+        self._owner.loop_began(self)
+        self._training.looping = True
+        self._stops.__enter__()
+        self._training.progress.counter.__enter__()
+
+    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Hooks and handlers go. What is to be saved is saved later, where errors reach somebody."""
+        # Else an exception has left the block before, and the generator is collected only now.
+        if self._owner.loop_ended(self):
+            self._training.looping = False
+            self._training.progress.counter.__exit__(None, None, None)
+            self._stops.__exit__(None, None, None)
+
+
+def callers_names(frame: FrameType | None) -> dict[str, object]:
+    """The names that the caller of ``frame`` can see: the audit looks for forgotten state there."""
+    caller = frame.f_back if frame else None
+    return {**caller.f_globals, **caller.f_locals} if caller else {}

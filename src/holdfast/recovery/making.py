@@ -1,0 +1,173 @@
+"""Who makes the checkpoints of a launch: a saver process where one can be had, else this process itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.errors import InvalidInput
+from holdfast.ids import RecordAddress
+from holdfast.packs.codec import Codec
+from holdfast.policy.tolerance import Tolerance, tolerance_of
+from holdfast.records import Target
+from holdfast.recovery.afterwards import Afterwards
+from holdfast.recovery.background import BackgroundSaves
+from holdfast.recovery.checkpoints import Checkpoints
+from holdfast.recovery.inline import InlineSaves
+from holdfast.recovery.outcomes import Saves
+from holdfast.recovery.progress_bar import ProgressBar
+from holdfast.recovery.session import Plan, Session
+from holdfast.recovery.signals import StopRequests
+from holdfast.saver import SaveRequest, Saving
+from holdfast.saver.following import Following
+from holdfast.saver.handle import SaverProcess
+from holdfast.saver.memory_limits import Budget, budget
+from holdfast.saver.messages import Hello, Progress
+from holdfast.saver.readback import quarantined_packs
+from holdfast.saver.survival import probe
+
+logger = logging.getLogger(__name__)
+
+NICE = 19
+"""Priority of the saver's threads that hash and compress, while nobody waits for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Making:
+    """What the user wants of saving, checked."""
+
+    process: bool
+    codec: str
+    budget: Budget
+    check_staging: bool
+    tolerance: Tolerance
+    pause_when_full: bool
+    progress: Callable[[Progress], None] | None = None
+
+
+def making_of(
+    *,
+    saver: str,
+    codec: str,
+    ram_budget: int | str | None,
+    on_save_error: int | str | Tolerance | None,
+    on_full: str,
+    check_staging: bool,
+    progress: bool,
+) -> Making:
+    """The settings of a `Checkpointer`, checked.
+
+    Raises:
+        InvalidInput: one that cannot be right.
+    """
+    _one_of("saver", saver, ("process", "inline"))
+    _one_of("codec", codec, (*Codec, "auto"))
+    _one_of("on_full", on_full, ("skip", "pause"))
+    # codec availability: see below
+    return Making(
+        process=saver == "process",
+        codec=str(codec),
+        budget=budget(ram_budget),
+        check_staging=check_staging,
+        tolerance=tolerance_of(on_save_error),
+        pause_when_full=on_full == "pause",
+        progress=ProgressBar() if progress else None,
+    )
+
+
+def _one_of(name: str, given: str, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        raise InvalidInput(f"{name}={given!r}: there is {', '.join(allowed)}")
+
+
+def open_checkpoints(
+    session: Session, plan: Plan, making: Making, after: Afterwards, stops: StopRequests
+) -> Checkpoints:
+    """The checkpoints of this launch, with whoever makes them; a saver process is started and not waited for."""
+    if _can_have_saver(session, making):
+        process = _process(session, plan, making, after)
+        stops.wake = process.wake
+        return Checkpoints(session, _in_process(process, session, plan, making, after), after, making.tolerance)
+    return Checkpoints(session, _inline(session, plan, making), after, making.tolerance)
+
+
+def _can_have_saver(session: Session, making: Making) -> bool:
+    if not making.process:
+        return False
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
+        logger.warning("saves are made in the training loop: a saver process needs Linux 5.3 or newer")
+        return False
+    if session.store.url.startswith("memory:"):
+        logger.info("saves are made in the training loop: another process cannot see %s", session.store.url)
+        return False
+    return True
+
+
+def _inline(session: Session, plan: Plan, making: Making) -> Saves:
+    saving = Saving(launch=session.launch, codec=_codec(making), damaged=quarantined_packs(session.store))
+    return InlineSaves(saving, Following(run=session.run, keep=plan.keep))
+
+
+def _process(session: Session, plan: Plan, making: Making, after: Afterwards) -> SaverProcess:
+    def introduce() -> Hello:
+        return Hello(
+            url=_url(session),
+            run=int(session.run.number),
+            launch=session.launch.number,
+            keep=str(plan.keep),
+            codec=making.codec,
+            nice=NICE,
+            on_full="pause" if making.pause_when_full else "skip",
+            quarantined=sorted(map(str, quarantined_packs(session.store))),
+            visibility=session.store.visibility,
+        )
+
+    process = SaverProcess(introduce, _teller(after))
+    process.start()
+    return process
+
+
+def _in_process(process: SaverProcess, session: Session, plan: Plan, making: Making, after: Afterwards) -> Saves:
+    tell, survival = _teller(after), probe(environ=os.environ)
+    tell(logging.INFO, f"{session.run.number}: {survival}; {making.budget.why}")
+    return BackgroundSaves(
+        process=process,
+        address=lambda request: Target.of(_address(session, request)),
+        budget=making.budget.bytes,
+        survives=str(survival.survives),
+        wanted_slots=2 if plan.stage is None else 3,
+        check_staging=making.check_staging,
+        tell=tell,
+        fallback=lambda: _inline(session, plan, making),
+        progress=making.progress or _nobody,
+    )
+
+
+def _teller(after: Afterwards) -> Callable[[int, str], None]:
+    def tell(level: int, text: str) -> None:
+        logger.log(level, "%s", text)
+        if level >= logging.WARNING:
+            after.note("saver", text)
+
+    return tell
+
+
+def _address(session: Session, request: SaveRequest) -> RecordAddress:
+    return request.address(session.store.info.id, session.run.number, session.launch.number)
+
+
+def _url(session: Session) -> str:
+    url = session.store.url
+    return url if "://" in url else str(Path(url).absolute())
+
+
+def _codec(making: Making) -> Codec:
+    return Codec.RAW if making.codec == "auto" else Codec(making.codec)
+
+
+def _nobody(progress: Progress) -> None:
+    pass

@@ -1,0 +1,88 @@
+"""What becomes of saves, as the trainer hears of it; and what it wants of whoever makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from holdfast.errors import HoldfastError
+from holdfast.records import Record, Target
+from holdfast.saver import SaveRequest
+from holdfast.state import Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A checkpoint exists."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenUp:
+    """A save has failed for good; the last committed checkpoint stands."""
+
+    target: Target
+    error: HoldfastError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """What follows a save was done."""
+
+    record: Record | None
+    """None: it concerns no save, but packs that were read back."""
+    problem: str | None
+    """What is damaged in the checkpoint; None: it was verified, as far as it could be read."""
+    deleted: Sequence[str] = ()
+    """Ids of the records that retention has removed."""
+
+
+Outcome = Committed | GivenUp | Followed
+
+
+class Saves(Protocol):
+    """Whoever makes checkpoints of what the trainer captures. Belongs to one thread."""
+
+    @property
+    def survives(self) -> str:
+        """What a staged state survives, for the record."""
+
+    @property
+    def reserves(self) -> bool:
+        """Whether `reserve` does anything."""
+
+    def prepare(self, snapshot: Snapshot) -> None:
+        """Sets memory aside for states like this one, in the background; may be called again."""
+
+    def save(self, snapshot: Snapshot, request: SaveRequest, *, urgent: bool) -> None:
+        """Takes the state over: a private copy exists when it returns, and it becomes a checkpoint or an outcome.
+
+        Raises:
+            SaveFailed: it could not be taken over.
+        """
+
+    def reserve(self, snapshot: Snapshot, request: SaveRequest) -> None:
+        """Keeps the state in case the trainer dies; never waits."""
+
+    def outcomes(self) -> list[Outcome]:
+        """What has happened since; never waits."""
+
+    def drain(self, seconds: float) -> bool:
+        """Waits until nothing is in flight and what follows was done; False: it takes longer."""
+
+    def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
+        """Metrics for a record that may still be in the making."""
+
+    def add_tag(self, target: Target, tag: str) -> None:
+        """A name for a record that may still be in the making."""
+
+    def rescue(self, kind: str, reason: str) -> None:
+        """What was kept in reserve becomes a checkpoint."""
+
+    def restored(self) -> None:
+        """The state was replaced by another checkpoint's."""
+
+    def close(self, seconds: float) -> None:
+        """Ends, after what is in flight was finished."""

@@ -1,0 +1,137 @@
+"""Where things lie in staging memory: slots, and in a slot every segment where it can be written from.
+
+A slot holds one generation: the trained tensors first, then the frozen ones
+(whose memory is given back once they are stored), then the document. Segments
+of 64 KiB and more begin on blocks of 4096 bytes with zeros behind them, so
+that direct I/O writes them from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from holdfast.ids import Digest
+from holdfast.packs.format import ALIGNED_FROM, BLOCK, aligned, alignment
+from holdfast.packs.segment import Segment
+from holdfast.saver.jobs import Positions
+from holdfast.saver.memory import Slab
+from holdfast.trees import Lifetime, Span, TensorSpec, segments
+
+_HEADROOM = 64 * 1024 * 1024
+_FROZEN_FROM = 64 * 1024 * 1024
+"""Frozen tensors begin on a multiple of this, so that their memory can be given back in large pieces."""
+
+
+class Placed(NamedTuple):
+    """One segment of a tensor in a slot."""
+
+    span: Span
+    """In the bytes of the tensor."""
+    offset: int
+    """In the slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the large tensors of one structure lie in a slot. A pure function of their specs."""
+
+    specs: tuple[TensorSpec, ...]
+    offsets: tuple[int, ...] = field(init=False)
+    """Per tensor, where its first segment begins."""
+    trained: int = field(init=False)
+    """Bytes from the beginning that hold what is staged at every save."""
+    length: int = field(init=False)
+    """Bytes up to the end of the frozen tensors."""
+
+    def __post_init__(self) -> None:
+        offsets, at = dict[int, int](), 0
+        order = sorted(range(len(self.specs)), key=lambda place: self.specs[place].lifetime is Lifetime.FROZEN)
+        trained = 0
+        for place in order:
+            if self.specs[place].lifetime is not Lifetime.FROZEN:
+                trained = _end(self.specs[place], at)
+            elif at == trained:
+                at = aligned(at, _FROZEN_FROM)
+            offsets[place] = at = aligned(at, BLOCK)
+            at = _end(self.specs[place], at)
+        object.__setattr__(self, "offsets", tuple(offsets[place] for place in range(len(self.specs))))
+        object.__setattr__(self, "trained", trained)
+        object.__setattr__(self, "length", aligned(at, BLOCK))
+
+    def slab_bytes(self) -> int:
+        """How long a slab for it should be: untouched memory costs nothing, and the document has to fit, too."""
+        return 2 * self.length + _HEADROOM
+
+
+def placed(spec: TensorSpec, offset: int) -> Iterator[Placed]:
+    """The segments of a tensor whose first one begins at ``offset`` of a slot."""
+    for span in segments(spec):
+        offset = aligned(offset, alignment(span.length))
+        yield Placed(span, offset)
+        offset += span.length
+
+
+def _end(spec: TensorSpec, offset: int) -> int:
+    last = offset
+    for piece in placed(spec, aligned(offset, BLOCK)):
+        last = piece.offset + piece.span.length
+    return aligned(last, BLOCK)
+
+
+def gaps(spec: TensorSpec, offset: int) -> Iterator[slice]:
+    """What must be zero behind the segments of a tensor."""
+    for piece in placed(spec, offset):
+        end = piece.offset + piece.span.length
+        if piece.span.length >= ALIGNED_FROM and end % BLOCK:
+            yield slice(end, aligned(end, BLOCK))
+
+
+@dataclass(frozen=True, slots=True)
+class StagedContent:
+    """The bytes of a generation in its slot; see `holdfast.saver.jobs.Content`."""
+
+    slab: Slab
+    specs: Sequence[TensorSpec]
+    offsets: Sequence[int]
+    """-1: not staged."""
+    known: Mapping[int, Digest]
+
+    def segments(self, lifetime: Lifetime) -> Iterable[Segment]:
+        """Those that are staged."""
+        memory = self.slab.memory
+        for spec, offset in zip(self.specs, self.offsets, strict=True):
+            if spec.lifetime is not lifetime or offset < 0:
+                continue
+            for piece in placed(spec, offset):
+                end = piece.offset + piece.span.length
+                padded = memory[piece.offset : aligned(end, BLOCK)] if piece.offset % BLOCK == 0 else None
+                yield Segment(memory[piece.offset : end], spec.dtype, padded)
+
+    def kept(self) -> Mapping[int, Digest]:
+        """By position in skeleton order."""
+        return self.known
+
+
+def kept_digests(
+    specs: Sequence[TensorSpec], kept: Iterable[int], stored: Sequence[TensorSpec], digests: Sequence[Digest]
+) -> dict[int, Digest] | None:
+    """The segments of tensors that are not staged, as another manifest has them; None: it has not all of them.
+
+    Args:
+        specs: the large tensors of the state that is saved.
+        kept: places in ``specs``.
+        stored: the large tensors of the other manifest.
+        digests: its segments, in skeleton order.
+    """
+    mine, theirs = Positions(specs), Positions(stored)
+    by_name = {spec.name: place for place, spec in enumerate(stored)}
+    found: dict[int, Digest] = {}
+    for place in kept:
+        other = by_name.get(specs[place].name)
+        if other is None or (stored[other].dtype, stored[other].shape) != (specs[place].dtype, specs[place].shape):
+            return None
+        begin, count = theirs.starts[other], len(list(segments(specs[place])))
+        found.update({mine.starts[place] + i: digests[begin + i] for i in range(count)})
+    return found

@@ -1,0 +1,43 @@
+"""Small things that a trainer wants for a record which may still be in the making: they come after it, in order."""
+
+from __future__ import annotations
+
+import msgspec
+
+from holdfast import values
+from holdfast.catalog.marks import add_metrics
+from holdfast.catalog.store import Store
+from holdfast.catalog.tags import create_tag, read_tags
+from holdfast.errors import NameTaken
+from holdfast.ids import TagName
+from holdfast.records import Target
+
+
+def pack_metrics(metrics: dict[str, object]) -> bytes:
+    """Metrics as they travel."""
+    return msgspec.json.encode(values.encode(metrics))
+
+
+def add_metrics_of(store: Store, target: Target, metrics: bytes) -> None:
+    """Adds metrics that were measured after the save.
+
+    Raises:
+        Missing, BeingDeleted: the record was never made, or somebody has deleted it.
+        StorageError: not known to be written.
+    """
+    add_metrics(store, target.address, values.decode(msgspec.json.decode(metrics)), by="log")
+
+
+def add_tag_of(store: Store, target: Target, tag: TagName) -> None:
+    """Names the record.
+
+    Raises:
+        NameTaken: another record has the name.
+        Missing, BeingDeleted: the record was never made, or somebody has deleted it.
+    """
+    try:
+        create_tag(store, tag, target.address)
+    except NameTaken:
+        # A saver that was killed right after it may have made it.
+        if not any(one.tag == str(tag) and one.target == target for one in read_tags(store).tags):
+            raise

@@ -1,0 +1,72 @@
+"""What follows a committed save, and never comes before it: read back, mark verified, retention."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from holdfast.catalog.marks import add_mark
+from holdfast.catalog.protections import read_retention_facts
+from holdfast.catalog.retention import plan_retention
+from holdfast.catalog.runs import Run
+from holdfast.catalog.sweeps import execute, plan_sweep
+from holdfast.errors import Damaged
+from holdfast.ids import ObjectName, RecordId
+from holdfast.packs.parallel import Pace
+from holdfast.packs.verify import Problem
+from holdfast.policy import Policy
+from holdfast.records import MarkKind, Record
+from holdfast.saver.readback import quarantine, read_back
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """What was done after a save."""
+
+    problem: str | None = None
+    """What is damaged in what was just written; None: it is verified."""
+    damaged: frozenset[ObjectName] = frozenset()
+    """The packs that must not be reused."""
+    deleted: list[RecordId] = field(default_factory=list)
+    """What retention has removed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """For the saves of one run; not thread-safe."""
+
+    run: Run
+    keep: Policy
+    pace: Pace | None = None
+
+    def follow(self, record: Record, *, retain: bool = True) -> Followed:
+        """Everything that follows a save.
+
+        Raises:
+            StorageError, BeingDeleted, Damaged: not all of it was done; the checkpoint is not concerned.
+        """
+        if problems := read_back(self.run.store, record):
+            return self._quarantine(record, problems)
+        add_mark(self.run.store, record.address, MarkKind.VERIFIED, by="saver")
+        return Followed(deleted=self.retain() if retain else [])
+
+    def retain(self) -> list[RecordId]:
+        """Removes what the policy does not keep; gives the ids of what is gone."""
+        plan = plan_retention(self.keep.kept, read_retention_facts(self.run))
+        if not plan.delete:
+            return []
+        store = self.run.store
+        try:
+            done = execute(store, plan_sweep(store, self.run, plan.delete), run=self.run)
+        except Damaged as error:
+            logger.warning("retention of %s has deleted nothing: %s", self.run.number, error)
+            return []
+        return [address.id for address in done.records]
+
+    def _quarantine(self, record: Record, problems: Sequence[Problem]) -> Followed:
+        text = f"{record.address}: read back after the save, {problems[0].message}"
+        logger.error("%s; the next save writes it again", text)
+        return Followed(problem=text, damaged=frozenset(quarantine(self.run.store, record, problems)))

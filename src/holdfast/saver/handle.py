@@ -1,0 +1,204 @@
+"""The trainer's side of its saver: started, talked to, replaced when it dies, and let go."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO
+
+import msgspec
+
+from holdfast.catalog.owners import this_process
+from holdfast.errors import SaveFailed
+from holdfast.saver import messages, starting
+from holdfast.saver.channel import Channel, Closed
+from holdfast.saver.control import LENGTH, Control
+from holdfast.saver.memory import Slab
+
+logger = logging.getLogger(__name__)
+
+RESTARTS = 3
+"""Deaths of savers in a row, without a save between them, after which no other one is started."""
+_LAST_WORDS = 2000
+
+
+@dataclass(slots=True)
+class SaverProcess:
+    """One saver after the other, for one launch. Belongs to one thread.
+
+    Args:
+        introduce: makes the first message for a new saver, without slabs and trainer.
+        told: what to do with a sentence that somebody should hear.
+    """
+
+    introduce: Callable[[], messages.Hello]
+    told: Callable[[int, str], None]
+    control: Control = field(init=False)
+    slabs: dict[int, Slab] = field(default_factory=dict)
+    _process: subprocess.Popen[bytes] | None = None
+    _channel: Channel | None = None
+    _errors: IO[bytes] | None = None
+    _wake: tuple[int, int] | None = None
+    _deaths: int = 0
+
+    def __post_init__(self) -> None:
+        self.control = Control(Slab.make(LENGTH))
+        self.control.slab.reserve(0, LENGTH)
+        self._wake = _pipe()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the saver that runs now."""
+        return self._process.pid if self._process else None
+
+    @property
+    def wake(self) -> int:
+        """A descriptor for `signal.set_wakeup_fd`: the saver hears of a signal while the trainer hangs."""
+        assert self._wake is not None
+        return self._wake[1]
+
+    def start(self) -> None:
+        """Starts a saver and tells it everything; does not wait for it.
+
+        Raises:
+            SaveFailed: no process could be started.
+        """
+        channel, other = Channel.pair()
+        self._errors = starting.error_file()
+        try:
+            with other:
+                self._process = starting.start(other.fileno(), self._errors)
+            self._channel = channel
+            self._introduce()
+        except (OSError, Closed) as error:
+            channel.close()
+            raise SaveFailed(f"the saver process could not be started: {error}") from error
+
+    def add_slab(self, slot: int, slab: Slab) -> None:
+        """A slot gets (other) memory; the old one goes."""
+        if slot in self.slabs:
+            self.slabs.pop(slot).close()
+        self.slabs[slot] = slab
+        self.send(messages.NewSlab(slot=slot, length=slab.length), [slab.descriptor])
+
+    def send(self, message: messages.ToSaver, descriptors: list[int] | None = None) -> None:
+        """Tells the saver; what is lost with a dead one, the next one is told or finds in the control words."""
+        if self._channel is not None:
+            with contextlib.suppress(Closed):
+                self._channel.send(message, descriptors)
+
+    def received(self) -> list[messages.Message]:
+        """What the saver has said since; a dead one is replaced."""
+        found: list[messages.Message] = []
+        while self._channel is not None:
+            try:
+                message = self._channel.receive()
+            except Closed:
+                self._died()
+                continue
+            if message is None:
+                with contextlib.suppress(Closed):
+                    self._channel.flush()
+                break
+            found.append(message[0])
+            if isinstance(message[0], messages.Committed):
+                self._deaths = 0
+        return found
+
+    def wait(self, seconds: float) -> None:
+        """Until the saver has something to say, or has ended."""
+        if self._channel is None:
+            time.sleep(min(seconds, 0.01))
+        else:
+            self._channel.wait(seconds)
+
+    @property
+    def lost(self) -> bool:
+        """Whether no saver runs, and none will be started."""
+        return self._channel is None
+
+    def close(self, seconds: float) -> bool:
+        """Waits for the saver to end, for at most so long, and lets it go; it finishes by itself even if not."""
+        ended = True
+        if self._process is not None:
+            self.send(messages.Goodbye())
+            try:
+                self._process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                ended = False
+        self.forget()
+        return ended
+
+    def forget(self) -> None:
+        """Closes everything that this process has of it: after the end, and in forked children."""
+        if self._channel is not None:
+            self._channel.close()
+        for slab in (*self.slabs.values(), self.control.slab):
+            slab.close()
+        for number in self._wake or ():
+            os.close(number)
+        self.slabs, self._channel, self._process, self._wake = {}, None, None, None
+
+    def _introduce(self) -> None:
+        assert self._channel is not None
+        assert self._wake is not None
+        owner = this_process()
+        hello = msgspec.structs.replace(
+            self.introduce(),
+            trainer=owner.pid,
+            trainer_started=owner.started,
+            slabs=[(slot, slab.length) for slot, slab in self.slabs.items()],
+        )
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            slabs = [slab.descriptor for slab in self.slabs.values()]
+            self._channel.send(hello, [self.control.slab.descriptor, pidfd, self._wake[0], *slabs])
+        finally:
+            os.close(pidfd)
+
+    def _died(self) -> None:
+        """Says it, and starts another one, which finishes what is sealed."""
+        assert self._channel is not None
+        assert self._process is not None
+        self._channel.close()
+        self._channel = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self._deaths += 1
+        self.told(logging.ERROR, f"the saver process {self._process.pid} has died: {self._cause()}")
+        if self._deaths > RESTARTS:
+            self.told(logging.ERROR, f"it has died {self._deaths} times without a save: no other one is started")
+            return
+        try:
+            self.start()
+            self.told(logging.WARNING, f"another saver ({self.pid}) finishes what was staged")
+        except SaveFailed as error:
+            self.told(logging.ERROR, str(error))
+
+    def _cause(self) -> str:
+        assert self._process is not None
+        code = self._process.returncode
+        if code is None:
+            return "it has closed its socket"
+        name = f"exit code {code}"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                name = signal.Signals(-code).name
+        words = ""
+        if self._errors is not None:
+            self._errors.seek(0)
+            words = self._errors.read()[-_LAST_WORDS:].decode(errors="replace").strip()
+        return f"{name}{': ' + words if words else ''}"
+
+
+def _pipe() -> tuple[int, int]:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    return reading, writing

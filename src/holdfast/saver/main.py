@@ -1,0 +1,202 @@
+"""The saver process: one per trainer, started by it, and able to outlive it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+
+from holdfast.catalog.holds import find_saves
+from holdfast.catalog.journal import JournalWriter
+from holdfast.catalog.launches import Launch
+from holdfast.catalog.owners import Liveness
+from holdfast.catalog.standing import Standing, find_standing, saver_is_dead, stand
+from holdfast.catalog.store import open_store
+from holdfast.ids import ObjectName
+from holdfast.packs.codec import Codec
+from holdfast.packs.parallel import Pace
+from holdfast.policy import parse
+from holdfast.records import Kind
+from holdfast.saver import messages
+from holdfast.saver.channel import Channel, Closed, close_all
+from holdfast.saver.control import LENGTH, Control
+from holdfast.saver.following import Following
+from holdfast.saver.memory import Slab
+from holdfast.saver.rereading import Rereading
+from holdfast.saver.saving import Saving
+from holdfast.saver.worker import Orders, Worker
+
+HELLO_SECONDS = 30.0
+WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+
+
+def main(descriptor: int) -> None:
+    """Serves the trainer at the other end of a socket until there is nothing left to do."""
+    channel = Channel(socket.socket(fileno=descriptor))
+    if not channel.wait(HELLO_SECONDS):
+        return
+    received = channel.receive()
+    if received is None or not isinstance(received[0], messages.Hello):
+        return
+    hello, descriptors = received[0], received[1]
+    orders = Orders()
+    _mind_signals(orders)
+    logging.getLogger("holdfast").addHandler(_Forwarding(channel))
+    control_fd, pidfd, wake, *slab_fds = descriptors
+    slabs = {slot: Slab(fd, length) for (slot, length), fd in zip(hello.slabs, slab_fds, strict=True)}
+    listener = _Listener(channel, orders, slabs, pidfd=pidfd, wake=wake, hello=hello)
+    worker = _worker(hello, channel, orders, Control(Slab(control_fd, LENGTH)), slabs)
+    threading.Thread(target=listener.run, name="holdfast-listen", daemon=True).start()
+    with contextlib.suppress(Closed):
+        channel.send(messages.Ready(pid=os.getpid()))
+    worker.run()
+
+
+def _worker(
+    hello: messages.Hello, channel: Channel, orders: Orders, control: Control, slabs: dict[int, Slab]
+) -> Worker:
+    store = open_store(hello.url, visibility=hello.visibility)
+    run = store.run(hello.run)
+    launch = Launch(run, hello.launch)
+    standing = _take_over(launch)
+    pace = Pace(hello.nice, orders.hurry)
+    return Worker(
+        saving=Saving(
+            launch=launch,
+            codec=Codec(hello.codec),
+            pace=pace,
+            standing=standing,
+            damaged=set(map(ObjectName, hello.quarantined)),
+        ),
+        following=Following(run=run, keep=parse(hello.keep), pace=pace),
+        rereading=Rereading(store=store, pace=pace),
+        journal=JournalWriter(store, run.number, f"saver-{hello.launch}-{os.getpid()}"),
+        control=control,
+        slabs=slabs,
+        channel=channel,
+        orders=orders,
+        standing=standing,
+        pause_when_full=hello.on_full == "pause",
+    )
+
+
+def _take_over(launch: Launch) -> Standing:
+    """Stands in for the launch, and removes what a saver left that was killed before: its work is done again here."""
+    standing = stand(launch)
+    store, run = launch.run.store, launch.run.number
+    for other in find_standing(store, run):
+        if other.launch == launch.number and other.name != standing.name and saver_is_dead(other):
+            other.end()
+    for found in find_saves(store, run):
+        mine = found.publishes is not None and found.publishes.order.launch == launch.number
+        if mine and found.liveness is Liveness.DEAD:
+            store.storage.delete([found.name])
+    return standing
+
+
+def _mind_signals(orders: Orders) -> None:
+    """Signals to the whole job must not end what outlives the trainer; they say that time is short."""
+
+    def hurry(number: int, frame: object) -> None:
+        orders.hurry.set()
+
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, hurry)
+
+
+class _Listener:
+    """The thread that hears the trainer: messages, its signals, its end."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        orders: Orders,
+        slabs: dict[int, Slab],
+        *,
+        pidfd: int,
+        wake: int,
+        hello: messages.Hello,
+    ) -> None:
+        self._channel, self._orders, self._slabs = channel, orders, slabs
+        self._pidfd, self._wake, self._hello = pidfd, wake, hello
+        self._open = True
+
+    def run(self) -> None:
+        """Until the trainer is gone."""
+        poll = select.poll()
+        for descriptor in (self._pidfd, self._wake, self._channel.fileno()):
+            poll.register(descriptor, select.POLLIN)
+        while not self._gone():
+            for descriptor, _ in poll.poll(1000):
+                if descriptor == self._wake:
+                    self._signalled(os.read(self._wake, 64), poll)
+                elif descriptor == self._channel.fileno() and not self._hear():
+                    poll.unregister(descriptor)
+        while self._open and self._hear():  # what it said last
+            pass
+        self._orders.orphaned = True
+        self._orders.hurry.set()
+        self._orders.notify()
+
+    def _gone(self) -> bool:
+        """The trainer has ended. Not the end of the socket: forked children of the trainer may hold that open."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _hear(self) -> bool:
+        """Takes one message; False: there is none, and there will be none."""
+        try:
+            received = self._channel.receive()
+            if received is not None:
+                self._take(*received)
+            else:
+                self._channel.flush()
+        except Closed:
+            self._open = False
+            return False
+        self._orders.notify()
+        return received is not None or not self._gone()
+
+    def _take(self, message: messages.Message, descriptors: list[int]) -> None:
+        orders = self._orders
+        if isinstance(message, messages.NewSlab):
+            self._slabs[message.slot] = Slab(descriptors.pop(), message.length)
+        elif isinstance(message, messages.Hurry):
+            orders.hurry.set() if message.on else orders.hurry.clear()
+        elif isinstance(message, messages.AddMetrics | messages.AddTag):
+            orders.asides.append(message)
+        elif isinstance(message, messages.Rescue):
+            orders.rescue = message
+            orders.hurry.set()
+        elif isinstance(message, messages.Goodbye):
+            orders.over = True
+            orders.hurry.set()
+        close_all(descriptors)
+
+    def _signalled(self, numbers: bytes, poll: select.poll) -> None:
+        if not numbers:
+            poll.unregister(self._wake)
+        for number in numbers:
+            if number in WATCHED:
+                # The trainer may be stuck in a collective: what is in reserve is saved at once, without it.
+                self._orders.rescue = messages.Rescue(kind=Kind.PREEMPTED, reason=signal.Signals(number).name)
+                self._orders.hurry.set()
+                self._orders.notify()
+
+
+class _Forwarding(logging.Handler):
+    """What this process has to say is said by the trainer, in whose log somebody looks."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(logging.INFO)
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Sends one line."""
+        with contextlib.suppress(Closed):
+            self._channel.send(messages.Said(level=record.levelno, text=record.getMessage()[:8000]))

@@ -1,0 +1,157 @@
+"""What trainer and saver tell each other, as msgpack over a socket that keeps messages apart.
+
+Nothing that must not be lost is in a message only: what is staged is in shared
+memory, what is saved is in the store. Every message is short.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from holdfast.errors import Corrupt
+from holdfast.records import Target
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class Hello(_Message, frozen=True, kw_only=True):
+    """The first message to a saver: whom it works for. Comes with the descriptors of the control slab and a pidfd."""
+
+    url: str
+    run: int
+    launch: int
+    trainer: int = 0
+    """Its process id."""
+    trainer_started: str = ""
+    keep: str
+    """The retention policy, as text."""
+    codec: str
+    nice: int
+    on_full: str
+    quarantined: list[str] = []
+    visibility: float = 0.0
+    slabs: list[tuple[int, int]] = []
+    """Slot and length of the slabs whose descriptors follow those of control and pidfd."""
+
+
+class NewSlab(_Message, frozen=True, kw_only=True):
+    """A slot has another slab now; comes with its descriptor."""
+
+    slot: int
+    length: int
+
+
+class Staged(_Message, frozen=True, kw_only=True):
+    """A doorbell: a generation was sealed, or will be by its stream."""
+
+
+class Hurry(_Message, frozen=True, kw_only=True):
+    """The trainer waits for the saver (True), or does no more."""
+
+    on: bool
+
+
+class AddMetrics(_Message, frozen=True, kw_only=True):
+    """Metrics of a record that may still be in the making."""
+
+    target: Target
+    metrics: bytes
+    """Tagged JSON."""
+
+
+class AddTag(_Message, frozen=True, kw_only=True):
+    """A name for a record that may still be in the making."""
+
+    target: Target
+    tag: str
+
+
+class Rescue(_Message, frozen=True, kw_only=True):
+    """Save the newest generation that is kept in reserve."""
+
+    kind: str
+    reason: str
+
+
+class Goodbye(_Message, frozen=True, kw_only=True):
+    """Nothing more will be staged: finish and end."""
+
+
+class Ready(_Message, frozen=True, kw_only=True):
+    """The saver stands by."""
+
+    pid: int
+
+
+class Committed(_Message, frozen=True, kw_only=True):
+    """A record is durable."""
+
+    generation: int
+    record: bytes
+    """Sealed."""
+
+
+class GivenUp(_Message, frozen=True, kw_only=True):
+    """A save has failed for good."""
+
+    generation: int
+    kind: str
+    """Code of the error, as in `holdfast.errors`."""
+    text: str
+    restage: bool = False
+    """Whether frozen tensors have to be staged again."""
+
+
+class Followed(_Message, frozen=True, kw_only=True):
+    """What follows a save was done, or not."""
+
+    generation: int
+    damaged: list[str] = []
+    """Packs that did not survive; not empty: the record is no good."""
+    deleted: list[str] = []
+    """Ids of the records that retention has removed."""
+    restage: bool = False
+
+
+class Progress(_Message, frozen=True, kw_only=True):
+    """How far a save is; may be left out when nobody listens."""
+
+    generation: int
+    done: int
+    total: int
+
+
+class Said(_Message, frozen=True, kw_only=True):
+    """A line for the trainer's log."""
+
+    level: int
+    text: str
+
+
+ToSaver = Hello | NewSlab | Staged | Hurry | AddMetrics | AddTag | Rescue | Goodbye
+ToTrainer = Ready | Committed | GivenUp | Followed | Progress | Said
+Message = ToSaver | ToTrainer
+
+_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """One message."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode(data: bytes) -> Message:
+    """The inverse of `encode`.
+
+    Raises:
+        Corrupt: something else was sent.
+    """
+    try:
+        found: Message = _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"a message between trainer and saver is malformed: {error}") from error
+    return found

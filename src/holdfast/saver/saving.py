@@ -1,0 +1,250 @@
+"""The order of a save, for whoever makes it: hold, packs, manifest, record. Knows no torch.
+
+The trainer runs it in line, the saver process in the background; equal states
+give equal manifests and equal sets of segments either way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from holdfast.catalog import layout
+from holdfast.catalog.launches import Launch
+from holdfast.catalog.manifests import read_manifest
+from holdfast.catalog.runs import read_record
+from holdfast.catalog.saves import SaveAttempt, begin_save
+from holdfast.catalog.standing import Standing
+from holdfast.clock import utc_now
+from holdfast.errors import Damaged, NotFound, SaveFailed
+from holdfast.ids import Digest, ObjectName, RecordAddress
+from holdfast.packs.codec import Codec
+from holdfast.packs.parallel import THREADS, Pace
+from holdfast.packs.writer import Written, write_segments
+from holdfast.records import Record, Sizes, Target, Timing
+from holdfast.saver.jobs import Content, Positions, SaveRequest, Shape
+from holdfast.saver.noticing import Notices, noticed, tensors_of_segments
+from holdfast.trees import Lifetime, Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A committed save."""
+
+    record: Record
+    manifest: Manifest
+
+
+@dataclass(slots=True, kw_only=True)
+class Saving:
+    """Saves of one launch, one at a time. Not thread-safe."""
+
+    launch: Launch
+    codec: Codec = Codec.RAW
+    threads: int = THREADS
+    pace: Pace | None = None
+    progress: Callable[[int], None] | None = None
+    """Told of raw bytes as they are done with, by one thread at a time."""
+    standing: Standing | None = None
+    """What entitles a saver whose trainer is gone to finish, although a newer launch waits."""
+    damaged: set[ObjectName] = field(default_factory=set)
+    """Packs that are no source: what only they have is written again."""
+    last: Saved | None = None
+    _expected: dict[Lifetime, int] = field(default_factory=dict)
+
+    def save(self, request: SaveRequest, shape: Shape, content: Content) -> Record:
+        """A committed record: complete, durable and visible when this returns; else nothing is visible.
+
+        Raises:
+            Fenced: a newer launch owns the run.
+            RecordConflict: this very save was published by somebody else.
+            SaveFailed: it was given up by somebody else, or what it relies on is gone.
+            StorageError: it could not be written; what was written of it is removed.
+        """
+        if (done := self.finished(request)) is not None:
+            return done
+        parent = self._parent(request)
+        kept = content.kept()
+        with self._begin(request, parent, shape) as attempt:
+            _check_kept(attempt, kept)
+            notices = Notices(shape.large)
+            written = self._write(shape, content, kept, attempt, notices)
+            digests = list(Positions(shape.large).merged({k: one.digests for k, one in written.items()}, kept))
+            manifest = attempt.write_manifest(shape.skeleton, shape.values, shape.inline, digests)
+            state = _manifest(shape, digests)
+            trained = parent is not None and parent.order.step < request.step
+            said = noticed(state, self._read(parent), notices, trained=trained)
+            record = attempt.publish(
+                Record(
+                    **attempt.target.fields(),
+                    epoch=request.epoch,
+                    parent=Target.of(parent) if parent else None,
+                    created=utc_now(),
+                    kind=request.kind,
+                    reason=request.reason,
+                    metrics=request.metrics,
+                    manifest=str(manifest),
+                    packs=attempt.packs(digests),
+                    tensors=len(shape.skeleton.tensors),
+                    bytes=_sizes(shape, written.values()),
+                    exactness=request.exactness,
+                    anomalies=[*shape.anomalies, *request.anomalies, *said],
+                    fingerprinted=_tensors_kept(shape, kept),
+                    timing=self._timing(request, written.values()),
+                    codec=str(self.codec),
+                    survives=request.survives,
+                    environment=request.environment,
+                    config_digest=request.config_digest,
+                    owner=attempt.owner,
+                    attempt=attempt.nonce,
+                )
+            )
+        self.last = Saved(record=record, manifest=state)
+        return record
+
+    def address(self, request: SaveRequest) -> RecordAddress:
+        """The record that a request is for."""
+        run = self.launch.run
+        return request.address(run.store.info.id, run.number, self.launch.number)
+
+    def finished(self, request: SaveRequest) -> Record | None:
+        """The record of this very save, if a saver that was killed since has published it."""
+        found = read_record(self.launch.run.store, self.address(request))
+        return found if isinstance(found, Record) and found.attempt == request.attempt else None
+
+    def _begin(self, request: SaveRequest, parent: RecordAddress | None, shape: Shape) -> SaveAttempt:
+        return begin_save(
+            self.launch,
+            request.timeline,
+            request.step,
+            bases=[parent] if parent else [],
+            shared=any(spec.lifetime is Lifetime.FROZEN for spec in shape.large),
+            quarantined=self.damaged,
+            standing=self.standing,
+            attempt=request.attempt,
+        )
+
+    def _write(
+        self, shape: Shape, content: Content, kept: Mapping[int, Digest], attempt: SaveAttempt, notices: Notices
+    ) -> dict[Lifetime, Written]:
+        """Writes the segments, lifetime by lifetime."""
+        positions, owners = Positions(shape.large), tensors_of_segments(shape.large)
+        written: dict[Lifetime, Written] = {}
+        for lifetime, places in positions.by_lifetime.items():
+            tensors = [owners[place] for place in places if place not in kept]
+            part = write_segments(
+                attempt.storage,
+                self._folder(lifetime),
+                content.segments(lifetime),
+                known=attempt.known,
+                codec=self.codec,
+                threads=self.threads,
+                progress=self.progress,
+                expected=self._expected.get(lifetime, _likely(shape, lifetime)),
+                pace=self.pace,
+                inspect=notices.inspector(tensors),
+            )
+            attempt.wrote(part.footers)
+            written[lifetime] = part
+        # What was new this time is likely to be new next time: that much room is set aside before bytes are written.
+        self._expected = {lifetime: part.stored_bytes for lifetime, part in written.items()}
+        return written
+
+    def _folder(self, lifetime: Lifetime) -> str:
+        run = self.launch.run.number
+        return layout.SHARED_PACKS if lifetime is Lifetime.FROZEN else layout.private_packs(run)
+
+    def _parent(self, request: SaveRequest) -> RecordAddress | None:
+        """The newest record of the line: what the trainer knows, or a save of its own that it has not heard of yet."""
+        if self.last is not None:
+            order = self.last.record.address.order
+            before = (order.launch, order.timeline) == (self.launch.number, request.timeline)
+            if before and order.step < request.step:
+                return self.last.record.address
+        known = request.parent.address if request.parent else None
+        return self._newer(request, known) or known
+
+    def _newer(self, request: SaveRequest, known: RecordAddress | None) -> RecordAddress | None:
+        """What an earlier saver of this launch has published in the same timeline, after ``known``."""
+        mine = (self.launch.number, request.timeline)
+        for address in reversed(self.launch.run.addresses()):
+            order = address.order
+            if (order.launch, order.timeline) == mine and order.step < request.step and address != known:
+                if known is not None and order < known.order:
+                    return None
+                if isinstance(read_record(self.launch.run.store, address), Record):
+                    return address
+        return None
+
+    def _read(self, parent: RecordAddress | None) -> Manifest | None:
+        """The manifest of the parent, if it can be had: it is only compared with."""
+        if parent is None:
+            return None
+        if self.last is not None and self.last.record.address == parent:
+            return self.last.manifest
+        store = self.launch.run.store
+        try:
+            found = read_record(store, parent)
+            return read_manifest(store.run(parent.run), found.manifest_digest) if isinstance(found, Record) else None
+        except (Damaged, NotFound):
+            return None
+
+    def _timing(self, request: SaveRequest, written: Iterable[Written]) -> Timing:
+        parts = list(written)
+        passed = time.monotonic() - request.began
+        return Timing(
+            stall=request.stall or passed,
+            staging=request.staging,
+            hashing=sum(part.hash_seconds for part in parts),
+            writing=sum(part.write_seconds for part in parts),
+            durable=passed,
+        )
+
+
+class Restage(SaveFailed):
+    """Tensors that were recognised by fingerprint are in no pack that may be relied on: their bytes are needed."""
+
+
+def _check_kept(attempt: SaveAttempt, kept: Mapping[int, Digest]) -> None:
+    lost = [digest for digest in kept.values() if not attempt.known(digest)]
+    if lost:
+        raise Restage(
+            f"{attempt.address}: {len(lost)} segments of frozen tensors were taken for stored and are in no pack; "
+            "they are staged again with the next save"
+        )
+
+
+def _likely(shape: Shape, lifetime: Lifetime) -> int | None:
+    """Bytes that a first save will write: all that is trained; of what is frozen nobody knows."""
+    if lifetime is Lifetime.FROZEN:
+        return None
+    return sum(spec.nbytes for spec in shape.large if spec.lifetime is lifetime)
+
+
+def _manifest(shape: Shape, digests: Iterable[Digest]) -> Manifest:
+    skeleton = Digest.of(shape.skeleton.encode())
+    return Manifest(shape.skeleton, skeleton, shape.values, shape.inline, b"".join(digests))
+
+
+def _sizes(shape: Shape, written: Iterable[Written]) -> Sizes:
+    parts = list(written)
+    return Sizes(
+        logical=shape.logical_bytes,
+        new=sum(part.new_bytes for part in parts),
+        stored=sum(part.stored_bytes for part in parts),
+    )
+
+
+def _tensors_kept(shape: Shape, kept: Mapping[int, Digest]) -> list[tuple[int, int]]:
+    """The tensors with segments in ``kept``, as first and last positions in the skeleton of neighbours."""
+    owners = tensors_of_segments(shape.large)
+    known = {owners[place] for place in kept}
+    large = [place for place, spec in enumerate(shape.skeleton.tensors) if not spec.inline]
+    found: list[tuple[int, int]] = []
+    for place in (large[number] for number in sorted(known)):
+        if found and found[-1][1] == place - 1:
+            found[-1] = found[-1][0], place
+        else:
+            found.append((place, place))
+    return found

@@ -1,0 +1,357 @@
+"""The work of a saver process: what is staged becomes durable, then what follows, then it waits for more.
+
+In this order, whenever there is a choice: staged generations, oldest first;
+small things that were asked for; what follows a save; reading old packs back.
+When the trainer is gone, what is sealed is finished, and the saver ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import traceback
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+
+from holdfast.catalog.journal import JournalWriter
+from holdfast.catalog.manifests import read_manifest
+from holdfast.catalog.runs import read_record
+from holdfast.catalog.standing import Standing
+from holdfast.errors import (
+    BeingDeleted,
+    Conflict,
+    Damaged,
+    HoldfastError,
+    NotFound,
+    SaveFailed,
+    StorageError,
+    StorageFull,
+)
+from holdfast.ids import Digest, TagName
+from holdfast.records import Kind, Record, Target
+from holdfast.saver import messages
+from holdfast.saver.arena import StagedContent, kept_digests
+from holdfast.saver.asides import add_metrics_of, add_tag_of
+from holdfast.saver.channel import Channel, Closed
+from holdfast.saver.control import Control, Intent, Row
+from holdfast.saver.following import Followed, Following
+from holdfast.saver.jobs import Content, Job, SaveRequest, Shape, decode_job
+from holdfast.saver.memory import Slab
+from holdfast.saver.rereading import Rereading
+from holdfast.saver.saving import Restage, Saving
+from holdfast.seals import seal
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""Tries of a save before it is given up; the storage layer has retried by then what may pass."""
+FIRST_PAUSE = 0.5
+"""Seconds before the second try, at most; doubled for the next. The actual pause is random."""
+FULL_PAUSE = 5.0
+"""Seconds between two looks whether a full disk has room again."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Orders:
+    """What the trainer has asked for; filled by the thread that listens. Thread-safe."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    asides: deque[messages.AddMetrics | messages.AddTag] = field(default_factory=deque)
+    rescue: messages.Rescue | None = None
+    """Save what is in reserve."""
+    over: bool = False
+    """Nothing more will be staged."""
+    orphaned: bool = False
+    """The trainer is gone."""
+    hurry: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self, seconds: float) -> None:
+        """Until something changes."""
+        with self.changed:
+            self.changed.wait(seconds)
+
+    def notify(self) -> None:
+        """Something has changed."""
+        with self.changed:
+            self.changed.notify_all()
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """The saver's main thread."""
+
+    saving: Saving
+    following: Following
+    rereading: Rereading
+    journal: JournalWriter
+    control: Control
+    slabs: dict[int, Slab]
+    """By slot."""
+    channel: Channel
+    orders: Orders
+    standing: Standing
+    pause_when_full: bool
+    unfollowed: deque[tuple[int, Record]] = field(default_factory=deque)
+    pauses: random.Random = field(default_factory=random.Random)
+
+    def run(self) -> None:
+        """Until nothing more can come."""
+        while True:
+            if self._step():
+                continue
+            if self.orders.over or self.orders.orphaned:
+                break
+            self.orders.wait(1.0)
+        self._end()
+
+    def _step(self) -> bool:
+        """The most urgent thing that there is to do; False: nothing."""
+        if (row := self._next()) is not None:
+            self._persist(row)
+        elif self.orders.asides:
+            self._aside(self.orders.asides.popleft())
+        elif self.unfollowed:
+            if self.orders.orphaned:
+                self.standing.end()  # whoever waits for this saver need not wait for what follows
+            self._follow(*self.unfollowed.popleft())
+        else:
+            return not self.orders.over and not self.orders.orphaned and self._reread()
+        return True
+
+    def _end(self) -> None:
+        self.standing.end()
+        try:
+            self.journal.flush()
+        except StorageError as error:
+            self.say(logging.WARNING, f"the journal could not be written: {error}")
+        self.channel_flush()
+
+    # What is staged
+
+    def _next(self) -> Row | None:
+        """The next generation to save: what was asked for in order; in need, also what was kept in reserve."""
+        rows = [row for row in self.control.rows() if row.pending]
+        asked = next((row for row in rows if row.intent is Intent.SAVE), None)
+        if asked is not None or not (self.orders.orphaned or self.orders.rescue):
+            return asked
+        reserve = [row for row in rows if row.intent is Intent.RESERVE]
+        newest = max((row.generation for row in self.control.rows()), default=0)
+        found = reserve[-1] if reserve and reserve[-1].generation == newest else None
+        if found is None:
+            self.orders.rescue = None
+        return found
+
+    def _persist(self, row: Row) -> None:
+        if not self.control.taken(row):
+            return
+        try:
+            request, shape, job = self._read(row)
+            request = self._rescued(request) if row.intent is Intent.RESERVE else request
+            content = self._content(row, shape, job)
+            self._save(row, request, shape, content)
+        except Exception as error:  # one save that fails must not end the saver, whatever it is
+            self._given_up(row, error)
+        finally:
+            if row.intent is Intent.RESERVE:
+                self.orders.rescue = None
+            self.control.done(row)
+
+    def _save(self, row: Row, request: SaveRequest, shape: Shape, content: Content) -> None:
+        total = sum(segment.data.nbytes for one in shape.lifetimes for segment in content.segments(one))
+        done = 0
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            self.tell(messages.Progress(generation=row.generation, done=done, total=total))
+
+        self.saving.progress = progress
+        record = self._tried(request, shape, content)
+        self.tell(messages.Committed(generation=row.generation, record=seal(record.name, record)))
+        self.journal.add("saved", f"{record.address}: {record.reason}", **_figures(record))
+        self.unfollowed.append((row.generation, record))
+        for name in request.tags:
+            self._aside(messages.AddTag(target=Target.of(record.address), tag=name))
+
+    def _tried(self, request: SaveRequest, shape: Shape, content: Content) -> Record:
+        attempt, longest = 0, FIRST_PAUSE
+        while True:
+            attempt += 1
+            try:
+                return self.saving.save(request, shape, content)
+            except StorageFull as error:
+                self._make_room(error, attempt)
+            except (StorageError, SaveFailed) as error:
+                if attempt >= ATTEMPTS or isinstance(error, Restage):
+                    raise
+                self.say(logging.WARNING, f"the save of step {request.step} is tried again: {error}")
+                self.orders.wait(self.pauses.uniform(0, longest))
+                longest *= 2
+
+    def _make_room(self, error: StorageFull, attempt: int) -> None:
+        """Removes what retention allows without counting on the new checkpoint; then waits, or gives up.
+
+        Raises:
+            StorageFull: there is no room, and nobody wants to wait for it.
+        """
+        freed = self.following.retain()
+        if freed and attempt < ATTEMPTS:
+            self.say(logging.WARNING, f"{error}; retention has removed {len(freed)} checkpoints to make room")
+            return
+        waits = self.pause_when_full and not self.orders.over and not self.orders.orphaned
+        if not waits:
+            raise error
+        self.say(logging.ERROR, f"{error}; waiting for room, nothing is lost: free some, or grow the disk")
+        self.orders.wait(FULL_PAUSE)
+
+    def _read(self, row: Row) -> tuple[SaveRequest, Shape, Job]:
+        document = bytes(self.slabs[row.slot].memory[row.offset : row.offset + row.length])
+        if Digest.of(document) != row.digest:
+            raise SaveFailed(f"the document of generation {row.generation} is not what the trainer has sealed")
+        return decode_job(document)
+
+    def _rescued(self, request: SaveRequest) -> SaveRequest:
+        rescue = self.orders.rescue
+        kind = Kind(rescue.kind) if rescue else Kind.PREEMPTED
+        why = rescue.reason if rescue else "the trainer was killed"
+        return msgspec.structs.replace(request, kind=kind, reason=f"{why}; staged at step {request.step}")
+
+    def _content(self, row: Row, shape: Shape, job: Job) -> StagedContent:
+        large = shape.large
+        kept = [place for place, offset in enumerate(job.offsets) if offset < 0]
+        known = self._kept(shape, job, kept) if kept else {}
+        return StagedContent(self.slabs[row.slot], large, job.offsets, known)
+
+    def _kept(self, shape: Shape, job: Job, kept: list[int]) -> dict[int, Digest]:
+        """The digests of frozen tensors that are not staged, out of the record that has them."""
+        last, target = self.saving.last, job.stored_in
+        try:
+            if target is None:
+                raise Restage("frozen tensors are not staged, and no record is named that has them")
+            if last is not None and last.record.address == target.address:
+                manifest = last.manifest
+            else:
+                store = self.saving.launch.run.store
+                record = read_record(store, target.address)
+                if not isinstance(record, Record):
+                    raise Restage(f"{target.address} is gone, and frozen tensors were left to it")
+                manifest = read_manifest(store.run(target.run), record.manifest_digest)
+        except (Damaged, NotFound) as error:
+            raise Restage(f"frozen tensors were left to a record that cannot be read: {error}") from error
+        stored = [spec for spec in manifest.skeleton.tensors if not spec.inline]
+        found = kept_digests(shape.large, kept, stored, manifest.segment_digests())
+        if found is None:
+            raise Restage("frozen tensors were left to a record that has not all of them; they are staged again")
+        return found
+
+    def _given_up(self, row: Row, error: Exception) -> None:
+        kind = error.kind if isinstance(error, HoldfastError) else "error"
+        text = str(error) if isinstance(error, HoldfastError) else f"{type(error).__name__}: {error}"
+        trace = "".join(traceback.format_exception(error))[-4000:]
+        self.journal.add("save failed", text, traceback=trace)
+        self.tell(
+            messages.GivenUp(generation=row.generation, kind=kind, text=text[:8000], restage=isinstance(error, Restage))
+        )
+        if not isinstance(error, HoldfastError):
+            self.say(logging.ERROR, f"the saver has met something unexpected:\n{trace}")
+
+    # What else there is to do
+
+    def _aside(self, aside: messages.AddMetrics | messages.AddTag) -> None:
+        store = self.saving.launch.run.store
+        try:
+            if isinstance(aside, messages.AddTag):
+                add_tag_of(store, aside.target, TagName(aside.tag))
+            else:
+                add_metrics_of(store, aside.target, aside.metrics)
+        except (StorageError, Damaged, Conflict, NotFound) as error:
+            self.journal.add("not noted", str(error))
+            self.say(logging.ERROR, f"{aside.target.address}: {error}")
+
+    def _follow(self, generation: int, record: Record) -> None:
+        for text in record.anomalies:
+            self.journal.add("anomaly", f"{record.address}: {text}")
+        try:
+            found = self.following.follow(record, retain=not self.orders.orphaned)
+        except (StorageError, BeingDeleted, Damaged) as error:
+            # The checkpoint is committed; what follows it is tried again after the next one.
+            self.say(logging.WARNING, f"after the save of {record.address}: {error}")
+            found = Followed()
+        if found.problem:
+            self.journal.add("damaged", found.problem)
+        self.saving.damaged |= found.damaged
+        self.rereading.committed(record)
+        self._followed(generation, found)
+        self._flush_journal()
+
+    def _followed(self, generation: int, found: Followed, *, restage: bool = False) -> None:
+        for start in range(0, max(1, len(found.deleted)), 1000):
+            self.tell(
+                messages.Followed(
+                    generation=generation,
+                    damaged=[str(name) for name in sorted(found.damaged)[:100]],
+                    deleted=[str(id_) for id_ in found.deleted[start : start + 1000]],
+                    restage=restage or bool(found.damaged),
+                )
+            )
+
+    def _reread(self) -> bool:
+        """Reads one old pack back that newer checkpoints rely on; whether there was one whose turn it is."""
+        pack = self.rereading.turn()
+        if pack is None:
+            return False
+        try:
+            problems = self.rereading.read(pack)
+        except StorageError as error:
+            self.say(logging.WARNING, f"{pack} could not be read back: {error}")
+            return True
+        if problems:
+            text = f"{problems[0].message}; checkpoints rely on it, so the next save writes it again"
+            self.saving.damaged.add(pack)
+            self.journal.add("damaged", text)
+            self.say(logging.ERROR, text)
+            self._followed(0, Followed(), restage=True)
+        return True
+
+    def _flush_journal(self) -> None:
+        try:
+            self.journal.flush()
+        except StorageError as error:
+            self.say(logging.WARNING, f"the journal could not be written yet: {error}")
+
+    # Talking
+
+    def tell(self, message: messages.ToTrainer) -> None:
+        """Sends; that nobody listens any more changes nothing."""
+        try:
+            self.channel.send(message)
+        except Closed:
+            self.orders.notify()
+
+    def say(self, level: int, text: str) -> None:
+        """A line for the trainer's log."""
+        self.tell(messages.Said(level=level, text=text[:8000]))
+
+    def channel_flush(self) -> None:
+        """Gives what was not sent yet a moment."""
+        try:
+            self.channel.flush(1.0)
+        except Closed:
+            return
+
+
+def _figures(record: Record) -> dict[str, float | int]:
+    timing, sizes = record.timing, record.bytes
+    return {
+        "stall": timing.stall,
+        "staging": timing.staging,
+        "hashing": timing.hashing,
+        "writing": timing.writing,
+        "durable": timing.durable,
+        "logical": sizes.logical,
+        "new": sizes.new,
+        "stored": sizes.stored,
+    }

@@ -1,0 +1,122 @@
+"""Copying large tensors into staging memory, segment by segment, as fast as memory allows.
+
+The destinations are made once per layout: tensors over shared memory, one for
+each segment. A save then is one call that copies a list of tensors onto
+another, on all threads that torch has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from holdfast.errors import SaveFailed
+from holdfast.packs.buffers import address
+from holdfast.saver.arena import Layout, gaps, placed
+from holdfast.saver.memory import Slab
+from holdfast.state import tensors
+from holdfast.trees import SEGMENT_BYTES, TensorSpec, item_bytes
+
+_PLAIN = frozenset(("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"))
+"""Dtypes that torch copies on all devices; others are copied as bytes or integers of their width."""
+
+
+@dataclass(slots=True)
+class Destination:
+    """Where the segments of one layout go in one slab. Not thread-safe."""
+
+    slab: Slab
+    layout: Layout
+    _memory: Tensor = field(init=False)
+    _views: dict[int, list[Tensor]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._memory = torch.frombuffer(self.slab.memory, dtype=torch.uint8)
+        for spec, offset in zip(self.layout.specs, self.layout.offsets, strict=True):
+            for gap in gaps(spec, offset):
+                self.slab.memory[gap] = bytes(gap.stop - gap.start)  # what another layout has left there
+
+    def copy(self, places: Sequence[int], sources: Sequence[Tensor], *, non_blocking: bool = False) -> None:
+        """Copies the large tensors at ``places`` of the layout; on the CPU the copy is complete when it returns."""
+        into, out_of = [], []
+        for place, source in zip(places, sources, strict=True):
+            into += self._segments(place)
+            out_of += list(_cut(self.layout.specs[place], source))
+        with torch.no_grad():
+            torch._foreach_copy_(into, out_of, non_blocking=non_blocking)
+
+    def differing(self, places: Sequence[int], sources: Sequence[Tensor]) -> list[str]:
+        """Names of the tensors whose live bytes are not those that were staged."""
+        return [
+            self.layout.specs[place].name
+            for place, source in zip(places, sources, strict=True)
+            if not all(map(_same, self._segments(place), _cut(self.layout.specs[place], source)))
+        ]
+
+    def _segments(self, place: int) -> list[Tensor]:
+        if place not in self._views:
+            self._views[place] = list(self._made(place))
+        return self._views[place]
+
+    def _made(self, place: int) -> Iterator[Tensor]:
+        spec, dtype = self.layout.specs[place], _carrier(self.layout.specs[place])
+        width = item_bytes(spec.dtype) // dtype.itemsize
+        row = spec.nbytes // spec.shape[0] if spec.shape else spec.nbytes
+        for span, offset in placed(spec, self.layout.offsets[place]):
+            piece = self._memory[offset : offset + span.length].view(dtype)
+            if not spec.shape or row > SEGMENT_BYTES:
+                yield piece
+            else:
+                shape = (span.length // row, *spec.shape[1:])
+                yield piece.view(shape if width == 1 else (*shape, width))
+
+
+def _carrier(spec: TensorSpec) -> torch.dtype:
+    """A dtype that can be copied everywhere and divides the width of the spec's."""
+    if spec.dtype in _PLAIN:
+        return tensors.dtype_of(spec.dtype)
+    return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}[item_bytes(spec.dtype)]
+
+
+def _cut(spec: TensorSpec, source: Tensor) -> Iterator[Tensor]:
+    """A live tensor in pieces that match its segments."""
+    source = tensors.plain(source).resolve_conj().resolve_neg()
+    carrier = _carrier(spec)
+    if source.dtype != carrier:
+        source = _carried(source, carrier)
+    row = spec.nbytes // spec.shape[0] if spec.shape else spec.nbytes
+    if not spec.shape or row > SEGMENT_BYTES:
+        flat, width = source.reshape(-1), carrier.itemsize
+        for span, _ in placed(spec, 0):
+            yield flat[span.start // width : (span.start + span.length) // width]
+        return
+    if spec.nbytes <= SEGMENT_BYTES:
+        yield source
+        return
+    for span, _ in placed(spec, 0):
+        yield source[span.start // row : (span.start + span.length) // row]
+
+
+def _carried(source: Tensor, carrier: torch.dtype) -> Tensor:
+    if source.dtype.itemsize == carrier.itemsize:
+        return source.view(carrier)
+    # complex128 as pairs of 64-bit integers: as many dimensions more as the destination has.
+    return torch.view_as_real(source).view(carrier)
+
+
+def _same(staged: Tensor, live: Tensor) -> bool:
+    live = live.cpu().contiguous()
+    return torch.equal(tensors.flat_bytes(staged), tensors.flat_bytes(live))
+
+
+def check_mapping(destination: Destination) -> None:
+    """Refuses a slab that torch sees elsewhere than Python does.
+
+    Raises:
+        SaveFailed: it does.
+    """
+    if destination._memory.data_ptr() != address(destination.slab.memory):
+        raise SaveFailed("staging memory is not where torch takes it to be")
