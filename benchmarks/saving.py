@@ -142,7 +142,7 @@ def _loads(all_of: dict[str, Measured], ways: dict[str, type]) -> str:
     rows = []
     for name, one in sorted(all_of.items(), key=lambda item: statistics.median(item[1].cold or [float("inf")])):
         if one.cold:
-            memory = "" if one.loading is None else f"{one.loading / 1e9:.2f}"
+            memory = "" if one.loading is None or name == "raw" else f"{one.loading / 1e9:.2f}"
             ratio = f"{statistics.median(one.cold) / raw:.1f}x"
             rows.append([ways[name].label, spread(one.cold), ratio, "" if name == "raw" else spread(one.warm), memory])
     return table(["", "cold s", "raw", "warm s", "memory GB"], rows)

@@ -4,5 +4,12 @@ from __future__ import annotations
 
 import signal
 
+from holdfast import Checkpointer
+
 # A shell starts background jobs with SIGINT ignored, and their children inherit that; tests of Ctrl-C need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Saving in line is what most tests are not about, and it needs no other process; those that are about the saver process
+# say saver="process". Trainings that tests start as processes of their own have the default that users have.
+Checkpointer.__init__.__kwdefaults__["saver"] = "inline"

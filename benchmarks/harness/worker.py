@@ -69,17 +69,12 @@ def one_save(one: Adapter) -> dict[str, float]:
     return {"call": back - began, "stall": free - began, "durable": one.durable_at() - began}
 
 
-def private_save(one: Adapter) -> list[int]:
-    """Saves, lets the optimizer step as soon as it may, and gives what the checkpoint has to hold."""
-    one.durable_at()
-    one.forget()
-    one.job.touch()
-    expected = fingerprint(one.job)
+def private_save(one: Adapter) -> None:
+    """Saves, and lets the optimizer step as soon as it may."""
     one.after_step()
     one.before_step()
     one.job.touch()
     one.durable_at()
-    return expected
 
 
 def one_load(one: Adapter, prepare: Callable[[list[Path]], None]) -> float:
@@ -98,9 +93,13 @@ def saving(args: argparse.Namespace, line: Line) -> None:
         one_save(one)
     for _ in range(args.saves):
         line.ask(at="save", **one_save(one))
+    one.durable_at()
+    one.forget()
+    job.touch()
+    expected = fingerprint(job)
     if args.memory:
         line.ask(at="save sampled")
-    expected = private_save(one)
+    private_save(one)
     line.ask(at="saved")
     one.stop()
     if type(one).load is not Adapter.load:

@@ -31,6 +31,7 @@ Grouped by what a handler would do::
     |   |-- RestoreFailed                  the live state differs from what was stored
     |   `-- Unusable                       an earlier failure left half-restored state
     |-- SaveFailed                         a checkpoint could not be made; training may go on
+    |-- CodecUnavailable                   whole, but a package that decodes it is not installed
     `-- StorageError (OSError)             the machine or the network
         |-- ObjectExists                   create-if-absent lost (storage layer)
         |-- ObjectMissing                  no such object (storage layer)
@@ -266,6 +267,13 @@ class SaveFailed(HoldfastError):
 
     kind = "save-failed"
     exit_code = 60
+
+
+class CodecUnavailable(HoldfastError):
+    """Segments are stored with a codec whose package is not installed here. Nothing is damaged: install it."""
+
+    kind = "codec-unavailable"
+    exit_code = 61
 
 
 class StorageError(HoldfastError, OSError):

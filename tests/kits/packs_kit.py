@@ -5,7 +5,10 @@ from __future__ import annotations
 import mmap
 import threading
 
+import numpy as np
+
 from holdfast.errors import Corrupt, ObjectExists, ObjectMissing, StorageFull
+from holdfast.packs import floats
 from holdfast.packs.codec import Codec
 from holdfast.packs.index import SegmentIndex
 from holdfast.packs.reader import read_segments
@@ -14,6 +17,7 @@ from holdfast.packs.writer import write_segments
 from holdfast.storage.protocol import Listed
 
 FOLDER = "data/runs/001/"
+CODECS = [codec for codec in Codec if codec is not Codec.OPENZL or floats.available()]
 
 
 class HeapSink:
@@ -132,3 +136,11 @@ def read_back(storage, written, lengths, **options):
     wanted = zip(written.digests, map(memoryview, targets), strict=True)
     read_segments(storage, index.get, wanted, **options)
     return [bytes(target) for target in targets]
+
+
+def weights(rng, count, dtype="float32"):
+    """The bytes of so many numbers as training makes them."""
+    drawn = np.random.default_rng(rng.randrange(1 << 32)).normal(0, 0.02, count)
+    if dtype == "bfloat16":
+        return drawn.astype(np.float32).view(np.uint16)[1::2].tobytes()
+    return drawn.astype(dtype).tobytes()

@@ -42,8 +42,8 @@ def store(snapshot):
     """``snapshot`` with every byte copied, through the real encodings."""
     blobs, digests = {}, []
     for segment in snapshot.segments():
-        digests.append(Digest.of(segment))
-        blobs[digests[-1]] = bytes(segment)
+        digests.append(Digest.of(segment.data))
+        blobs[digests[-1]] = bytes(segment.data)
     encoded = snapshot.skeleton.encode()
     skeleton = decode_skeleton("skeleton", encoded, Digest.of(encoded))
     manifest = Manifest(skeleton, Digest.of(encoded), snapshot.values_bytes, snapshot.inline, b"".join(digests))
@@ -61,7 +61,7 @@ def digest(objects, values=None):
         snapshot.skeleton.encode(),
         json.loads(snapshot.values_bytes),
         snapshot.inline,
-        [Digest.of(segment) for segment in snapshot.segments()],
+        [Digest.of(segment.data) for segment in snapshot.segments()],
     )
 
 

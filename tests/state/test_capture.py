@@ -43,7 +43,7 @@ def test_segments_follow_the_skeleton():
         [net(), nn.Embedding(2_200_000, 1, dtype=torch.float32), net().to(memory_format=torch.preserve_format)]
     )
     snapshot = capture({"m": model})
-    found = [bytes(segment) for segment in snapshot.segments()]
+    found = [bytes(segment.data) for segment in snapshot.segments()]
     sizes = [span.length for spec in snapshot.skeleton.tensors for span in segments(spec)]
     assert [len(segment) for segment in found] == sizes
     assert len(sizes) > len(snapshot.tensors)

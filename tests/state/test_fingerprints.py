@@ -38,7 +38,8 @@ def of(request):
 
 
 def noise(count, seed=0):
-    return torch.tensor(list(random.Random(SEED + seed).randbytes(count)), dtype=torch.uint8)
+    raw = bytearray(random.Random(SEED + seed).randbytes(count))
+    return torch.frombuffer(raw, dtype=torch.uint8) if count else torch.zeros(0, dtype=torch.uint8)
 
 
 def typed(dtype, count, seed=0):
@@ -175,6 +176,15 @@ def test_dense_tensors_of_another_order_are_known_again(of):
     assert of(tensor) == of(same) != of(other)
 
 
+def test_dense_tensors_are_not_copied():
+    for tensor in (
+        noise(9),
+        noise(12_000).reshape(30, 400).T,
+        torch.randn(2, 8, 5, 3).to(memory_format=torch.channels_last),
+    ):
+        assert module._dense(tensor).data_ptr() == tensor.data_ptr()
+
+
 def test_images_in_channels_last_are_known_again(of):
     image = torch.randn(2, 8, 5, 3).to(memory_format=torch.channels_last)
     other = image.clone()
@@ -259,6 +269,15 @@ def test_the_arithmetic_of_devices_is_what_it_says(length):
     tensor = noise(length)
     expected = by_hand(bytes(tensor.tolist()), KEY, f"torch.uint8 ({length},) () ".encode())
     assert Fingerprints(KEY).begin([tensor], by_device=True).read() == [expected]
+
+
+@pytest.mark.parametrize("length", [0, 1, 999, module._PIECE, module._PIECE + 1, 3 * module._PIECE])
+def test_large_tensors_on_the_cpu_are_keyed_piece_by_piece(length):
+    data = noise(length).numpy().tobytes()
+    pieces = [data[at : at + 4 * MIB] for at in range(0, length, 4 * MIB)]
+    together = b"".join(xxhash.xxh3_128_digest(piece, seed=KEY) for piece in pieces)
+    expected = xxhash.xxh3_128_digest(f"torch.uint8 ({length},) () ".encode() + together, seed=KEY)
+    assert Fingerprints(KEY).of([noise(length)]) == [expected]
 
 
 @pytest.mark.gpu

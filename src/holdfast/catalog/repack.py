@@ -2,7 +2,8 @@
 
 One live segment keeps a whole pack. Manifests name digests and no places, so
 segments may move: no record, no manifest and no digest changes, and a record's
-``packs`` hint grows stale, which readers know.
+``packs`` hint grows stale, which readers know. Recoding (`holdfast.catalog.recode`)
+is the same with another codec for the copies.
 
 The order is the protocol. Copies are written, durable and read back before the
 old packs are announced (tombstones). Then nobody may be at work who began before
@@ -15,26 +16,30 @@ next repack finds the copies.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from holdfast.catalog import layout
 from holdfast.catalog.holds import Report, find_holds, settle
 from holdfast.catalog.keeping import KeepsShared
 from holdfast.catalog.objects import create_once
+from holdfast.catalog.repack_dtypes import UNKNOWN, read_dtypes
 from holdfast.catalog.repack_plans import RepackPlan, live_in, make_plan, read_live, read_scope
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.catalog.sweeps import working
 from holdfast.catalog.tombstones import check_announced, read_tombstones
 from holdfast.clock import utc_now
-from holdfast.errors import Damaged
+from holdfast.errors import CodecUnavailable, Damaged
 from holdfast.ids import Digest, ObjectName, nonce
 from holdfast.packs.codec import Codec
 from holdfast.packs.footer import Footer
 from holdfast.packs.index import Location, SegmentIndex
 from holdfast.packs.reader import read_segments
+from holdfast.packs.segment import Segment
 from holdfast.packs.verify import verify_pack
 from holdfast.packs.writer import write_segments
 from holdfast.records import Sweep
@@ -118,17 +123,34 @@ def _copy(store: Store, plan: RepackPlan, run: Run | None, progress: Progress) -
     needed = live_in(old, scope.live)
     missing = [digest for digest in map(Digest, sorted(needed)) if not _is_safe(store, stay, digest, copies, progress)]
     index = SegmentIndex(old)
+    found = [location for digest in missing if (location := index.get(digest))]
+    source = _Source(store, index.get, read_dtypes(store, run, _hinted(plan, found)), progress)
     folder = layout.SHARED_PACKS if run is None else layout.repacked_packs(run.number)
-    for codec in Codec:
-        wanted = [location for digest in missing if (location := index.get(digest)) and location.entry.codec is codec]
-        _write(store, folder, codec, _read(store, index, wanted, progress), copies)
+    for codec, wanted in _groups(plan, found):
+        _write(store, folder, codec, source.read(wanted), copies)
     return copies
+
+
+def _hinted(plan: RepackPlan, locations: Iterable[Location]) -> list[Digest]:
+    """The segments of which the codec has to know what they are."""
+    return [entry.digest for _, entry in locations if Codec.OPENZL in (plan.codec, entry.codec)]
+
+
+def _groups(plan: RepackPlan, locations: Iterable[Location]) -> Iterator[tuple[Codec, list[Location]]]:
+    """What goes into the same new packs, and with which codec."""
+    found = defaultdict[tuple[Codec, ObjectName | None], list[Location]](list)
+    for location in locations:
+        # What was written together is needed together and dies together, so recoding leaves it together.
+        key = (location.entry.codec, None) if plan.codec is None else (plan.codec, location.pack)
+        found[key].append(location)
+    for (codec, _), group in found.items():
+        yield codec, sorted(group, key=lambda location: (location.pack, location.entry.offset))
 
 
 def _is_safe(store: Store, stay: SegmentIndex, digest: Digest, copies: _Copies, progress: Progress) -> bool:
     """Whether a pack that stays holds the segment whole; the copy that is relied on is read, not assumed."""
     location = stay.get(digest)
-    if location is None or _raw(store, stay, location) is None:
+    if location is None or _raw(store, stay.get, location) is None:
         return False
     copies.safe.add(digest)
     copies.relied_on.add(location.pack)
@@ -136,25 +158,34 @@ def _is_safe(store: Store, stay: SegmentIndex, digest: Digest, copies: _Copies, 
     return True
 
 
-def _read(store: Store, index: SegmentIndex, wanted: Iterable[Location], progress: Progress) -> Iterator[memoryview]:
-    for location in wanted:
-        raw = _raw(store, index, location)
-        if raw is not None:
-            yield raw
-        progress(location.entry.stored)
+class _Source(NamedTuple):
+    """The old packs, as segments to be written."""
+
+    store: Store
+    locate: Callable[[Digest], Location | None]
+    dtypes: Mapping[bytes, str]
+    progress: Progress
+
+    def read(self, wanted: Iterable[Location]) -> Iterator[Segment]:
+        """Those that are whole."""
+        for location in wanted:
+            raw = _raw(self.store, self.locate, location)
+            if raw is not None:
+                yield Segment(raw, self.dtypes.get(location.entry.digest, UNKNOWN))
+            self.progress(location.entry.stored)
 
 
-def _raw(store: Store, index: SegmentIndex, location: Location) -> memoryview | None:
+def _raw(store: Store, locate: Callable[[Digest], Location | None], location: Location) -> memoryview | None:
     raw = memoryview(bytearray(location.entry.length))
     try:
-        read_segments(store.storage, index.get, [(location.entry.digest, raw)], threads=1)
-    except Damaged as error:
+        read_segments(store.storage, locate, [(location.entry.digest, raw)], threads=1)
+    except (Damaged, CodecUnavailable) as error:
         _log.warning("not repacked: %s", error)
         return None
     return raw
 
 
-def _write(store: Store, folder: str, codec: Codec, segments: Iterator[memoryview], copies: _Copies) -> None:
+def _write(store: Store, folder: str, codec: Codec, segments: Iterator[Segment], copies: _Copies) -> None:
     first = next(segments, None)
     if first is None:
         return

@@ -14,6 +14,7 @@ from holdfast.catalog.store import Store
 from holdfast.catalog.sweep_facts import runs_of
 from holdfast.errors import Damaged
 from holdfast.ids import ObjectName, RunNumber
+from holdfast.packs.codec import Codec
 from holdfast.packs.footer import Footer
 from holdfast.records import Record
 
@@ -35,6 +36,8 @@ class RepackPlan:
     """Length of these packs."""
     unclear: str | None = None
     """Why nothing is repacked: it cannot be told what is live."""
+    codec: Codec | None = None
+    """The codec of the copies, and one new pack for each old one; None: as they are, and packed together."""
 
     @property
     def freed(self) -> int:

@@ -1,8 +1,8 @@
 """How the bytes of a segment are stored: as they are, or compressed where that pays.
 
-The codec is asked for once per launch and falls back to `Codec.RAW` segment by
-segment: random-looking bytes (most trained weights) are given up on after a
-sample. Decoding never allocates more than the length that the footer declares.
+The codec is asked for once per launch. What it makes of a segment is decided segment by segment, on a sample: floating-
+point numbers that do not shrink (fractions of trained weights look random) stay as they are, and what is no number
+or repeats itself is left to zstd. Decoding never allocates more than the length that the footer declares for content.
 
 Example:
     >>> codec, stored = encode(Codec.ZSTD, bytes(100_000))
@@ -12,20 +12,23 @@ Example:
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
+from functools import partial
+from typing import NamedTuple
 
-import zstandard
-
-from holdfast.errors import Corrupt
+from holdfast.errors import Corrupt, InvalidInput
 from holdfast.ids import Buffer
-
-LEVEL = 1
-"""Of zstd: higher ones gain little on tensors and cost several times as much."""
+from holdfast.packs import floats, zstd
+from holdfast.packs.buffers import copy, flat
 
 _SAMPLE = 64 * 1024
+_PIECES = 4
+"""A sample is taken in so many places, or a matrix with empty rows would be judged by one of them."""
 _WORTH = 16
 """A sixteenth must be saved, or reading back costs more than the bytes are worth."""
+_BETTER = 32
+"""A way that is tried after another one must save so much of the bytes more: the ways get slower."""
 
 
 class Codec(StrEnum):
@@ -33,26 +36,59 @@ class Codec(StrEnum):
 
     RAW = "raw"
     ZSTD = "zstd"
+    OPENZL = "openzl"
+    """For floating-point numbers; what is none of these is left to zstd."""
 
 
-class _Contexts(threading.local):
-    """zstd contexts are costly to make and not thread-safe."""
+def check_available(codec: Codec) -> None:
+    """Make sure that a codec can be used here; for whoever is about to write with it, before anything is written.
 
-    def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
-        self.decompressor = zstandard.ZstdDecompressor()
-
-
-_contexts = _Contexts()
+    Raises:
+        InvalidInput: the package that it needs is not installed.
+    """
+    if codec is Codec.OPENZL and not floats.available():
+        raise InvalidInput(
+            f"codec='openzl' needs a package that is not installed here: {floats.INSTALL}, or choose 'zstd' or 'raw' "
+            "(there are no wheels of openzl for Linux on ARM)"
+        )
 
 
 def encode(codec: Codec, data: Buffer, dtype: str = "uint8") -> tuple[Codec, Buffer]:
-    """The stored form of ``data`` and the codec really used; `Codec.RAW` gives ``data`` itself. Thread-safe."""
-    view = memoryview(data)
-    if codec is Codec.RAW or not _promising(view):
-        return Codec.RAW, data
-    stored = _contexts.compressor.compress(view)
-    return (Codec.ZSTD, stored) if _worth(len(stored), view.nbytes) else (Codec.RAW, data)
+    """The stored form of ``data`` and the codec really used; `Codec.RAW` gives ``data`` itself. Thread-safe.
+
+    Args:
+        codec: the one that was asked for.
+        data: 1 byte to 8 MiB.
+        dtype: torch's name of the elements' type, a hint.
+    """
+    way = _way(codec, memoryview(data), dtype)
+    if way is not None:
+        stored = way.compress(data)
+        if _worth(len(stored), memoryview(data).nbytes):
+            return way.codec, stored
+    return Codec.RAW, data
+
+
+def expected(codec: Codec, sample: Buffer, length: int, dtype: str = "uint8") -> tuple[Codec, float]:
+    """What `encode` would probably make of a segment of ``length`` bytes: the codec, and stored by raw bytes.
+
+    Args:
+        codec: the one that was asked for.
+        sample: the bytes at `sample_places`, joined.
+        length: of the whole segment.
+        dtype: torch's name of the elements' type, a hint.
+    """
+    tried = _best(_ways(codec, dtype, length), memoryview(sample))
+    return (tried.way.codec, tried.ratio) if tried else (Codec.RAW, 1.0)
+
+
+def sample_places(length: int) -> list[slice]:
+    """Where the sample of a segment of ``length`` bytes is taken; all of it, if it is short."""
+    if length <= _SAMPLE:
+        return [slice(0, length)]
+    piece = _SAMPLE // _PIECES
+    step = (length - piece) // (_PIECES - 1) // 64 * 64  # whole elements of any type
+    return [slice(at * step, at * step + piece) for at in range(_PIECES)]
 
 
 def decode(codec: Codec, stored: Buffer, length: int) -> Buffer:
@@ -60,34 +96,73 @@ def decode(codec: Codec, stored: Buffer, length: int) -> Buffer:
 
     Raises:
         Corrupt: ``stored`` is no encoding of exactly ``length`` bytes; found before more are allocated.
+        CodecUnavailable: the package that it needs is not installed.
     """
-    size = memoryview(stored).nbytes
     if codec is Codec.RAW:
-        if size != length:
-            raise Corrupt(f"{size} raw bytes are stored where {length} are declared")
-        return stored
-    try:
-        return _decompressed(stored, length)
-    except zstandard.ZstdError as error:
-        raise Corrupt(f"its zstd frame is malformed: {error}") from error
+        return _raw(stored, length)
+    if codec is Codec.ZSTD:
+        return zstd.decompress(stored, length)
+    content = bytearray(length)
+    floats.decompress(stored, memoryview(content))
+    return content
 
 
-def _decompressed(stored: Buffer, length: int) -> bytes:
-    declared = zstandard.frame_content_size(stored)
-    if declared != length:
-        # The decompressor would allocate whatever the frame claims.
-        raise Corrupt(f"its zstd frame claims {declared} bytes where {length} are declared")
-    raw: bytes = _contexts.decompressor.decompress(stored, max_output_size=length, allow_extra_data=False)
-    if len(raw) != length:
-        raise Corrupt(f"its zstd frame has {len(raw)} bytes where {length} are declared")
-    return raw
+def decode_into(codec: Codec, stored: memoryview, target: memoryview) -> None:
+    """Fill ``target`` with the raw bytes; as `decode`, with one copy less where the codec allows."""
+    if codec is Codec.OPENZL:
+        floats.decompress(stored, target)
+    else:
+        copy(target, flat(memoryview(decode(codec, stored, target.nbytes))))
 
 
-def _promising(view: memoryview) -> bool:
-    if view.nbytes <= 4 * _SAMPLE:
-        return True
-    middle = view.nbytes // 2
-    return _worth(len(_contexts.compressor.compress(view[middle : middle + _SAMPLE])), _SAMPLE)
+def _raw(stored: Buffer, length: int) -> Buffer:
+    size = memoryview(stored).nbytes
+    if size != length:
+        raise Corrupt(f"{size} raw bytes are stored where {length} are declared")
+    return stored
+
+
+class _Way(NamedTuple):
+    """One way to compress."""
+
+    codec: Codec
+    compress: Callable[[Buffer], bytes]
+
+
+class _Tried(NamedTuple):
+    way: _Way
+    ratio: float
+    """Stored by raw bytes of the sample."""
+
+
+_ZSTD = _Way(Codec.ZSTD, zstd.compress)
+_FLOATS = {graph: _Way(Codec.OPENZL, partial(floats.compress, graph)) for graph in floats.Graph}
+
+
+def _way(codec: Codec, view: memoryview, dtype: str) -> _Way | None:
+    """How to compress a segment, if it seems to be worth it."""
+    if codec is Codec.RAW:
+        return None
+    sample = b"".join([view[place] for place in sample_places(view.nbytes)])
+    tried = _best(_ways(codec, dtype, view.nbytes), memoryview(sample))
+    return tried.way if tried else None
+
+
+def _best(ways: Iterable[_Way], sample: memoryview) -> _Tried | None:
+    best: _Tried | None = None
+    for way in ways:
+        ratio = len(way.compress(sample)) / sample.nbytes
+        if ratio <= (best.ratio - 1 / _BETTER if best else 1 - 1 / _WORTH):
+            best = _Tried(way, ratio)
+    return best
+
+
+def _ways(codec: Codec, dtype: str, length: int) -> Iterator[_Way]:
+    """What is worth trying, the quickest first."""
+    if codec is Codec.OPENZL:
+        yield from (_FLOATS[graph] for graph in floats.GRAPHS.get(dtype, ()) if not length % graph.width)
+    if codec is not Codec.RAW:
+        yield _ZSTD
 
 
 def _worth(stored: int, raw: int) -> bool:

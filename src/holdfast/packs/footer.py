@@ -16,7 +16,8 @@ from holdfast.packs.codec import Codec
 from holdfast.packs.format import BLOCK, HEADER_BYTES, TRAILER_BYTES, Tail, aligned, alignment, encode_trailer, pack_id
 from holdfast.trees import SEGMENT_BYTES
 
-_CODECS = (Codec.RAW, Codec.ZSTD)
+_CODECS = (Codec.RAW, Codec.ZSTD, Codec.OPENZL)
+"""In the order of their numbers in a footer."""
 
 
 class Entry(NamedTuple):

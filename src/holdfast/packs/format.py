@@ -16,7 +16,7 @@ bytes; a *check* is the first 16 bytes of one. In this order, without holes::
                   offsets  N x  8 bytes: where the stored bytes begin, ascending
                   stored   N x  4 bytes: length as stored, 1 to `length`
                   lengths  N x  4 bytes: length of the raw bytes, 1 to 8 MiB
-                  codecs   N x  1 byte : 0 raw, 1 zstd (one frame, content size stated)
+                  codecs   N x  1 byte : 0 raw, 1 zstd (one frame, content size stated), 2 openzl (frames)
                   checks   N x 16 bytes: of the stored bytes
     trailer     96 bytes at the very end
                    8  offset of the footer
@@ -31,6 +31,11 @@ Every byte between these is zero, and no gap reaches 4096 bytes, so every byte
 of a pack is known or covered by a digest. A pack's length is a multiple of 4096.
 The object's name ends in the id, as 32 hexadecimal digits, and ``.pack``: two
 packs that were swapped are found. A later version keeps the trailer's shape.
+
+Stored as *openzl*, a segment is a sequence of frames of OpenZL's format 21, each behind
+its length in 4 bytes and with one output; the contents of the outputs, one after the
+other, are the raw bytes. A writer makes a frame of every 1 MiB of raw bytes, the last
+one perhaps shorter, without OpenZL's own checksums.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from holdfast.errors import Corrupt, Missing, StorageError, Unreadable
 from holdfast.ids import Digest, ObjectName
-from holdfast.packs.buffers import address, copy, flat
-from holdfast.packs.codec import Codec, decode
+from holdfast.packs.buffers import address, flat
+from holdfast.packs.codec import Codec, decode_into
 from holdfast.packs.footer import Entry
 from holdfast.packs.format import CHECK_BYTES
 from holdfast.packs.index import Location, open_pack
@@ -46,6 +46,7 @@ def read_segments(
         Missing: a digest that ``index`` does not know, or a pack that is not there.
         Corrupt: stored bytes are not what was written; the message has pack, offset and digest, and so has the error.
         Unreadable: the storage answers EIO for a segment; the error has pack and digest.
+        CodecUnavailable: the package that decodes a segment is not installed.
         StorageError: anything else of the storage.
     """
     plan = read_plan(_located(index, wanted))
@@ -150,8 +151,7 @@ def _read_through(source: Source, piece: Piece, buffer: memoryview) -> None:
     _fill(source, piece, piece.offset, buffer)
     for entry, target in piece.parts:
         start = entry.offset - piece.offset
-        copy(target, decoded(piece.pack, entry, buffer[start : start + entry.stored]))
-        check_raw(piece.pack, entry, target)
+        decode_segment(piece.pack, entry, buffer[start : start + entry.stored], target)
 
 
 def _fill(source: Source, piece: Piece, offset: int, into: memoryview) -> None:
@@ -176,40 +176,42 @@ def _unreadable(source: Source, piece: Piece) -> Entry:
     return piece.parts[-1][0]
 
 
-def checked(pack: ObjectName, entry: Entry, stored: memoryview) -> memoryview:
-    """The raw bytes of a segment from its stored bytes, both verified.
-
-    Raises:
-        Corrupt: they are not what was written.
-    """
-    return check_raw(pack, entry, decoded(pack, entry, stored))
-
-
-def decoded(pack: ObjectName, entry: Entry, stored: memoryview) -> memoryview:
-    """What a codec makes of verified stored bytes; raw ones are given back as they are, for `check_raw` to verify.
-
-    Raises:
-        Corrupt: they are not what was written.
-    """
+def check_segment(pack: ObjectName, entry: Entry, stored: memoryview) -> None:
+    """As `decode_segment`, for whoever does not want the raw bytes."""
     if entry.codec is Codec.RAW:
-        return stored
-    if Digest.of(stored)[:CHECK_BYTES] != entry.check:
-        raise _corrupt(pack, entry, "its stored bytes do not match their check")
+        check_raw(pack, entry, stored)
+    else:
+        decode_segment(pack, entry, stored, memoryview(bytearray(entry.length)))
+
+
+def decode_segment(pack: ObjectName, entry: Entry, stored: memoryview, target: memoryview) -> None:
+    """Fill ``target`` with the raw bytes of a segment; stored and raw bytes are both verified, in this order.
+
+    Raises:
+        Corrupt: they are not what was written.
+        CodecUnavailable: the package that decodes them is not installed.
+    """
+    check_stored(pack, entry, stored)
     try:
-        return memoryview(decode(entry.codec, stored, entry.length))
+        decode_into(entry.codec, stored, target)
     except Corrupt as error:
         raise _corrupt(pack, entry, str(error)) from error
+    check_raw(pack, entry, target)
 
 
-def check_raw(pack: ObjectName, entry: Entry, raw: memoryview) -> memoryview:
-    """``raw``, if it is what was written.
+def check_stored(pack: ObjectName, entry: Entry, stored: memoryview) -> None:
+    """Raises `Corrupt` if stored bytes are not what was written, before a decoder sees them.
 
-    Raises:
-        Corrupt: it is not.
+    Raw ones are left to `check_raw`: nothing decodes them, and their check is the beginning of their digest.
     """
+    if entry.codec is not Codec.RAW and Digest.of(stored)[:CHECK_BYTES] != entry.check:
+        raise _corrupt(pack, entry, "its stored bytes do not match their check")
+
+
+def check_raw(pack: ObjectName, entry: Entry, raw: memoryview) -> None:
+    """Raises `Corrupt` if ``raw`` is not what was written."""
     if Digest.of(raw) != entry.digest:
         raise _corrupt(pack, entry, "its bytes do not match its digest")
-    return raw
 
 
 def _corrupt(pack: ObjectName, entry: Entry, why: str) -> Corrupt:

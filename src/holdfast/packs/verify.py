@@ -14,7 +14,7 @@ from holdfast.packs.footer import Entry, Footer
 from holdfast.packs.format import HEADER_BYTES, TRAILER_BYTES, encode_header, pack_id
 from holdfast.packs.index import footer_of, open_pack
 from holdfast.packs.parallel import Pace, Stop, run_threads
-from holdfast.packs.reader import checked
+from holdfast.packs.reader import check_segment
 from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Source, Storage
 from holdfast.trees import SEGMENT_BYTES
@@ -50,6 +50,7 @@ def verify_pack(
         pace: whether to leave the processor to others, and until when.
 
     Raises:
+        CodecUnavailable: the package that decodes a segment is not installed.
         StorageError: it cannot be read, which proves nothing about its bytes.
     """
     try:
@@ -124,7 +125,7 @@ def _check(name: ObjectName, region: _Region, data: memoryview) -> Iterator[Prob
             yield _problem(name, region, f"{name}: bytes {region.start} to {region.end} are not what they must be")
         return
     try:
-        checked(name, region.entry, data)
+        check_segment(name, region.entry, data)
     except Corrupt as error:
         yield _problem(name, region, str(error))
 

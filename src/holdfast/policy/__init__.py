@@ -19,6 +19,7 @@ from holdfast.policy.every import Every, Unit, every
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
 from holdfast.policy.latest import Latest, latest
 from holdfast.policy.text import parse
+from holdfast.policy.tolerance import Tolerance, tolerance_of, tolerate
 
 __all__ = [
     "AnyOf",
@@ -29,6 +30,7 @@ __all__ = [
     "Mode",
     "Policy",
     "SaveFacts",
+    "Tolerance",
     "Unit",
     "any_of",
     "best",
@@ -39,4 +41,6 @@ __all__ = [
     "latest",
     "measured",
     "parse",
+    "tolerance_of",
+    "tolerate",
 ]

@@ -203,7 +203,7 @@ class BackgroundSaves:
             raise SaveFailed(f"the values of this state ({len(document)} bytes) do not fit beside it; save again")
         slab.reserve(layout.length, len(document))
         slab.memory[layout.length : layout.length + len(document)] = document
-        self.process.control.describe(slot, intent, layout.length, document)
+        self.process.control.describe(slot, intent, slab.serial, layout.length, document)
 
     # Places
 

@@ -13,6 +13,7 @@ Nothing else is needed to finish a save after either of them was killed.
       32  its digest
        8  done: the generation that the saver is through with, saved or not
        8  taken: the generation that the saver is at work on
+       8  serial number of the slab that the slot lies in
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Row(NamedTuple):
     digest: bytes
     done: int
     taken: int
+    slab: int
 
     @property
     def pending(self) -> bool:
@@ -76,9 +78,9 @@ class Control:
         if not generation:
             return None
         intent, offset, length = self._words[base + 1 : base + 4].tolist()
-        done, taken = self._words[base + 8 : base + 10].tolist()
+        done, taken, slab = self._words[base + 8 : base + 11].tolist()
         digest = bytes(self.slab.memory[slot * _ROW + 32 : slot * _ROW + 64])
-        return Row(slot, generation, Intent(intent), offset, length, digest, done, taken)
+        return Row(slot, generation, Intent(intent), offset, length, digest, done, taken, slab)
 
     def rows(self) -> list[Row]:
         """All sealed slots, oldest generation first."""
@@ -89,9 +91,10 @@ class Control:
         """Says that nothing is in a slot; before anything in it is changed."""
         self._words[slot * _WORDS] = 0
 
-    def describe(self, slot: int, intent: Intent, offset: int, document: bytes) -> None:
-        """Notes the document of what will be sealed."""
+    def describe(self, slot: int, intent: Intent, slab: int, offset: int, document: bytes) -> None:
+        """Notes the document of what will be sealed, and the slab that all of it lies in."""
         base = slot * _WORDS
+        self._words[base + 10] = slab
         self._words[base + 1], self._words[base + 2], self._words[base + 3] = intent, offset, len(document)
         self.slab.memory[slot * _ROW + 32 : slot * _ROW + 64] = Digest.of(document)
 

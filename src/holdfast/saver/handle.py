@@ -70,6 +70,7 @@ class SaverProcess:
             SaveFailed: no process could be started.
         """
         channel, other = Channel.pair()
+        self._forget_errors()
         self._errors = starting.error_file()
         try:
             with other:
@@ -82,10 +83,12 @@ class SaverProcess:
 
     def add_slab(self, slot: int, slab: Slab) -> None:
         """A slot gets (other) memory; the old one goes."""
-        if slot in self.slabs:
-            self.slabs.pop(slot).close()
+        old = self.slabs.pop(slot, None)
         self.slabs[slot] = slab
-        self.send(messages.NewSlab(slot=slot, length=slab.length), [slab.descriptor])
+        instead = old.serial if old else 0
+        self.send(messages.NewSlab(serial=slab.serial, length=slab.length, instead=instead), [slab.descriptor])
+        if old is not None:
+            old.close()
 
     def send(self, message: messages.ToSaver, descriptors: list[int] | None = None) -> None:
         """Tells the saver; what is lost with a dead one, the next one is told or finds in the control words."""
@@ -143,7 +146,20 @@ class SaverProcess:
             slab.close()
         for number in self._wake or ():
             os.close(number)
-        self.slabs, self._channel, self._process, self._wake = {}, None, None, None
+        self._forget_errors()
+        self.slabs, self._channel, self._wake = {}, None, None
+        self._let_go()
+
+    def _forget_errors(self) -> None:
+        if self._errors is not None:
+            self._errors.close()
+            self._errors = None
+
+    def _let_go(self) -> None:
+        """A saver that still runs is meant to; Python would warn of a child that nobody waited for."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.returncode = 0
+        self._process = None
 
     def _introduce(self) -> None:
         assert self._channel is not None
@@ -153,7 +169,7 @@ class SaverProcess:
             self.introduce(),
             trainer=owner.pid,
             trainer_started=owner.started,
-            slabs=[(slot, slab.length) for slot, slab in self.slabs.items()],
+            slabs=[(slab.serial, slab.length) for slab in self.slabs.values()],
         )
         pidfd = os.pidfd_open(os.getpid())
         try:

@@ -47,7 +47,7 @@ def main(descriptor: int) -> None:
     _mind_signals(orders)
     logging.getLogger("holdfast").addHandler(_Forwarding(channel))
     control_fd, pidfd, wake, *slab_fds = descriptors
-    slabs = {slot: Slab(fd, length) for (slot, length), fd in zip(hello.slabs, slab_fds, strict=True)}
+    slabs = {serial: Slab(fd, length, serial) for (serial, length), fd in zip(hello.slabs, slab_fds, strict=True)}
     listener = _Listener(channel, orders, slabs, pidfd=pidfd, wake=wake, hello=hello)
     worker = _worker(hello, channel, orders, Control(Slab(control_fd, LENGTH)), slabs)
     threading.Thread(target=listener.run, name="holdfast-listen", daemon=True).start()
@@ -165,7 +165,9 @@ class _Listener:
     def _take(self, message: messages.Message, descriptors: list[int]) -> None:
         orders = self._orders
         if isinstance(message, messages.NewSlab):
-            self._slabs[message.slot] = Slab(descriptors.pop(), message.length)
+            self._slabs[message.serial] = Slab(descriptors.pop(), message.length, message.serial)
+            if message.instead in self._slabs:
+                self._slabs.pop(message.instead).close()
         elif isinstance(message, messages.Hurry):
             orders.hurry.set() if message.on else orders.hurry.clear()
         elif isinstance(message, messages.AddMetrics | messages.AddTag):

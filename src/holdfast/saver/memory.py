@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import mmap
 import os
 import tempfile
@@ -21,6 +22,8 @@ from holdfast.errors import SaveFailed
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _POPULATE_WRITE = 23
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
+_serials = itertools.count(1)
+
 _PIECE = 64 * 1024 * 1024
 """Set aside and mapped in one go: the end of the program does not wait for more."""
 
@@ -31,8 +34,8 @@ class Slab:
     Thread-safe but for `close`.
     """
 
-    def __init__(self, descriptor: int, length: int) -> None:
-        self.descriptor, self.length = descriptor, length
+    def __init__(self, descriptor: int, length: int, serial: int = 0) -> None:
+        self.descriptor, self.length, self.serial = descriptor, length, serial
         self._map = mmap.mmap(descriptor, length)
         self.memory = memoryview(self._map)
         self._reserved: set[int] = set()
@@ -49,7 +52,7 @@ class Slab:
         descriptor = _descriptor()
         try:
             os.ftruncate(descriptor, length)
-            return cls(descriptor, length)
+            return cls(descriptor, length, next(_serials))
         except OSError as error:
             os.close(descriptor)
             raise SaveFailed(f"{length} bytes of shared memory could not be mapped: {error}") from error
@@ -96,10 +99,12 @@ class Slab:
             self._reserved -= set(range(first, last))
 
     def close(self) -> None:
-        """Unmaps it here; as long as another process has it, the memory stays. Views of it must be gone."""
-        with contextlib.suppress(BufferError):  # somebody still looks at it: it goes with the last look
-            self.memory.release()
-            self._map.close()
+        """Lets it go here; the mapping stays while anything looks at it, and the memory while any process has it.
+
+        Not unmapped by force: torch keeps no count of what it was given, and would read what is not there.
+        """
+        self._map = mmap.mmap(-1, 1)
+        self.memory = memoryview(b"")
         os.close(self.descriptor)
 
     def _reserve(self, start: int) -> None:

@@ -35,14 +35,16 @@ class Hello(_Message, frozen=True, kw_only=True):
     quarantined: list[str] = []
     visibility: float = 0.0
     slabs: list[tuple[int, int]] = []
-    """Slot and length of the slabs whose descriptors follow those of control and pidfd."""
+    """Serial number and length of the slabs whose descriptors follow those of control, pidfd and wake."""
 
 
 class NewSlab(_Message, frozen=True, kw_only=True):
-    """A slot has another slab now; comes with its descriptor."""
+    """There is more memory; comes with its descriptor."""
 
-    slot: int
+    serial: int
     length: int
+    instead: int
+    """The slab that is of no use any more; 0: none."""
 
 
 class Staged(_Message, frozen=True, kw_only=True):

@@ -89,7 +89,7 @@ class Worker:
     journal: JournalWriter
     control: Control
     slabs: dict[int, Slab]
-    """By slot."""
+    """By serial number."""
     channel: Channel
     orders: Orders
     standing: Standing
@@ -133,7 +133,7 @@ class Worker:
 
     def _next(self) -> Row | None:
         """The next generation to save: what was asked for in order; in need, also what was kept in reserve."""
-        rows = [row for row in self.control.rows() if row.pending]
+        rows = [row for row in self.control.rows() if row.pending and row.slab in self.slabs]
         asked = next((row for row in rows if row.intent is Intent.SAVE), None)
         if asked is not None or not (self.orders.orphaned or self.orders.rescue):
             return asked
@@ -208,7 +208,7 @@ class Worker:
         self.orders.wait(FULL_PAUSE)
 
     def _read(self, row: Row) -> tuple[SaveRequest, Shape, Job]:
-        document = bytes(self.slabs[row.slot].memory[row.offset : row.offset + row.length])
+        document = bytes(self.slabs[row.slab].memory[row.offset : row.offset + row.length])
         if Digest.of(document) != row.digest:
             raise SaveFailed(f"the document of generation {row.generation} is not what the trainer has sealed")
         return decode_job(document)
@@ -223,7 +223,7 @@ class Worker:
         large = shape.large
         kept = [place for place, offset in enumerate(job.offsets) if offset < 0]
         known = self._kept(shape, job, kept) if kept else {}
-        return StagedContent(self.slabs[row.slot], large, job.offsets, known)
+        return StagedContent(self.slabs[row.slab], large, job.offsets, known)
 
     def _kept(self, shape: Shape, job: Job, kept: list[int]) -> dict[int, Digest]:
         """The digests of frozen tensors that are not staged, out of the record that has them."""

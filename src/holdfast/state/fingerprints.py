@@ -133,7 +133,7 @@ class Fingerprints:
             if sums.shape[1] > 1:
                 words = sums.view(torch.int32)
                 starts = range(0, words.shape[1], _CHUNK)
-                sums = torch.cat([_row_sums(words[:, at : at + _CHUNK], levels[0]) for at in starts], 1)
+                sums = torch.cat([_row_sums(words[:, at : at + _CHUNK], level) for at in starts], 1)
         return sums[:, 0]
 
     def _coefficients(self, device: torch.device) -> Tensor:

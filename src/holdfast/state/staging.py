@@ -45,6 +45,8 @@ class Destination:
         for place, source in zip(places, sources, strict=True):
             into += self._segments(place)
             out_of += list(_cut(self.layout.specs[place], source))
+        if not into:
+            return  # torch refuses empty lists
         with torch.no_grad():
             torch._foreach_copy_(into, out_of, non_blocking=non_blocking)
 
