@@ -3,7 +3,7 @@
 Each library has a trainer of its own, all alive at once, and they take turns: a window of steps each, round after
 round, in another order each time. Each window is compared with the one without saving of the same round.
 
-    python benchmarks/training.py --rounds 12
+    python benchmarks/training.py --rounds 10
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def report(found: dict[str, list[float]], errors: dict[str, str], size: int, arg
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--every", type=int, default=10)
-    parser.add_argument("--width", type=int, default=448)
+    parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--only", nargs="*", help="names of adapters")
     parser.add_argument("--quick", action="store_true", help="a small model and few rounds, for trying the script")

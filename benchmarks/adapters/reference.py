@@ -29,11 +29,13 @@ class Copy(Adapter):
     durable = False
 
     def prepare(self) -> None:
-        self.copies = [torch.empty_like(one).fill_(0) for one in self.job.flat().values()]
+        pinned = torch.cuda.is_available()
+        tensors = self.job.flat().values()
+        self.copies = [torch.empty_like(one, device="cpu", pin_memory=pinned).fill_(0) for one in tensors]
 
     def begin(self, path: Path) -> None:
         for copy, tensor in zip(self.copies, self.job.flat().values(), strict=True):
-            copy.copy_(tensor)
+            copy.copy_(tensor, non_blocking=True)
 
 
 class Raw(Adapter):
@@ -48,7 +50,7 @@ class Raw(Adapter):
         memory = mmap.mmap(-1, len(self.starts) * BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         at = 0
         for tensor in self.job.flat().values():
-            memory[at : at + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+            memory[at : at + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
             at += tensor.nbytes
         self.memory = memoryview(memory)
         self.pool = ThreadPoolExecutor(THREADS)

@@ -43,6 +43,11 @@ class Job:
             found |= {f"{kind}.{name}": value for kind, value in state.items()}
         return found
 
+    def trained(self) -> dict[str, Tensor]:
+        """The part of `flat` that training changes."""
+        frozen = {f"model.{name}" for name, one in self.model.named_parameters() if not one.requires_grad}
+        return {name: value for name, value in self.flat().items() if name not in frozen}
+
     def nested(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
@@ -81,28 +86,29 @@ def lora(folder: Path, *, quick: bool = False) -> Job:
 STATES: dict[str, Callable[..., Job]] = {"gpt2": gpt2, "lora": lora}
 
 
-def small_gpt(folder: Path, *, every: int, width: int, batch: int, context: int = 128) -> tuple[Job, Iterator[float]]:
-    """A GPT that learns text, and the loop that trains it: each `next` is one whole step but for what follows it."""
+def small_gpt(folder: Path, *, every: int, width: int, batch: int, context: int = 64) -> tuple[Job, Iterator[None]]:
+    """A GPT that learns text, and its loop: it stops before each optimizer step, and again behind it."""
     text = _example()
     torch.manual_seed(0)
-    model = text.GPT(width=width, layers=6, heads=8, context=context)
+    model = text.GPT(width=width, layers=6, heads=8, context=context).to(torch.get_default_device())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     job = Job(model=model, optimizer=optimizer, folder=folder, every=every)
     return job, _training(job, text.Text(context=context), batch)
 
 
-def _training(job: Job, data: Any, batch: int) -> Iterator[float]:
+def _training(job: Job, data: Any, batch: int) -> Iterator[None]:
     at = 0
     while True:
         rows = [data[(at + n) % len(data)] for n in range(batch)]
         at += batch
-        tokens, following = (torch.stack([row[side] for row in rows]) for side in (0, 1))
+        device = torch.get_default_device()
+        tokens, following = (torch.stack([row[side] for row in rows]).to(device) for side in (0, 1))
         loss = nn.functional.cross_entropy(job.model(tokens).flatten(0, 1), following.flatten())
         loss.backward()
-        yield loss.item()  # what has to be waited for before the weights change is waited for here
+        yield
         job.optimizer.step()
         job.optimizer.zero_grad()
-        yield 0.0
+        yield
 
 
 def _example() -> Any:
@@ -136,12 +142,13 @@ def _block(width: int) -> dict[str, tuple[int, ...]]:
 
 @cache
 def _tile() -> Tensor:
-    return torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+    return torch.randn(1 << 22, generator=generator)
 
 
 def _noise(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 0.02) -> Tensor:
     """Normal values, no two stretches alike: one tile, each time with another factor (randn would take seconds)."""
-    value = torch.empty(shape, dtype=dtype)
+    value = torch.empty(shape, dtype=dtype)  # on the default device, which the worker sets
     for piece in value.view(-1).split(_tile().numel()):
         _noise.count += 1  # type: ignore[attr-defined]
         piece.copy_(_tile()[: piece.numel()] * (scale * (1 + _noise.count / 1009)))  # type: ignore[attr-defined]

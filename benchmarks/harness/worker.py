@@ -46,6 +46,12 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def settle() -> None:
+    """What was asked of a device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def fingerprint(job: Job) -> list[int]:
     """A sum over the bits of every tensor."""
     sums = []
@@ -61,10 +67,12 @@ def one_save(one: Adapter) -> dict[str, float]:
     one.forget()
     one.job.touch()
     os.sync()
+    settle()
     began = time.perf_counter()
     one.after_step()
     back = time.perf_counter()
     one.before_step()
+    settle()
     free = time.perf_counter()
     return {"call": back - began, "stall": free - began, "durable": one.durable_at() - began}
 
@@ -81,7 +89,8 @@ def one_load(one: Adapter, prepare: Callable[[list[Path]], None]) -> float:
     for tensor in one.job.flat().values():
         tensor.zero_()
     prepare(one.files())
-    return seconds(one.load)
+    settle()
+    return seconds(lambda: (one.load(), settle()))
 
 
 def saving(args: argparse.Namespace, line: Line) -> None:
@@ -133,6 +142,7 @@ def training(args: argparse.Namespace, line: Line) -> None:
             one.after_step()
         one.before_step()
         one.wait()
+        settle()
         return time.perf_counter() - began
 
     window(args.every + args.every // 2)  # from here on saves fall into the middle of what is timed
@@ -156,11 +166,13 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=1)
     parser.add_argument("--memory", action="store_true", help="save and load once more, while the driver looks")
     parser.add_argument("--every", type=int, default=10)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.set_default_device(args.device)
     line = Line()
     try:
         {"saving": saving, "training": training}[args.what](args, line)

@@ -17,13 +17,14 @@ from holdfast.policy import Policy, every, for_keeping, for_saving, latest
 from holdfast.policy.tolerance import Tolerance
 from holdfast.records import Kind, Record
 from holdfast.recovery.afterwards import Afterwards
+from holdfast.recovery.attached import read_attached
 from holdfast.recovery.choice import NewRun, wanted
 from holdfast.recovery.finding import Mismatch
 from holdfast.recovery.launcher import launcher_facts, single_process
 from holdfast.recovery.looping import Loop, callers_names
 from holdfast.recovery.making import making_of, open_checkpoints
 from holdfast.recovery.process import claim_run, refuse_worker, release_run
-from holdfast.recovery.session import MODES, Plan, open_session
+from holdfast.recovery.session import MODES, Plan, Session, open_session
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.training import Training
 from holdfast.state.audit import audit
@@ -113,15 +114,7 @@ class Checkpointer:
             raise InvalidInput('state= wants a mapping of names to objects, such as {"model": model}')
         if accumulate is not None and accumulate < 1:
             raise InvalidInput(f"accumulate={accumulate}: at least one batch makes a step")
-        self._making = making_of(
-            saver=saver,
-            codec=codec,
-            ram_budget=ram_budget,
-            on_save_error=on_save_error,
-            on_full=on_full,
-            check_staging=check_staging,
-            progress=progress,
-        )
+        self._making = making_of(saver, codec, ram_budget, on_save_error, on_full, check_staging, progress)
         self._settings: dict[str, Any] = {
             "url": store,
             "want": wanted(run),
@@ -138,7 +131,7 @@ class Checkpointer:
         self._files: dict[str, bytes] = {}
         self._pid = os.getpid()
         self._closed = self._broken = self._superseded = False
-        self._loop: Loop | None = None
+        self.loop: Loop | None = None
         self._stops = StopRequests()
         self._namespace = callers_names(inspect.currentframe())
 
@@ -241,10 +234,8 @@ class Checkpointer:
         try:
             if only is not None:
                 return training.restore_parts(reference, tuple(only))
-            if reference is not None:
+            if reference is not None or not fresh:
                 training.restore_from(reference)
-            elif not fresh:
-                training.rewind()
         except BaseException:
             self._broken = training.torn
             if training.unbegun:
@@ -294,25 +285,12 @@ class Checkpointer:
         Raises:
             InvalidInput: no such file.
         """
-        place = Path(path)
-        if not place.exists():
-            raise InvalidInput(f"attach({str(path)!r}): there is no such file")
-        files = sorted(one for one in place.rglob("*") if one.is_file()) if place.is_dir() else [place]
-        self._files |= {str(one.relative_to(place.parent)): one.read_bytes() for one in files}
+        self._files |= read_attached(Path(path))
 
     @property
     def looping(self) -> bool:
         """Whether `batches` or `steps` is being iterated."""
-        return self._loop is not None
-
-    def loop_began(self, loop: Loop) -> None:
-        """For `Loop`: the iteration has begun."""
-        self._loop = loop
-
-    def loop_ended(self, loop: Loop) -> bool:
-        """For `Loop`: the iteration is over; False: it was before."""
-        ours, self._loop = self._loop is loop, None if self._loop is loop else self._loop
-        return ours
+        return self.loop is not None
 
     def should_stop(self) -> bool:
         """Whether a signal has asked the run to stop: for long evaluations inside the loop."""
@@ -327,8 +305,8 @@ class Checkpointer:
         if self._closed:
             return
         try:
-            if self._loop:
-                self._loop.leave()  # something still holds the generator, as a progress bar does
+            if self.loop:
+                self.loop.leave()  # something still holds the generator, as a progress bar does
             if self._training and not self._broken:
                 self._training.finish()
         finally:
@@ -378,42 +356,42 @@ class Checkpointer:
         plan = Plan(**self._settings, total=total, facts=single_process(launcher_facts()))
         try:
             session = open_session(plan, claim=lambda store, run: claim_run(store, run, self))
-            after = Afterwards(session)
-            training = Training(
-                session,
-                self._objects,
-                self._values,
-                self._files,
-                plan=plan,
-                checkpoints=open_checkpoints(session, plan, self._making, after, self._stops),
-                after=after,
-                stops=self._stops,
-                accumulate=self._accumulate,
-            )
+            training = self._train(session, plan)
         except BaseException:
             release_run(self)
             raise
-        return self._resumed(training) if resume else training
-
-    def _resumed(self, training: Training) -> Training:
-        try:
+        if resume:
             self._resume(training)
-        except BaseException:
-            training.close()
-            release_run(self)
-            raise
         return training
+
+    def _train(self, session: Session, plan: Plan) -> Training:
+        after = Afterwards(session)
+        return Training(
+            session,
+            self._objects,
+            self._values,
+            self._files,
+            plan=plan,
+            checkpoints=open_checkpoints(session, plan, self._making, after, self._stops),
+            after=after,
+            stops=self._stops,
+            accumulate=self._accumulate,
+        )
 
     def _resume(self, training: Training) -> None:
         try:
             training.resume()
+        except BaseException:
+            training.close()
+            release_run(self)
+            raise
         finally:
             self._broken = training.torn
 
     def _release(self) -> None:
         self._closed = True
-        if self._loop:
-            self._loop.leave()
+        if self.loop:
+            self.loop.leave()
         if self._training:
             self._training.close()
         release_run(self)

@@ -12,13 +12,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from holdfast.catalog.holds import Report
-from holdfast.catalog.recode_plans import PackPlan, Part, RecodePlan, live_bytes, plan_recode
+from holdfast.catalog.recode_plans import PackPlan, Part, RecodePlan, plan_recode
 from holdfast.catalog.repack import Repacked, execute_repack
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.packs.codec import check_available
 
-__all__ = ["PackPlan", "Part", "RecodePlan", "execute_recode", "live_bytes", "plan_recode"]
+__all__ = ["PackPlan", "Part", "RecodePlan", "execute_recode", "plan_recode"]
 
 _log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from holdfast.catalog.repack_plans import RepackPlan, Scope, read_scope
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.errors import Damaged, ObjectMissing
-from holdfast.ids import Digest, ObjectName, RunNumber
+from holdfast.ids import ObjectName, RunNumber
 from holdfast.packs.codec import Codec, expected, sample_places
 from holdfast.packs.footer import Entry, Footer
-from holdfast.packs.index import Location, SegmentIndex, open_pack
+from holdfast.packs.index import SegmentIndex, open_pack
 from holdfast.packs.reader import read_segments
 from holdfast.records import Record
 from holdfast.storage.protocol import Source
@@ -130,21 +130,21 @@ def plan_recode(
     packs = list(_chosen(_at_home(scope), _reach(run, record)))
     samples = _Samples(store, codec, _dtypes(store, run, packs), progress or _no_progress)
     looked_at = (samples.look(footer, entries) for footer, entries in packs)
-    return RecodePlan(run=number, codec=codec, packs=tuple(pack for pack in looked_at if _worth(pack, codec)))
-
-
-def live_bytes(store: Store, run: Run | None) -> int:
-    """Stored bytes of what is live in a run's own packs or in the shared ones: how much a plan looks at, at most."""
-    return sum(entry.stored for _, entries in _at_home(read_scope(store, run)) for entry in entries)
+    return RecodePlan(run=number, codec=codec, packs=tuple(pack for pack in looked_at if pack and _worth(pack, codec)))
 
 
 def _at_home(scope: Scope) -> Iterator[tuple[Footer, list[Entry]]]:
-    """Per pack, what is live; a segment that several packs hold counts in one, and the others are left to gc."""
+    """Per pack that holds anything live, what it is the home of: a segment that several packs hold counts in one.
+
+    What has none left is a copy that a recode, killed or disturbed, did not come to delete.
+    """
     homes = {digest: footer.name for footer in (*scope.own, *scope.others) for digest in footer.digests()}
     for footer in scope.own:
-        live = [entry for entry in footer if entry.digest in scope.live and homes[entry.digest] == footer.name]
-        if live:
-            yield footer, live
+        if not scope.live.isdisjoint(footer.digests()):
+            yield (
+                footer,
+                [entry for entry in footer if entry.digest in scope.live and homes[entry.digest] == footer.name],
+            )
 
 
 def _reach(run: Run | None, record: Record | None) -> frozenset[bytes] | None:
@@ -158,7 +158,7 @@ def _chosen(
     packs: Iterable[tuple[Footer, list[Entry]]], needed: frozenset[bytes] | None
 ) -> Iterator[tuple[Footer, list[Entry]]]:
     for footer, entries in packs:
-        if needed is None or any(entry.digest in needed for entry in entries):
+        if needed is None or not needed.isdisjoint(footer.digests()):
             yield footer, entries
 
 
@@ -167,14 +167,15 @@ def _dtypes(store: Store, run: Run | None, packs: Iterable[tuple[Footer, list[En
 
 
 class _Samples(NamedTuple):
-    """Looks at packs; one that cannot be read is expected to stay as it is."""
+    """Looks at packs."""
 
     store: Store
     codec: Codec
     dtypes: Mapping[bytes, str]
     progress: Callable[[int], None]
 
-    def look(self, footer: Footer, entries: list[Entry]) -> PackPlan:
+    def look(self, footer: Footer, entries: list[Entry]) -> PackPlan | None:
+        """What would become of a pack; None: it cannot be read."""
         parts = defaultdict[Codec, Part](Part)
         index = SegmentIndex([footer])
         try:
@@ -185,7 +186,7 @@ class _Samples(NamedTuple):
                     self.progress(entry.stored)
         except (Damaged, ObjectMissing) as error:
             _log.warning("not recoded: %s", error)
-            return PackPlan(name=footer.name, size=footer.size, parts={})
+            return None
         return PackPlan(name=footer.name, size=footer.size, parts=dict(parts))
 
     def _expected(self, source: Source, index: SegmentIndex, entry: Entry) -> int:
@@ -210,6 +211,8 @@ class _Samples(NamedTuple):
 
 
 def _worth(pack: PackPlan, codec: Codec) -> bool:
+    if not pack.parts:
+        return True  # nothing needs it
     if not set(pack.parts) <= set(_MAKES[codec]):
         return True  # somebody wants to read it without the package of the codec that it has
     return pack.total.stored - pack.total.expected > WORTH * pack.total.stored

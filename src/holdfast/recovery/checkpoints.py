@@ -12,7 +12,7 @@ from holdfast.catalog.objects import exists
 from holdfast.errors import Fenced, HoldfastError, NameTaken, SaveFailed
 from holdfast.ids import RecordAddress, TagName
 from holdfast.policy.tolerance import Tolerance
-from holdfast.records import Record, Target
+from holdfast.records import Kind, Record, Target
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome, Saves
 from holdfast.recovery.session import Session
@@ -90,11 +90,6 @@ class Checkpoints:
         """Whether a reserve would outlive this process."""
         return self._saves.reserves
 
-    @property
-    def survives(self) -> str:
-        """What a staged state survives."""
-        return self._saves.survives
-
     def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
         """Metrics that were measured after the save; errors as in `holdfast.catalog.marks.add_metrics`."""
         self._saves.add_metrics(target, metrics)
@@ -163,13 +158,16 @@ class Checkpoints:
                 "goes back to the one before: look after the disk, then start again"
             )
 
-    def interrupted(self, kind: str, reason: str) -> None:
-        """The training ends in the middle: what is in reserve is saved, what is in flight is finished."""
-        self._saves.rescue(kind, reason)
+    def interrupted(self, by: str, step: int, dropped: str) -> None:
+        """The training ends in the middle: what is in reserve is saved, what is in flight finished, what stands said."""
+        self._saves.rescue(Kind.FAILED, f"the training ended with {by}")
         try:
             self.drain()
         except HoldfastError as error:
             logger.error("%s", error)
+        stands = f"the last checkpoint is {self.last.address}" if self.last else "there is no checkpoint yet"
+        logger.warning("the training ended with %s at step %d; %s%s", by, step, stands, dropped)
+        self._after.note("failed", f"{by} at step {step}")
 
     def close(self, seconds: float) -> None:
         """Lets the saver go."""

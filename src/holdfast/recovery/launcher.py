@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from holdfast.errors import InvalidInput
+from holdfast.saver.survival import Survival, probe
 
 _TOLD = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_NNODES", "TORCHELASTIC_RUN_ID", "CUDA_VISIBLE_DEVICES")
 """Environment variables that a record may repeat; nothing else is ever copied, so no secret can be."""
@@ -28,6 +29,11 @@ class LauncherFacts:
     """How often the launcher has restarted the job: evidence of earlier work."""
     rank: int
     world: int
+
+
+def staged_survival() -> Survival:
+    """What a state that is staged in memory survives here, as far as the launcher and the kernel tell."""
+    return probe(environ=os.environ)
 
 
 def launcher_facts(environ: Mapping[str, str] | None = None) -> LauncherFacts:

@@ -12,11 +12,8 @@ from holdfast.recovery.training import Training
 class Owner(Protocol):
     """What has a loop: a Checkpointer."""
 
-    def loop_began(self, loop: Loop) -> None:
-        """The iteration has begun."""
-
-    def loop_ended(self, loop: Loop) -> bool:
-        """The iteration is over; False: it was before."""
+    loop: Loop | None
+    """The one that runs."""
 
 
 class Loop:
@@ -26,7 +23,7 @@ class Loop:
         self._owner, self._training, self._stops = owner, training, stops
 
     def __enter__(self) -> None:
-        self._owner.loop_began(self)
+        self._owner.loop = self
         self._training.looping = True
         self._stops.__enter__()
         self._training.progress.counter.__enter__()
@@ -37,7 +34,8 @@ class Loop:
     def leave(self) -> None:
         """Hooks and handlers go. What is to be saved is saved later, where errors reach somebody."""
         # Else an exception has left the block before, and the generator is collected only now.
-        if self._owner.loop_ended(self):
+        if self._owner.loop is self:
+            self._owner.loop = None
             self._training.looping = False
             self._training.progress.counter.__exit__(None, None, None)
             self._stops.__exit__(None, None, None)

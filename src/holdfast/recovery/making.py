@@ -18,8 +18,8 @@ from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.background import BackgroundSaves
 from holdfast.recovery.checkpoints import Checkpoints
 from holdfast.recovery.inline import InlineSaves
+from holdfast.recovery.launcher import staged_survival
 from holdfast.recovery.outcomes import Saves
-from holdfast.recovery.progress_bar import ProgressBar
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
 from holdfast.saver import SaveRequest, Saving
@@ -28,7 +28,6 @@ from holdfast.saver.handle import SaverProcess
 from holdfast.saver.memory_limits import Budget, budget
 from holdfast.saver.messages import Hello, Progress
 from holdfast.saver.readback import quarantined_packs
-from holdfast.saver.survival import probe
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,6 @@ class Making:
 
 
 def making_of(
-    *,
     saver: str,
     codec: str,
     ram_budget: int | str | None,
@@ -75,8 +73,14 @@ def making_of(
         check_staging=check_staging,
         tolerance=tolerance_of(on_save_error),
         pause_when_full=on_full == "pause",
-        progress=ProgressBar() if progress else None,
+        progress=_progress_bar() if progress else None,
     )
+
+
+def _progress_bar() -> Callable[[Progress], None]:
+    from holdfast.recovery.progress_bar import ProgressBar  # for those who ask for it; others need not import rich
+
+    return ProgressBar()
 
 
 def _one_of(name: str, given: str, allowed: Sequence[str]) -> None:
@@ -132,7 +136,7 @@ def _process(session: Session, plan: Plan, making: Making, after: Afterwards) ->
 
 
 def _in_process(process: SaverProcess, session: Session, plan: Plan, making: Making, after: Afterwards) -> Saves:
-    tell, survival = _teller(after), probe(environ=os.environ)
+    tell, survival = _teller(after), staged_survival()
     tell(logging.INFO, f"{session.run.number}: {survival}; {making.budget.why}")
     return BackgroundSaves(
         process=process,

@@ -1,10 +1,18 @@
-"""What tells one save from another of the same name."""
+"""What is asked of whoever saves: everything about a checkpoint that is not the state itself."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from holdfast.ids import nonce
+from holdfast.records import Kind, Target
+from holdfast.recovery.exactness import exactness_of
+from holdfast.recovery.progress import Progress
+from holdfast.recovery.session import Session
+from holdfast.saver import SaveRequest
+from holdfast.state.loaders import LoaderPosition
 
 
 @dataclass(slots=True)
@@ -22,3 +30,44 @@ class Nonces:
         if self._at != (timeline, step):
             self._at, self._nonce = (timeline, step), nonce()
         return self._nonce
+
+
+def request_of(
+    session: Session,
+    progress: Progress,
+    position: LoaderPosition | None,
+    *,
+    epoch: int,
+    metrics: Mapping[str, Any],
+    kind: Kind,
+    reason: str,
+    began: float,
+    attempt: str,
+) -> SaveRequest:
+    """The request for the boundary at which the training stands.
+
+    Args:
+        session: the launch, and the newest durable record of its line.
+        progress: the step.
+        position: of the loader, if there is one.
+        epoch: from 0.
+        metrics: numbers of this boundary.
+        kind: for the record.
+        reason: for the record.
+        began: `time.monotonic` when the loop began to wait for this save.
+        attempt: the nonce of this boundary.
+    """
+    return SaveRequest(
+        timeline=session.timeline,
+        step=progress.step,
+        epoch=None if position is None else epoch,
+        parent=None if session.parent is None else Target.of(session.parent),
+        kind=kind,
+        reason=reason,
+        metrics=dict(metrics),
+        exactness=exactness_of(position, progress),
+        environment=session.environment,
+        config_digest=session.config_digest,
+        attempt=attempt,
+        began=began,
+    )

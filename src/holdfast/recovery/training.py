@@ -15,18 +15,19 @@ from typing import Any
 
 from holdfast.errors import StateMismatch
 from holdfast.ids import TagName
-from holdfast.policy import Best, Policy, SaveFacts, kind_of
+from holdfast.policy import kind_of
 from holdfast.records import Kind, Record, Target
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.checkpoints import Checkpoints
-from holdfast.recovery.exactness import exactness_of, say_inexact
+from holdfast.recovery.exactness import say_inexact
 from holdfast.recovery.finding import Mismatch, find
 from holdfast.recovery.loading import Loaded, load
 from holdfast.recovery.measuring import plain, taken
 from holdfast.recovery.progress import Progress
-from holdfast.recovery.requests import Nonces
+from holdfast.recovery.requests import Nonces, request_of
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
+from holdfast.recovery.triggers import Moment, Trigger
 from holdfast.recovery.whole import Whole
 from holdfast.saver import SaveRequest
 from holdfast.state import Snapshot, rng
@@ -66,6 +67,8 @@ class Training:
         self._whole = Whole(objects=objects, values=values, files=files)
         self._checkpoints, self._after = checkpoints, after
         self._nonces = Nonces()
+        self._save_trigger = Trigger(plan.save, after)
+        self._stage_trigger = None if plan.stage is None else Trigger(plan.stage, after)
         self.progress = Progress(objects.values(), values, accumulate)
         self._position: LoaderPosition | None = None
         self._data: dict[str, Any] | None = None
@@ -79,8 +82,11 @@ class Training:
         self._coming: dict[str, Any] = {}  # of the step at hand
         self._asked: list[tuple[TagName | None, str]] = []
         self._rng: Any = None
-        self._saved_step, self._saved_at, self._saved_epochs = step, time.monotonic(), 0
-        self._staged_step, self._staged_at = step, self._saved_at
+        self._satisfied(step, 0)
+
+    def _satisfied(self, step: int, epochs: int) -> None:
+        for trigger in filter(None, (self._save_trigger, self._stage_trigger)):
+            trigger.satisfied(step, epochs)
 
     @property
     def step(self) -> int:
@@ -105,20 +111,16 @@ class Training:
         if record is None:
             self._whole.check()
 
-    def rewind(self) -> None:
-        """Restores the newest checkpoint of this line again, as a new timeline.
+    def restore_from(self, reference: str | None) -> None:
+        """Restores a named checkpoint, or the newest one of this line again, as a new timeline.
 
         Raises:
-            NothingToResume: this launch began from zero and has saved nothing yet.
+            NothingToResume: none is named, and this launch began from zero and has saved nothing yet.
         """
-        self._settle_saves()
-        self._session.resume(self._load, (self.last or self._session.newest()).address)
-
-    def restore_from(self, reference: str) -> None:
-        """Restores a named checkpoint."""
-        self._settle_saves()
-        asked = self._session.named(reference).address
-        self._session.resume(self._load, asked, asked)
+        self.settle()
+        self._checkpoints.drain()
+        asked = self._session.named(reference).address if reference else None
+        self._session.resume(self._load, asked or (self.last or self._session.newest()).address, asked)
 
     def restore_parts(self, reference: str | None, only: tuple[str, ...]) -> list[str]:
         """Restores parts of a checkpoint and nothing else, no step number either; returns what was not loaded.
@@ -153,7 +155,7 @@ class Training:
         clear_gradients(self._whole.objects.values())
         self._begin_at(record.step)
         self._rng, self._data = loaded.rng, loaded.data
-        self._saved_epochs = int((loaded.data or {}).get("epoch", 0))
+        self._satisfied(record.step, int((loaded.data or {}).get("epoch", 0)))
         self._checkpoints.resumed(record)
         if self._position is not None:
             self._find(self._position)
@@ -192,7 +194,7 @@ class Training:
         if self._data is not None:
             with self._whole.generators_kept():
                 find(position, self._data, mismatch)
-            self._saved_epochs = position.epoch + (position.batch == position.length)
+            self._satisfied(self.step, position.epoch + (position.batch == position.length))
 
     def ended(self) -> bool:
         """Whether the total is reached, or a signal has asked to stop and this is the place to."""
@@ -223,10 +225,6 @@ class Training:
         if self._stops.asked and self.progress.clean and self._checkpoints.here(self.step) is None:
             self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
 
-    def _settle_saves(self) -> None:
-        self.settle()
-        self._checkpoints.drain()
-
     def settle(self) -> None:
         """If the body was left by `break`: counts its step if it was made, and makes the saves that waited for it.
 
@@ -242,7 +240,7 @@ class Training:
         self._rng = rng.capture()
         self._epoch_ended = epoch_ended
         self._checkpoints.listen()
-        reason = self._due(self._plan.save, self._saved_step, self._saved_at)
+        reason = self._save_trigger.due(self._moment, self._metrics)
         if self._stops.asked:
             self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
             self._stopped = True
@@ -253,13 +251,15 @@ class Training:
 
     def _reserve(self) -> None:
         """Keeps this state in memory, where the saver finds it if this process dies."""
-        policy = self._plan.stage
-        if policy is None or not self._checkpoints.reserves or self._checkpoints.here(self.step):
+        trigger = self._stage_trigger
+        if trigger is None or not self._checkpoints.reserves or self._checkpoints.here(self.step):
             return
-        if self._due(policy, self._staged_step, self._staged_at):
-            reason = f"kept in reserve, {policy}"
-            self._checkpoints.reserve(self._snapshot(), self._request(Kind.REGULAR, reason, time.monotonic()))
-            self._staged_step, self._staged_at = self.step, time.monotonic()
+        if reason := trigger.due(self._moment, self._metrics):
+            began = time.monotonic()
+            self._checkpoints.reserve(
+                self._snapshot(), self._request(Kind.REGULAR, f"kept in reserve, {reason}", began)
+            )
+            trigger.satisfied(self.step, self._moment.epochs)
 
     @property
     def _epoch(self) -> int:
@@ -269,19 +269,9 @@ class Training:
             return 0
         return position.epoch - (self._epoch_ended and position.length is None)
 
-    def _due(self, policy: Policy, step: int, at: float) -> str | None:
-        """Why ``policy`` wants a checkpoint; ``step`` and ``at`` are of the last one that it concerns."""
-        facts = SaveFacts(
-            step=self.step,
-            steps_since_save=self.step - step,
-            seconds_since_save=time.monotonic() - at,
-            epoch=self._epoch,
-            epoch_ended=self._epoch_ended,
-            epochs_since_save=self._epoch + self._epoch_ended - self._saved_epochs,
-            metrics=plain(self._metrics) if self._after.watches(policy) else {},
-            saved=self._after.saved_metrics(policy),
-        )
-        return policy.due(facts)
+    @property
+    def _moment(self) -> Moment:
+        return Moment(self.step, self._epoch, self._epoch_ended)
 
     # Logging and saving
 
@@ -298,8 +288,8 @@ class Training:
             self._save_best(found)
 
     def _save_best(self, logged: Mapping[str, Any]) -> None:
-        watched = any(isinstance(part, Best) and part.metric in logged for part in self._plan.save.parts)
-        reason = self._due(self._plan.save, self._saved_step, self._saved_at) if watched else None
+        watched = self._save_trigger.watches(logged)
+        reason = self._save_trigger.due(self._moment, self._metrics) if watched else None
         if reason and self._at_boundary():
             self._save(kind_of(reason), reason)
         elif reason:
@@ -343,9 +333,7 @@ class Training:
         urgent = kind is Kind.PREEMPTED
         target = Target.of(self._session.address(self.step))
         snapshot = self._snapshot()
-        self._saved_step, self._saved_at = self.step, time.monotonic()
-        self._staged_step, self._staged_at = self._saved_step, self._saved_at
-        self._saved_epochs = self._epoch + self._epoch_ended
+        self._satisfied(self.step, self._moment.epochs)
         self._checkpoints.save(snapshot, self._request(kind, reason, began), urgent=urgent)
         return target
 
@@ -356,21 +344,16 @@ class Training:
         return self._whole.snapshot(rng=at_boundary or rng.capture(), data=data)
 
     def _request(self, kind: Kind, reason: str, began: float) -> SaveRequest:
-        session = self._session
-        return SaveRequest(
-            timeline=session.timeline,
-            step=self.step,
-            epoch=None if self._position is None else self._epoch,
-            parent=None if session.parent is None else Target.of(session.parent),
+        return request_of(
+            self._session,
+            self.progress,
+            self._position,
+            epoch=self._epoch,
+            metrics=plain(self._metrics),
             kind=kind,
             reason=reason,
-            metrics=plain(self._metrics),
-            exactness=exactness_of(self._position, self.progress),
-            environment=session.environment,
-            config_digest=session.config_digest,
-            survives=self._checkpoints.survives,
-            attempt=self._nonces.of(session.timeline, self.step),
             began=began,
+            attempt=self._nonces.of(self._session.timeline, self.step),
         )
 
     def _data_state(self) -> dict[str, Any] | None:
@@ -407,13 +390,10 @@ class Training:
             self._save(Kind.FINAL, f"the end: {self.step} steps")
 
     def interrupted(self, error: BaseException | None) -> None:
-        """The block was left by an exception: nothing new is saved, what is staged is finished, and what stands is said."""
+        """The block was left by an exception: what is staged is finished, and nothing else is saved."""
         self.progress.left(told=self._told)
-        self._checkpoints.interrupted(Kind.FAILED, f"the training ended with {type(error).__name__}")
-        stands = f"the last checkpoint is {self.last.address}" if self.last else "there is no checkpoint yet"
         dropped = f"; a save that was asked for ({self._asked[0][1]}) was not made" if self._asked else ""
-        logger.warning("the training ended with %s at step %d; %s%s", type(error).__name__, self.step, stands, dropped)
-        self._after.note("failed", f"{type(error).__name__} at step {self.step}")
+        self._checkpoints.interrupted(type(error).__name__, self.step, dropped)
 
     def close(self) -> None:
         """Lets the saver and the loader go, and writes what is left of the journal."""

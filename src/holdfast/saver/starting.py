@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import IO
 
-import holdfast
-
 _DEPENDENCIES = ("msgspec", "blake3", "zstandard", "psutil", "obstore", "numpy", "openzl", "xxhash")
 
 _BOOT = """
-import importlib.util, json, sys
-_, package, places, prelude, socket = sys.argv
+import importlib.util, json, os, sys
+_, package, places, socket = sys.argv
+# Libraries that are loaded for one function of theirs must not start threads of their own.
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 # Behind everything else: a module of the user's that is called types.py or token.py must not be taken for Python's.
 sys.path += [place for place in json.loads(places) if place not in sys.path]
 folder = package.rpartition("/")[0]
 spec = importlib.util.spec_from_file_location("holdfast", package, submodule_search_locations=[folder])
 sys.modules["holdfast"] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-exec(prelude)
+# prelude
 from holdfast.saver.main import main
 main(int(socket))
 """
@@ -39,16 +38,16 @@ def start(socket: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
     socket, so that nobody waits for an output that it holds open. Python in isolated mode: neither the working folder
     nor the environment says what is imported.
     """
-    package = Path(holdfast.__file__).resolve()
+    package = Path(__file__).resolve().parent.parent / "__init__.py"
+    boot = _BOOT.replace("# prelude", prelude)
     return subprocess.Popen(
-        [sys.executable, "-I", "-c", _BOOT, str(package), json.dumps(_places()), prelude, str(socket)],
+        [sys.executable, "-I", "-c", boot, str(package), json.dumps(_places()), str(socket)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=errors,
         pass_fds=[socket],
         start_new_session=True,
         cwd="/",
-        env=_environment(),
     )
 
 
@@ -61,8 +60,3 @@ def _places() -> list[str]:
     """Where the trainer has found what a saver needs: it may be somewhere that only the trainer's path knows."""
     files = (getattr(sys.modules.get(name), "__file__", None) for name in _DEPENDENCIES)
     return sorted({str(Path(file).resolve().parent.parent) for file in files if file})
-
-
-def _environment() -> dict[str, str]:
-    """The trainer's, without what would make a helper of libraries start threads of its own."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

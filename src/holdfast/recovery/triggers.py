@@ -1,0 +1,59 @@
+"""When a checkpoint is due: the policies, and when they were last satisfied."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from holdfast.policy import Best, Policy, SaveFacts
+from holdfast.recovery.afterwards import Afterwards
+from holdfast.recovery.measuring import plain
+
+
+class Moment(NamedTuple):
+    """A boundary, as policies see it."""
+
+    step: int
+    """Completed optimizer steps."""
+    epoch: int
+    epoch_ended: bool
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are over."""
+        return self.epoch + self.epoch_ended
+
+
+@dataclass(slots=True)
+class Trigger:
+    """One policy. Not thread-safe."""
+
+    policy: Policy
+    after: Afterwards
+    _step: int = 0
+    _at: float = 0.0
+    _epochs: int = 0
+
+    def satisfied(self, step: int, epochs: int) -> None:
+        """What the policy wants was done at this step."""
+        self._step, self._at, self._epochs = step, time.monotonic(), epochs
+
+    def watches(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether the policy looks at one of these."""
+        return any(isinstance(part, Best) and part.metric in metrics for part in self.policy.parts)
+
+    def due(self, moment: Moment, metrics: Mapping[str, Any]) -> str | None:
+        """Why a checkpoint is due now; None: it is not. Metrics on a device are read only for policies that look at any."""
+        facts = SaveFacts(
+            step=moment.step,
+            steps_since_save=moment.step - self._step,
+            seconds_since_save=time.monotonic() - self._at,
+            epoch=moment.epoch,
+            epoch_ended=moment.epoch_ended,
+            epochs_since_save=moment.epochs - self._epochs,
+            metrics=plain(metrics) if self.after.watches(self.policy) else {},
+            saved=self.after.saved_metrics(self.policy),
+        )
+        return self.policy.due(facts)

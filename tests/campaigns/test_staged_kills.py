@@ -1,0 +1,226 @@
+"""Kill -9 of the trainer right after a save was staged: the checkpoint is made all the same, and the relaunch has it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from staged_kit import (
+    Family,
+    Notes,
+    awaited,
+    check_store,
+    digest_of,
+    full_shared_memory,
+    in_own_mounts,
+    record_at,
+    resumed,
+    staging_memory,
+)
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from toy_training import KILLED, ended, finished, forked
+
+from holdfast import Checkpointer, every, latest
+from holdfast.errors import HoldfastError
+
+STEPS, BATCH = 80, 4
+LONG = [pytest.mark.soak, pytest.mark.timeout(3600)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One kill. Seconds count from the moment at which the last save was staged."""
+
+    saves: tuple[int, ...]
+    """Steps, one after the other, of which the last is the one to be killed after."""
+    wait: float
+    relaunch: float | None
+    """Seconds after the kill; None: only when the saver has ended."""
+    workers: int = 0
+    stuck: bool = False
+    """A loader worker is in the middle of a sample that takes for ever."""
+    group: bool = False
+    """The whole process group is killed, as a shell does; the loader workers, too."""
+
+    @property
+    def last(self) -> int:
+        return self.saves[-1]
+
+
+def case_of(rng: random.Random, number: int) -> Case:
+    """Half of them relaunched at once, half with loader workers, some of these stuck."""
+    first, workers = rng.randrange(1, 9), 2 * (number // 2 % 2)
+    return Case(
+        saves=tuple(range(first, first + rng.randrange(1, 4))),
+        wait=rng.uniform(0, 0.5),
+        relaunch=rng.uniform(0, 0.5) if number % 2 else None,
+        workers=workers,
+        stuck=workers > 0 and number // 4 % 2 == 1,
+        group=rng.random() < 0.25,
+    )
+
+
+class Samples(Dataset):
+    """Noisy ones; loading one takes for ever as soon as ``stick`` exists, in one worker."""
+
+    def __init__(self, stick: Path) -> None:
+        self.stick = stick
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if self.stick.exists() and not self.stick.with_suffix(".taken").exists():
+            self.stick.with_suffix(".taken").touch()
+            time.sleep(600)
+        return torch.full((64,), index / 40) + torch.randn(64) / 10
+
+
+class Trainer:
+    """The training script, with a place of its own for notes."""
+
+    def __init__(self, place: Path, name: str, family: Family | None = None) -> None:
+        self.store, self.family = place / "store", family or Family()
+        self.notes, self.stick = Notes(place / f"{name}.notes"), place / f"{name}.stick"
+
+    def train(self, case: Case | None = None) -> str:
+        """To the end, or, with a case, until it is killed; gives the digest of all that was trained."""
+        torch.set_num_threads(1)
+        torch.manual_seed(7)
+        model = nn.Sequential(nn.Linear(64, 500), nn.BatchNorm1d(500), nn.Dropout(0.1), nn.Linear(500, 600))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        loader = self.loader(case.workers if case else 0)
+        state = {"model": model, "optimizer": optimizer}
+        first = True
+        with Checkpointer(
+            self.store, run="toy", state=state, save=every(steps=10**6), keep=latest(99), saver="process"
+        ) as ckpt:
+            for step, batch in ckpt.batches(loader, total_steps=STEPS):
+                if first:
+                    self.notes.add("began", step, digest_of(model, optimizer))
+                    first = False
+                if case is not None:
+                    self.act(case, step, ckpt, digest_of(model, optimizer))
+                model(batch).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return digest_of(model, optimizer)
+
+    def loader(self, workers: int) -> DataLoader:
+        return DataLoader(
+            Samples(self.stick),
+            batch_size=BATCH,
+            shuffle=True,
+            num_workers=workers,
+            worker_init_fn=lambda _: self.notes.add("worker", os.getpid()),
+        )
+
+    def act(self, case: Case, step: int, ckpt: Checkpointer, digest: str) -> None:
+        """What the victim does at the begin of a step."""
+        if step in case.saves:
+            if case.stuck and step == case.last:
+                self.stick.touch()
+                awaited(self.stick.with_suffix(".taken").exists, "a worker begins a sample")
+            ckpt.save()
+            self.notes.add("state", step, digest)
+        elif step > case.last:
+            time.sleep(0.01 if step < STEPS - 1 else 600)
+
+    @property
+    def workers(self) -> list[int]:
+        return [int(words[1]) for words in self.notes.read() if words[0] == "worker"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the training comes to if nobody touches it; loader workers make no difference to it."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    return finished(Trainer(place, "only").train, place / "result")
+
+
+def suffer(place: Path, case: Case, undisturbed: str) -> None:
+    """One kill, one relaunch, and all that must hold of them."""
+    family = Family()
+    victim = Trainer(place, "victim", family)
+    kill(victim, case)
+    staged = victim.notes.digests()
+    assert staged.keys() == set(case.saves)
+    if case.relaunch is None:
+        family.await_savers_end()
+        assert record_at(victim.store, case.last).survives == "process"
+        check_store(victim.store)
+    else:
+        time.sleep(case.relaunch)
+    heir = Trainer(place, "heir", family)
+    result = finished(family.of(heir.train), place / "result")
+    family.await_savers_end()
+    ((_, step, digest),) = [words for words in heir.notes.read() if words[0] == "began"]
+    assert (int(step), digest) == (case.last, staged[case.last])
+    assert resumed(heir.store, 2) == (case.last, record_at(heir.store, case.last).id)
+    assert result == undisturbed
+    for earlier in case.saves:
+        record_at(heir.store, earlier)
+    check_store(heir.store)
+    check_workers(victim, case)
+
+
+def kill(victim: Trainer, case: Case) -> None:
+    def work() -> str:
+        os.setpgid(0, 0)
+        return victim.train(case)
+
+    pid = forked(victim.family.of(work))
+    awaited(lambda: case.last in victim.notes.digests(), "the last save is staged")
+    time.sleep(case.wait)
+    (os.killpg if case.group else os.kill)(pid, signal.SIGKILL)
+    assert ended(pid) == KILLED
+
+
+def check_workers(victim: Trainer, case: Case) -> None:
+    """Workers may outlive the trainer; of the staging memory they hold nothing."""
+    assert len(victim.workers) == case.workers
+    held = {pid: staging_memory(pid) for pid in victim.workers}
+    for pid in victim.workers:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            assert not case.stuck or case.group or pid != victim.workers[-1] 
+    assert not any(held.values()), held
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(160, marks=LONG)])
+def test_what_was_staged_before_a_kill_is_what_the_relaunch_has(tmp_path: Path, undisturbed: str, kills: int) -> None:
+    """Hazards 5 and 19: every one is durable, verified, bit-identical, and resumed from."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"\nseed {seed}")
+    rng = random.Random(seed)
+    for number in range(kills):
+        case = case_of(rng, number)
+        place = tmp_path / str(number)
+        place.mkdir()
+        print(f"{number}: {case}")
+        suffer(place, case, undisturbed)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=LONG)])
+def test_a_full_dev_shm_makes_no_difference(tmp_path: Path, undisturbed: str, kills: int) -> None:
+    """Hazard 17: containers give it 64 MB, and a byte too many is a SIGBUS."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"\nseed {seed}")
+    rng = random.Random(seed)
+
+    def work() -> None:
+        full_shared_memory()
+        for number in range(kills):
+            place = tmp_path / str(number)
+            place.mkdir()
+            suffer(place, case_of(rng, number % 2), undisturbed)
+
+    in_own_mounts(work)
