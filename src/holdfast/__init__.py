@@ -32,6 +32,7 @@ __all__ = [
     "new_run",
     "open",
     "seeded",
+    "tolerate",
 ]
 
 _HOME = {
@@ -43,6 +44,7 @@ _HOME = {
     "new_run": "holdfast.recovery.choice",
     "open": "holdfast.catalog.opening",
     "seeded": "holdfast.state.seeding",
+    "tolerate": "holdfast.policy",
 }
 
 

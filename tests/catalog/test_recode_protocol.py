@@ -78,8 +78,9 @@ def recoding_what_a_save_reuses(world):
 
 def recoding_what_a_save_brings_back_to_life(world):
     """A segment that nobody needs any more lies in a pack that is needed, and a save finds it there."""
-    first, second = begun(world, [A, B], [A])
+    (first,) = begun(world, [A, B])
     run = world.plain.run(1)
+    second = save(Launch(run, 1), 2, [A], bases=[first]).address
     world.unwanted.add(first)
     execute(world.plain, plan_sweep(world.plain, run, [first]), run=run)
     saver(world, 3, [A, B], bases=[second])

@@ -535,6 +535,22 @@ def test_a_handle_that_went_stale_is_opened_again():
         source.read_into(0, memoryview(bytearray(1)))
 
 
+def test_an_object_is_opened_once_if_nothing_fails():
+    inner = TracingStorage(memory_storage())
+    inner.create(A, b"abc")
+    with retrying(inner).source(A) as source:
+        for _ in range(5):
+            source.read_into(0, memoryview(bytearray(3)))
+    assert [one.verb for one in inner.operations].count("source") == 1
+
+
+def test_names_that_can_be_gone_through_only_once_are_deleted_all_the_same():
+    inner = names(4)
+    storage = flaky(Fail(error=DOWN, when=when("delete", at=3)), inner=inner)
+    storage.delete(item.name for item in [*inner.list("x/")])
+    assert [*inner.list("")] == []
+
+
 def test_an_object_that_went_away_meanwhile_is_missed():
     inner = Stale(memory_storage())
     inner.create(A, b"abc")

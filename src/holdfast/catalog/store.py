@@ -31,6 +31,7 @@ from holdfast.packs.index import Footers
 from holdfast.records import Mark, Owner, RunInfo, StoreInfo, Target
 from holdfast.storage.opening import open_storage
 from holdfast.storage.protocol import Storage
+from holdfast.storage.retrying import retrying
 
 _RUN = re.compile(layout.RUN_FOLDER)
 
@@ -181,7 +182,7 @@ def open_store(url: str | Path, *, create: bool = False, visibility: float = 0.0
         StorageError: it cannot be reached or written.
     """
     try:
-        storage = open_storage(url, create=create)
+        storage = retrying(open_storage(url, create=create))
     except (StorageUnavailable, ObjectMissing) as error:
         if create or not _is_absent(url):
             raise

@@ -11,7 +11,8 @@ from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.cli.finding import find_run, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
-from holdfast.cli.output import print_json, say, table
+from holdfast.cli.output import print_json, say, size, table
+from holdfast.records import Record
 
 
 def command(
@@ -61,12 +62,22 @@ def _starts(run: Run) -> list[dict[str, Any]]:
 
 
 def _records(run: Run) -> list[dict[str, Any]]:
-    return [_line(one.created, "save", f"step {one.step} ({one.id[:8]}): {one.reason}") for one in run.records()]
+    return [
+        _line(one.created, "save", f"step {one.step} ({one.id[:8]}): {one.reason}; {_cost(one)}")
+        for one in run.records()
+    ]
+
+
+def _cost(record: Record) -> str:
+    timing = record.timing
+    return f"{size(record.bytes.new)} new, the loop waited {timing.stall:.2f} s, durable after {timing.durable:.2f} s"
 
 
 def _events(store: Store, run: Run) -> list[dict[str, Any]]:
     journal = read_journal(store, run.number)
-    lines = [_line(entry.event.time, entry.event.kind, entry.event.message) for entry in journal.entries]
+    # What the saver notes of a save is in its record, too.
+    events = [entry.event for entry in journal.entries if entry.event.kind != "saved"]
+    lines = [_line(event.time, event.kind, event.message) for event in events]
     return lines + [_line("", "damaged", f"{one.name}: {one.error}") for one in journal.damaged]
 
 

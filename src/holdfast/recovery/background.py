@@ -215,13 +215,21 @@ class BackgroundSaves:
         return row is None or not row.pending
 
     def _await_slot(self, urgent: bool) -> int:
+        if (slot := self._take_slot(urgent)) is not None:
+            return slot
+        self.process.send(messages.Hurry(on=True))
+        try:
+            return self._await_free_slot(urgent)
+        finally:
+            self.process.send(messages.Hurry(on=False))
+
+    def _await_free_slot(self, urgent: bool) -> int:
         end = time.monotonic() + SLOT_SECONDS
         while (slot := self._take_slot(urgent)) is None:
             if self.process.lost:
                 raise SaveFailed("there is no saver process any more; see what was said when it died")
             if time.monotonic() >= end:
                 raise SaveFailed(f"earlier saves have taken all staging memory for {SLOT_SECONDS:.0f} s")
-            self.process.send(messages.Hurry(on=True))
             self.process.wait(0.5)
             self._listen()
         return slot

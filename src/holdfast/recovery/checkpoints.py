@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from holdfast.catalog import layout
@@ -34,6 +34,7 @@ class Checkpoints:
         self._session, self._saves, self._after, self._tolerance = session, saves, after, tolerance
         self._newest: Target | None = None
         self._unsound: Record | None = None
+        self._prepared = False
         self._failure: HoldfastError | None = None
         self._failures = 0
         self._good_at = time.monotonic()
@@ -62,6 +63,19 @@ class Checkpoints:
         return self._newest is not None and (self.last is None or Target.of(self.last.address) != self._newest)
 
     # Making them
+
+    def prepare(self, snapshot: Callable[[], Snapshot]) -> None:
+        """At the first boundary, when the optimizer has made its state: sets memory aside, in the background.
+
+        What fails here fails at the first save.
+        """
+        if self._prepared or not self._saves.reserves:
+            return
+        self._prepared = True
+        try:
+            self._saves.prepare(snapshot())
+        except SaveFailed as error:
+            logger.warning("%s", error)
 
     def save(self, snapshot: Snapshot, request: SaveRequest, *, urgent: bool) -> None:
         """Hands a state over; what becomes of it is heard later.
@@ -159,7 +173,7 @@ class Checkpoints:
             )
 
     def interrupted(self, by: str, step: int, dropped: str) -> None:
-        """The training ends in the middle: what is in reserve is saved, what is in flight finished, what stands said."""
+        """The training ends in the middle: what is in reserve and in flight is saved, what stands is said."""
         self._saves.rescue(Kind.FAILED, f"the training ended with {by}")
         try:
             self.drain()

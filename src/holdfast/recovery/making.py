@@ -11,7 +11,7 @@ from pathlib import Path
 
 from holdfast.errors import InvalidInput
 from holdfast.ids import RecordAddress
-from holdfast.packs.codec import Codec
+from holdfast.packs.codec import Codec, check_available
 from holdfast.policy.tolerance import Tolerance, tolerance_of
 from holdfast.records import Target
 from holdfast.recovery.afterwards import Afterwards
@@ -65,7 +65,8 @@ def making_of(
     _one_of("saver", saver, ("process", "inline"))
     _one_of("codec", codec, (*Codec, "auto"))
     _one_of("on_full", on_full, ("skip", "pause"))
-    # codec availability: see below
+    if codec != "auto":
+        check_available(Codec(codec))
     return Making(
         process=saver == "process",
         codec=str(codec),
@@ -112,7 +113,14 @@ def _can_have_saver(session: Session, making: Making) -> bool:
 
 
 def _inline(session: Session, plan: Plan, making: Making) -> Saves:
-    saving = Saving(launch=session.launch, codec=_codec(making), damaged=quarantined_packs(session.store))
+    auto = making.codec == "auto"
+    saving = Saving(
+        launch=session.launch,
+        codec=Codec.RAW if auto else Codec(making.codec),
+        undecided=auto,
+        said=logger.info,
+        damaged=quarantined_packs(session.store),
+    )
     return InlineSaves(saving, Following(run=session.run, keep=plan.keep))
 
 
@@ -167,10 +175,6 @@ def _address(session: Session, request: SaveRequest) -> RecordAddress:
 def _url(session: Session) -> str:
     url = session.store.url
     return url if "://" in url else str(Path(url).absolute())
-
-
-def _codec(making: Making) -> Codec:
-    return Codec.RAW if making.codec == "auto" else Codec(making.codec)
 
 
 def _nobody(progress: Progress) -> None:

@@ -37,7 +37,7 @@ from holdfast.state.loaders import LoaderPosition
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 60.0
-"""How long the end waits for the saver, which has nothing in flight by then; it finishes by itself all the same."""
+"""How long the end waits for the saver to end; it finishes by itself all the same."""
 
 STOP_SECONDS = 10.0
 """How long a request to stop waits for the step at hand; then the checkpoint is made in the middle of it."""
@@ -240,7 +240,8 @@ class Training:
         self._rng = rng.capture()
         self._epoch_ended = epoch_ended
         self._checkpoints.listen()
-        reason = self._save_trigger.due(self._moment, self._metrics)
+        self._checkpoints.prepare(self._snapshot)
+        reason = self._save_trigger.due(self._moment(), self._metrics)
         if self._stops.asked:
             self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
             self._stopped = True
@@ -254,12 +255,12 @@ class Training:
         trigger = self._stage_trigger
         if trigger is None or not self._checkpoints.reserves or self._checkpoints.here(self.step):
             return
-        if reason := trigger.due(self._moment, self._metrics):
+        if reason := trigger.due(self._moment(), self._metrics):
             began = time.monotonic()
             self._checkpoints.reserve(
                 self._snapshot(), self._request(Kind.REGULAR, f"kept in reserve, {reason}", began)
             )
-            trigger.satisfied(self.step, self._moment.epochs)
+            trigger.satisfied(self.step, self._moment().epochs)
 
     @property
     def _epoch(self) -> int:
@@ -269,7 +270,6 @@ class Training:
             return 0
         return position.epoch - (self._epoch_ended and position.length is None)
 
-    @property
     def _moment(self) -> Moment:
         return Moment(self.step, self._epoch, self._epoch_ended)
 
@@ -289,7 +289,7 @@ class Training:
 
     def _save_best(self, logged: Mapping[str, Any]) -> None:
         watched = self._save_trigger.watches(logged)
-        reason = self._save_trigger.due(self._moment, self._metrics) if watched else None
+        reason = self._save_trigger.due(self._moment(), self._metrics) if watched else None
         if reason and self._at_boundary():
             self._save(kind_of(reason), reason)
         elif reason:
@@ -330,11 +330,10 @@ class Training:
         if (here := self._checkpoints.here(self.step)) is not None:
             return here
         began = time.monotonic()
-        urgent = kind is Kind.PREEMPTED
         target = Target.of(self._session.address(self.step))
         snapshot = self._snapshot()
-        self._satisfied(self.step, self._moment.epochs)
-        self._checkpoints.save(snapshot, self._request(kind, reason, began), urgent=urgent)
+        self._satisfied(self.step, self._moment().epochs)
+        self._checkpoints.save(snapshot, self._request(kind, reason, began), urgent=kind is Kind.PREEMPTED)
         return target
 
     def _snapshot(self) -> Snapshot:
@@ -361,8 +360,6 @@ class Training:
         if self._position is None:
             return self._data
         return self._position.before() if self.progress.in_body else self._position.state()
-
-    # The end
 
     def finish(self) -> None:
         """The ``final`` checkpoint, if the total was reached; whatever is in flight is waited for.
@@ -396,7 +393,7 @@ class Training:
         self._checkpoints.interrupted(type(error).__name__, self.step, dropped)
 
     def close(self) -> None:
-        """Lets the saver and the loader go, and writes what is left of the journal."""
+        """Lets the saver and the loader go, and writes the journal."""
         self._checkpoints.close(CLOSE_SECONDS)
         self._after.close()
         if self._position is not None:

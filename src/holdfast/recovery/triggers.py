@@ -45,7 +45,7 @@ class Trigger:
         return any(isinstance(part, Best) and part.metric in metrics for part in self.policy.parts)
 
     def due(self, moment: Moment, metrics: Mapping[str, Any]) -> str | None:
-        """Why a checkpoint is due now; None: it is not. Metrics on a device are read only for policies that look at any."""
+        """Why a checkpoint is due now, if it is; metrics on a device are read only for policies that look at any."""
         facts = SaveFacts(
             step=moment.step,
             steps_since_save=moment.step - self._step,

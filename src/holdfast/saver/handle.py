@@ -19,6 +19,7 @@ from holdfast.errors import SaveFailed
 from holdfast.saver import messages, starting
 from holdfast.saver.channel import Channel, Closed
 from holdfast.saver.control import LENGTH, Control
+from holdfast.saver.forks import blind, is_over, stays_with_parent
 from holdfast.saver.memory import Slab
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ RESTARTS = 3
 _LAST_WORDS = 2000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class SaverProcess:
     """One saver after the other, for one launch. Belongs to one thread.
 
@@ -51,6 +52,7 @@ class SaverProcess:
         self.control = Control(Slab.make(LENGTH))
         self.control.slab.reserve(0, LENGTH)
         self._wake = _pipe()
+        stays_with_parent(self)
 
     @property
     def pid(self) -> int | None:
@@ -139,7 +141,8 @@ class SaverProcess:
         return ended
 
     def forget(self) -> None:
-        """Closes everything that this process has of it: after the end, and in forked children."""
+        """Closes everything that this process has of it."""
+        is_over(self)
         if self._channel is not None:
             self._channel.close()
         for slab in (*self.slabs.values(), self.control.slab):
@@ -149,6 +152,14 @@ class SaverProcess:
         self._forget_errors()
         self.slabs, self._channel, self._wake = {}, None, None
         self._let_go()
+
+    def left_behind(self) -> None:
+        """See `holdfast.saver.forks`."""
+        for slab in (*self.slabs.values(), self.control.slab):
+            slab.left_behind()
+        mine = [*(self._wake or ()), *(one.fileno() for one in (self._channel, self._errors) if one is not None)]
+        blind(mine)
+        self._channel = self._process = None
 
     def _forget_errors(self) -> None:
         if self._errors is not None:

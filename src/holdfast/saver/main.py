@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import threading
+from collections.abc import Callable
 
 from holdfast.catalog.holds import find_saves
 from holdfast.catalog.journal import JournalWriter
@@ -64,17 +65,20 @@ def _worker(
     launch = Launch(run, hello.launch)
     standing = _take_over(launch)
     pace = Pace(hello.nice, orders.hurry)
+    journal = JournalWriter(store, run.number, f"saver-{hello.launch}-{os.getpid()}")
     return Worker(
         saving=Saving(
             launch=launch,
-            codec=Codec(hello.codec),
+            codec=Codec.RAW if hello.codec == "auto" else Codec(hello.codec),
+            undecided=hello.codec == "auto",
+            said=_said(channel, journal),
             pace=pace,
             standing=standing,
             damaged=set(map(ObjectName, hello.quarantined)),
         ),
         following=Following(run=run, keep=parse(hello.keep), pace=pace),
         rereading=Rereading(store=store, pace=pace),
-        journal=JournalWriter(store, run.number, f"saver-{hello.launch}-{os.getpid()}"),
+        journal=journal,
         control=control,
         slabs=slabs,
         channel=channel,
@@ -82,6 +86,15 @@ def _worker(
         standing=standing,
         pause_when_full=hello.on_full == "pause",
     )
+
+
+def _said(channel: Channel, journal: JournalWriter) -> Callable[[str], None]:
+    def said(text: str) -> None:
+        journal.add("codec", text)
+        with contextlib.suppress(Closed):
+            channel.send(messages.Said(level=logging.INFO, text=text))
+
+    return said
 
 
 def _take_over(launch: Launch) -> Standing:

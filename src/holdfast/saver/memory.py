@@ -18,10 +18,13 @@ import threading
 from typing import Self
 
 from holdfast.errors import SaveFailed
+from holdfast.saver.forks import blind, same_file
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _POPULATE_WRITE = 23
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
+_PRIVATE_NOTHING_HERE = 0x02 | 0x10 | 0x20 | 0x4000
+"""MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE."""
 _serials = itertools.count(1)
 
 _PIECE = 64 * 1024 * 1024
@@ -106,6 +109,17 @@ class Slab:
         self._map = mmap.mmap(-1, 1)
         self.memory = memoryview(b"")
         os.close(self.descriptor)
+
+    def left_behind(self) -> None:
+        """For a forked child: it has no part in this memory, and whatever still looks at it there faults.
+
+        Raises:
+            OSError: its descriptors could not be let go.
+        """
+        address, length = ctypes.c_void_p(self.address), ctypes.c_size_t(self.length)
+        # Not unmapped: something else would be mapped there, and be lost when the map is collected as garbage.
+        _LIBC.mmap(address, length, 0, _PRIVATE_NOTHING_HERE, -1, ctypes.c_int64(0))
+        blind(list(same_file(self.descriptor)))
 
     def _reserve(self, start: int) -> None:
         try:

@@ -23,9 +23,14 @@ from holdfast.packs.codec import Codec
 from holdfast.packs.parallel import THREADS, Pace
 from holdfast.packs.writer import Written, write_segments
 from holdfast.records import Record, Sizes, Target, Timing
+from holdfast.saver.coding import decided
 from holdfast.saver.jobs import Content, Positions, SaveRequest, Shape
 from holdfast.saver.noticing import Notices, noticed, tensors_of_segments
 from holdfast.trees import Lifetime, Manifest
+
+
+def _nobody(text: str) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,10 @@ class Saving:
     """Told of raw bytes as they are done with, by one thread at a time."""
     standing: Standing | None = None
     """What entitles a saver whose trainer is gone to finish, although a newer launch waits."""
+    undecided: bool = False
+    """Whether the codec is chosen after the first save that tells enough."""
+    said: Callable[[str], None] = _nobody
+    """Told what was decided."""
     damaged: set[ObjectName] = field(default_factory=set)
     """Packs that are no source: what only they have is written again."""
     last: Saved | None = None
@@ -101,7 +110,13 @@ class Saving:
                 )
             )
         self.last = Saved(record=record, manifest=state)
+        self._choose_codec(record, shape, content)
         return record
+
+    def _choose_codec(self, record: Record, shape: Shape, content: Content) -> None:
+        if self.undecided and (choice := decided(record, shape, content, self.threads)) is not None:
+            self.undecided, self.codec = False, Codec(choice[0])
+            self.said(f'codec="auto" is {choice[0]} for this launch: {choice[1]}')
 
     def address(self, request: SaveRequest) -> RecordAddress:
         """The record that a request is for."""

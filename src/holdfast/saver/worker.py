@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 import traceback
 from collections import deque
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ ATTEMPTS = 3
 """Tries of a save before it is given up; the storage layer has retried by then what may pass."""
 FIRST_PAUSE = 0.5
 """Seconds before the second try, at most; doubled for the next. The actual pause is random."""
+JOURNAL_SECONDS = 30.0
+"""How long events wait to be written together; at the end, and after a failure, they wait for nothing."""
 FULL_PAUSE = 5.0
 """Seconds between two looks whether a full disk has room again."""
 
@@ -96,6 +99,9 @@ class Worker:
     pause_when_full: bool
     unfollowed: deque[tuple[int, Record]] = field(default_factory=deque)
     pauses: random.Random = field(default_factory=random.Random)
+    committed: int = 0
+    """The newest generation that this saver has made a checkpoint of."""
+    flushed: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
         """Until nothing more can come."""
@@ -123,10 +129,7 @@ class Worker:
 
     def _end(self) -> None:
         self.standing.end()
-        try:
-            self.journal.flush()
-        except StorageError as error:
-            self.say(logging.WARNING, f"the journal could not be written: {error}")
+        self._flush_journal()
         self.channel_flush()
 
     # What is staged
@@ -137,9 +140,8 @@ class Worker:
         asked = next((row for row in rows if row.intent is Intent.SAVE), None)
         if asked is not None or not (self.orders.orphaned or self.orders.rescue):
             return asked
-        reserve = [row for row in rows if row.intent is Intent.RESERVE]
-        newest = max((row.generation for row in self.control.rows()), default=0)
-        found = reserve[-1] if reserve and reserve[-1].generation == newest else None
+        reserve = [row for row in rows if row.intent is Intent.RESERVE and row.generation > self.committed]
+        found = reserve[-1] if reserve else None
         if found is None:
             self.orders.rescue = None
         return found
@@ -172,6 +174,7 @@ class Worker:
         record = self._tried(request, shape, content)
         self.tell(messages.Committed(generation=row.generation, record=seal(record.name, record)))
         self.journal.add("saved", f"{record.address}: {record.reason}", **_figures(record))
+        self.committed = row.generation
         self.unfollowed.append((row.generation, record))
         for name in request.tags:
             self._aside(messages.AddTag(target=Target.of(record.address), tag=name))
@@ -255,6 +258,7 @@ class Worker:
         self.tell(
             messages.GivenUp(generation=row.generation, kind=kind, text=text[:8000], restage=isinstance(error, Restage))
         )
+        self._flush_journal()
         if not isinstance(error, HoldfastError):
             self.say(logging.ERROR, f"the saver has met something unexpected:\n{trace}")
 
@@ -285,7 +289,7 @@ class Worker:
         self.saving.damaged |= found.damaged
         self.rereading.committed(record)
         self._followed(generation, found)
-        self._flush_journal()
+        self._flush_journal(JOURNAL_SECONDS)
 
     def _followed(self, generation: int, found: Followed, *, restage: bool = False) -> None:
         for start in range(0, max(1, len(found.deleted)), 1000):
@@ -316,7 +320,11 @@ class Worker:
             self._followed(0, Followed(), restage=True)
         return True
 
-    def _flush_journal(self) -> None:
+    def _flush_journal(self, seconds: float = 0.0) -> None:
+        """Writes the journal, if that was not done for so long: each time makes one more object."""
+        if time.monotonic() - self.flushed < seconds:
+            return
+        self.flushed = time.monotonic()
         try:
             self.journal.flush()
         except StorageError as error:
