@@ -17,20 +17,16 @@ from pathlib import Path
 
 import torch
 from adapters import adapter
-
 from harness.driver import Failed, Worker, scratch
 from harness.memory import Sampler, used
 from harness.report import machine, spread, table
 
+REFERENCES = ["copy", "raw"]
+OURS = ["holdfast", "holdfast-inline"]
+PEERS = ["torch.save", "safetensors", "dcp-async", "torchsnapshot-async", "torch_checkpointing", "lm-resiliency"]
 ALL = {
-    "gpt2": (
-        "copy raw holdfast holdfast-inline torch.save safetensors dcp dcp-async torchsnapshot torchsnapshot-async "
-        "torch_checkpointing lm-resiliency lm-resiliency-memory"
-    ).split(),
-    "lora": (
-        "copy raw holdfast holdfast-inline torch.save safetensors dcp-async torchsnapshot-async torch_checkpointing "
-        "lm-resiliency"
-    ).split(),
+    "gpt2": [*REFERENCES, *OURS, *PEERS, "dcp", "torchsnapshot", "lm-resiliency-memory"],
+    "lora": [*REFERENCES, *OURS, *PEERS],
 }
 TITLES = {
     "gpt2": "GPT-2 small under AdamW, fp32",

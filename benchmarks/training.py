@@ -9,6 +9,7 @@ round, in another order each time. Each window is compared with the one without 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import sys
@@ -16,14 +17,11 @@ from pathlib import Path
 
 import torch
 from adapters import adapter
-
 from harness.driver import Failed, Worker, scratch
 from harness.report import interval, machine, spread, table
 
-ALL = (
-    "none holdfast holdfast-inline torch.save safetensors dcp-async torchsnapshot-async torch_checkpointing "
-    "lm-resiliency"
-).split()
+PEERS = ["torch.save", "safetensors", "dcp-async", "torchsnapshot-async", "torch_checkpointing", "lm-resiliency"]
+ALL = ["none", "holdfast", "holdfast-inline", *PEERS]
 
 
 def begin(names: list[str], folder: Path, options: list[str], errors: dict[str, str]) -> tuple[dict[str, Worker], int]:
@@ -76,12 +74,12 @@ def report(found: dict[str, list[float]], errors: dict[str, str], size: int, arg
     lines = [
         "## A training loop that saves every 10 steps",
         f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads of torch; "
-        "`python benchmarks/training.py`. A GPT learns text on the CPU: "
-        f"{step:.2f} s a step, {size / 1e6:.0f} MB of parameters and AdamW state, saved every {args.every} steps. Each "
-        f"library trains {args.steps} steps at a time ({saves} saves), in turn with the others, {args.rounds} rounds; a "
-        "window ends when its last save is done, half an interval after it began. *Slower* is against the window "
-        "without saving of the same round: mean and 95 % confidence interval of the mean. Loop and background share "
-        "the cores, so nothing that a saver computes is free here. No fsync is added where a library leaves it out.",
+        f"`python benchmarks/{args.script}`. A GPT learns text on {args.device}: {step:.2f} s a step, "
+        f"{size / 1e6:.0f} MB of parameters and AdamW state, saved every {args.every} steps. Each library trains "
+        f"{args.steps} steps at a time ({saves} saves), in turn with the others, {args.rounds} rounds; a window ends "
+        "when its last save is done, half an interval after it began. *Slower* is against the window without saving "
+        "of the same round: mean and 95 % confidence interval of the mean. Loop and background share "
+        f"{os.cpu_count()} cores. No fsync is added where a library leaves it out.",
         table(["", f"s per {args.steps} steps", "slower", "ms per save"], rows),
         "\n".join(f"- {adapter(name).label} failed: {error}" for name, error in errors.items()),
     ]
@@ -99,6 +97,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small model and few rounds, for trying the script")
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
+    args.device, args.script = "the CPU", "training.py"
     if args.quick:
         args.rounds, args.width = 3, 128
     names, errors = list(dict.fromkeys(["none", *(args.only or ALL)])), {}

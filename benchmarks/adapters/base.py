@@ -53,7 +53,7 @@ class Adapter:
             self.finish(self.path)
 
     def durable_at(self) -> float:
-        """Waits until the last save is durable, with the fsync that a library leaves out; the instant at which it was."""
+        """The instant at which the last save was durable, waited for, with the fsync that a library leaves out."""
         self.wait()
         if self.durable and self.saved:
             sync(self.path)

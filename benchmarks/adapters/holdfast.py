@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from harness.files import files_of
 
 import holdfast
 from adapters.base import Adapter
 from holdfast import every, latest
 
-from harness.files import files_of
-
 INLINE: dict[str, Any] = {"saver": "inline"}
 PROCESS: dict[str, Any] = {"saver": "process"}
-if "saver" not in inspect.signature(holdfast.Checkpointer).parameters:
-    INLINE = {}
 
 
 class Holdfast(Adapter):
-    settings: dict[str, Any] = {}
+    settings: ClassVar[dict[str, Any]] = {}
     keep = 3
 
     def prepare(self) -> None:
@@ -51,11 +48,13 @@ class Holdfast(Adapter):
         next(self.loop)
 
     def before_step(self) -> None:
-        """Nothing to call: the hook that a Checkpointer puts ahead of the optimizer's step waits."""
+        """The loop goes on when there is a copy."""
 
     def finish(self, path: Path) -> None:
         assert self.watch is not None
         self.watch.join()
+        if not self.watch.id:
+            raise TimeoutError("no record after 120 s")
 
     def durable_at(self) -> float:
         self.wait()
@@ -73,7 +72,9 @@ class Holdfast(Adapter):
         return [self.store / name for name in newest.packs]
 
     def forget(self) -> None:
-        """Retention has done that."""
+        """Retention does that; it and the reading back, which follow a save, are waited for."""
+        while self.watch and not self.watch.verified():
+            time.sleep(0.01)
 
     def stop(self) -> None:
         self.loop.close()
@@ -95,41 +96,47 @@ class Watch(threading.Thread):
 
     def __init__(self, store: Path, step: int) -> None:
         super().__init__(daemon=True)
-        self._records, self._step = store / "catalog" / "runs" / "001" / "records", f".{step:012}-"
-        self.seen = 0.0
+        self._run, self._step = store / "catalog" / "runs" / "001", f".{step:012}-"
+        self._until = time.monotonic() + 120
+        self.id, self.seen = "", 0.0
         self.start()
 
     def run(self) -> None:
-        while not self._there():
+        while not self.id and time.monotonic() < self._until:
             time.sleep(0.002)
+            self.id = self._found()
         self.seen = time.perf_counter()
 
-    def _there(self) -> bool:
-        return self._records.exists() and any(self._step in one.name for one in self._records.iterdir())
+    def verified(self) -> bool:
+        return any((self._run / "marks" / self.id).glob("verified-*"))
+
+    def _found(self) -> str:
+        names = [one.name for one in (self._run / "records").glob(f"*{self._step}*")]
+        return names[0].partition("-")[2].removesuffix(".json") if names else ""
 
 
 class Inline(Holdfast):
     label = "holdfast, inline"
-    how = "the loop waits until the save is durable, read back and old ones are deleted"
+    how = 'saver="inline": the loop waits until the save is durable and read back, and retention is done'
     settings = INLINE
 
 
 class Process(Holdfast):
     label = "holdfast"
-    how = "saver process"
+    how = "as by default: saver process, two slots in shared memory"
     settings = PROCESS
 
 
 class Zstd(Holdfast):
     label = "holdfast, zstd"
-    settings = {**PROCESS, "codec": "zstd"}
+    settings: ClassVar = {**PROCESS, "codec": "zstd"}
 
 
 class OpenZL(Holdfast):
     label = "holdfast, openzl"
-    settings = {**PROCESS, "codec": "openzl"}
+    settings: ClassVar = {**PROCESS, "codec": "openzl"}
 
 
 class Auto(Holdfast):
     label = "holdfast, auto"
-    settings = {**PROCESS, "codec": "auto"}
+    settings: ClassVar = {**PROCESS, "codec": "auto"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-from adapters.base import Adapter
+from harness.files import files_of
 from lm_resiliency.checkpointing import InMemoryCheckpointManager, InMemoryCkptConfig
 
-from harness.files import files_of
+from adapters.base import Adapter
 
 ALONE = SimpleNamespace(has_natural_replicas=True)
 """No peers: two slots instead of four."""

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+
 from adapters.base import Adapter
 
 BLOCK = 8 << 20

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from adapters.base import Adapter
 from safetensors.torch import load_file, save_file
+
+from adapters.base import Adapter
 
 
 class Safetensors(Adapter):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adapters.base import Adapter
 from torchsnapshot import Snapshot
+
+from adapters.base import Adapter
 
 
 class Take(Adapter):

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 BENCHMARKS = Path(__file__).parents[1]
 PATIENCE = 300.0
 """Seconds without a word after which a worker is given up."""
@@ -29,7 +31,7 @@ class Worker:
 
     def __init__(self, what: str, name: str, folder: Path, *options: str) -> None:
         self.name, self.folder = name, folder
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed by end()
         command = [sys.executable, "-W", "ignore", "-m", "harness.worker", what, name, str(folder), *options]
         self._process = subprocess.Popen(
             command,
@@ -71,12 +73,16 @@ class Worker:
 
     def end(self) -> None:
         """Ends it, with every daemon that it left behind, and deletes what it wrote."""
+        started = below(self.pid)
         with suppress(OSError):
             self.tell("")
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(20)
         self._kill()
         self._process.wait()
+        for process in psutil.wait_procs(started, timeout=20)[1]:  # daemons with a session of their own
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._errors.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -92,6 +98,13 @@ class Worker:
         """One line, without the paths of this machine."""
         text = " ".join(error.replace(str(self.folder), "FOLDER").split())
         return text if len(text) <= 160 else text[:157] + "..."
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """Everything that a process has started and that still runs."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
 
 
 @contextmanager

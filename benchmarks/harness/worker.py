@@ -1,6 +1,6 @@
 """One library in a process of its own. It says where it is as lines of JSON, and waits for a line where told to.
 
-    python -m harness.worker saving NAME STATE FOLDER --saves 2
+python -m harness.worker saving NAME STATE FOLDER --saves 2
 """
 
 from __future__ import annotations

@@ -133,12 +133,14 @@ def test_an_older_launch_that_wakes_up_late_does_not_give_up_the_saves_of_a_newe
 def test_the_time_to_wait_is_twice_what_the_last_save_took_and_at_least_five_seconds(run):
     assert drain_seconds(run) == 5
     launch = begin_launch(run, deadline=0)
-    for step, seconds in ((1, 100.0), (2, 20.0)):
+    waits = []
+    for step, work, durable in ((1, 100.0, 0.0), (2, 20.0, 0.0), (3, 20.0, 80.0)):
         with begin_save(launch, 0, step) as attempt:
             record = fill(attempt, step, [b"weights"])
-            slow = Timing(stall=999, staging=seconds, hashing=seconds, writing=seconds)
+            slow = Timing(stall=999, staging=work, hashing=work, writing=work, durable=durable)
             attempt.publish(type(record)(**{**_fields(record), "timing": slow}))
-    assert drain_seconds(run) == 120
+        waits.append(drain_seconds(run))
+    assert waits == [600, 120, 160]
 
 
 def test_a_timeline_is_opened_once(run):

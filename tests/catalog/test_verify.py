@@ -7,7 +7,7 @@ import pytest
 
 from holdfast.catalog import layout
 from holdfast.catalog.checking_trees import Trees, check_tree
-from holdfast.catalog.holds import save_hold_name
+from holdfast.catalog.holds import find_saves
 from holdfast.catalog.journal import JournalWriter
 from holdfast.catalog.manifests import read_manifest, write_manifest
 from holdfast.catalog.marks import add_mark, pin
@@ -59,7 +59,7 @@ def busy(store, trained):
     sweep = Sweep(id="a1", created=utc_now(), owner=store.owner, objects=["data/shared/x"])
     create_once(store.storage, layout.sweep("a1"), sweep)
     with reading(store, [records[0].address]), begin_save(one.launch, 0, 400) as attempt:
-        assert store.storage.size(save_hold_name(attempt.address, attempt.nonce))
+        assert [found.publishes for found in find_saves(store, one.run.number)] == [attempt.address]
         yield one, records
 
 

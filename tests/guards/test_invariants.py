@@ -32,9 +32,12 @@ from holdfast.packs.codec import Codec
 from holdfast.packs.index import Footers, SegmentIndex
 from holdfast.packs.verify import verify_pack
 from holdfast.packs.writer import write_segments
+from holdfast.policy.tolerance import Tolerance
 from holdfast.recovery import session
+from holdfast.recovery.checkpoints import Checkpoints
 from holdfast.recovery.training import Training
-from holdfast.saver import InlineSaver, inline
+from holdfast.saver import saving
+from holdfast.saver.saving import Saving
 from holdfast.storage.local import LocalStorage
 from holdfast.storage.memory import memory_storage
 from holdfast.testing.crashes import RecordingFiles, crash_states, materialise, without_sync
@@ -45,13 +48,14 @@ from holdfast.values import enums
 SEED = 1
 
 
-def toy(folder, *, total=4, width=40, step=2, seed=0, keep=9):
+def toy(folder, *, total=4, width=40, step=2, seed=0, keep=9, **options):
     """A tiny training: yields its Checkpointer, model and optimizer at every step."""
     torch.manual_seed(seed)
     model = torch.nn.Linear(width, width)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = {"model": model, "optimizer": optimizer}
-    with holdfast.Checkpointer(folder, run="toy", state=state, save=every(steps=step), keep=latest(keep)) as ckpt:
+    options = {"save": every(steps=step), "keep": latest(keep), **options}
+    with holdfast.Checkpointer(folder, run="toy", state=state, **options) as ckpt:
         for _ in ckpt.steps(total):
             yield ckpt, model, optimizer
 
@@ -270,36 +274,39 @@ def test_break_6_a_wait_has_no_deadline(monkeypatch):
 # --- I7, no lost failure
 
 
-def unheard_failures(folder, monkeypatch):
-    """Saves that failed while the training went on as if nothing had happened."""
+def unheard_failures(folder, monkeypatch, **options):
+    """Steps that were made after a save had failed, up to the end if nobody was told at all."""
 
     def full(*args, **kwargs):
         raise StorageFull("no space left", errno=errno.ENOSPC)
 
-    monkeypatch.setattr(inline, "write_segments", full)
+    monkeypatch.setattr(saving, "write_segments", full)
+    made = []
     try:
-        for _, model, optimizer in toy(folder, total=4):
+        for ckpt, model, optimizer in toy(folder, total=4, **options):
             update(model, optimizer)
+            made += [ckpt.step] if ckpt.step >= 2 else []
     except StorageFull:
-        return []
-    return ["nobody was told"]
+        return made
+    return [*made, "and the training ended well"]
 
 
 def test_a_failed_save_reaches_the_training_loop(tmp_path, monkeypatch):
-    assert unheard_failures(tmp_path, monkeypatch) == []
+    assert unheard_failures(tmp_path, monkeypatch, on_save_error="raise") == []
 
 
-def test_break_7_errors_of_a_save_are_swallowed(tmp_path, monkeypatch):
-    save = Training._save
+def test_break_7_no_failure_is_too_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tolerance, "exceeded", lambda self, failures, seconds: None)
+    assert unheard_failures(tmp_path, monkeypatch, on_save_error="raise") != []
 
-    def quiet(self, kind, reason):
-        try:
-            return save(self, kind, reason)
-        except StorageFull:
-            return self.last
 
-    monkeypatch.setattr(Training, "_save", quiet)
-    assert unheard_failures(tmp_path, monkeypatch) != []
+def test_failed_saves_that_are_tolerated_reach_the_exit_code(tmp_path, monkeypatch):
+    assert unheard_failures(tmp_path, monkeypatch, on_save_error="warn") == [2, 3]
+
+
+def test_break_7_the_end_does_not_look_at_the_last_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "check", lambda self: None)
+    assert unheard_failures(tmp_path, monkeypatch, on_save_error="warn") == [2, 3, "and the training ended well"]
 
 
 # --- I8, no code in data
@@ -348,11 +355,11 @@ def test_memory_does_not_grow_with_the_number_of_saves(tmp_path):
 
 
 def test_break_9_every_save_keeps_a_copy(tmp_path, monkeypatch):
-    kept, save = [], InlineSaver.save
+    kept, save = [], Saving.save
 
-    def hoarding(self, snapshot, request):
-        kept.extend(tensor.clone() for _, tensor in snapshot.tensors)
-        return save(self, snapshot, request)
+    def hoarding(self, request, shape, content):
+        kept.extend(bytes(segment.data) for lifetime in shape.lifetimes for segment in content.segments(lifetime))
+        return save(self, request, shape, content)
 
-    monkeypatch.setattr(InlineSaver, "save", hoarding)
+    monkeypatch.setattr(Saving, "save", hoarding)
     assert growth(tmp_path) >= SAVES * STATE_BYTES / 2

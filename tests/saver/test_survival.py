@@ -54,6 +54,12 @@ def test_a_container_may_end_with_the_shell_that_started_the_trainer(machine):
     assert "process 1 (bash)" in str(probed(machine))
 
 
+def test_the_first_process_of_a_machine_stays_whatever_its_name(machine):
+    machine.process("2000", name="init.sh", pids=[1], parent=0)
+    machine.process("77", parent=2000)
+    assert probed(machine).survives is Survives.PROCESS
+
+
 @pytest.mark.parametrize("name", ["systemd", "sshd", "supervisord"])
 def test_a_container_does_not_end_while_its_first_process_stays(machine, name):
     machine.process("1000", name=name, pids=[1000, 1], namespace=CONTAINER)
@@ -99,6 +105,12 @@ def test_slurm_ends_what_a_job_step_leaves(machine, path):
     found = probed(machine, {"SLURM_JOB_ID": "9"})
     assert found.survives is Survives.NOTHING
     assert [reason.split(" when ")[0] for reason in found.reasons] == [f"Slurm ends whatever is left in {path}"]
+
+
+@pytest.mark.parametrize("path", ["/system.slice/slurmd.scope", "/slurm", "/batch/job_9/step_0"])
+def test_a_cgroup_is_slurms_only_if_it_is_of_a_job(machine, path):
+    machine.process("77", cgroup=f"0::{path}")
+    assert probed(machine).survives is Survives.PROCESS
 
 
 def test_slurm_is_believed_where_its_cgroup_cannot_be_seen(machine):

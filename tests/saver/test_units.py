@@ -30,8 +30,8 @@ def unit(folder, mode):
         (
             [
                 unit("etc/systemd/system", "process"),
-                ("etc/systemd/system/x.service.d/20.conf", "[Service]\nKillMode = mixed\n"),
-                ("run/systemd/system/x.service.d/10.conf", "[Service]\nKillMode=none\n"),
+                ("etc/systemd/system/x.service.d/10.conf", "[Service]\nKillMode=none\n"),
+                ("run/systemd/system/x.service.d/20.conf", "[Service]\nKillMode = mixed\n"),
             ],
             "mixed",
         ),

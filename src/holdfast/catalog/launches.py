@@ -126,7 +126,9 @@ def drain_seconds(run: Run) -> float:
             continue
         if isinstance(record, Record):
             timing = record.timing
-            return max(SHORTEST_DRAIN, 2 * (timing.staging + timing.hashing + timing.writing))
+            # What waited for an earlier save, or was niced, took longer than the work on it.
+            took = max(timing.durable, timing.staging + timing.hashing + timing.writing)
+            return max(SHORTEST_DRAIN, 2 * took)
     return SHORTEST_DRAIN
 
 
@@ -150,9 +152,11 @@ def _next_number(run: Run) -> int:
 
 def _drain(launch: Launch, seconds: float, report: Report) -> None:
     store, reason = launch.run.store, f"launch {launch.number} took over the run"
+    end = store.waiter.now() + seconds
     _await_savers(launch, seconds, report)
     older = _older_saves(launch)
-    for found in settle(store, older, seconds=seconds, reason=reason, report=report):
+    left = max(0.0, end - store.waiter.now())
+    for found in settle(store, older, seconds=left, reason=reason, report=report):
         report(f"gave up on {found}: it did not finish in {seconds:.0f} s")
         give_up(store, found, reason)
 
@@ -175,6 +179,8 @@ def _await_savers(launch: Launch, seconds: float, report: Report) -> None:
         store.waiter.until(lambda: all(over(one) for one in older), seconds=seconds)
     for one in found:
         one.end()  # before the saves are listed: whoever makes a hold after this sees that it may not
+    if found:
+        store.await_visibility()
 
 
 def _older_saves(launch: Launch) -> list[FoundHold]:

@@ -50,6 +50,8 @@ class Standing:
 def stand(launch: Launch) -> Standing:
     """Announces the calling process as the saver of ``launch``; durable when it returns.
 
+    Where there is a newer launch by then, it does not stand: that one may have looked for it before it was there.
+
     Raises:
         StorageError: not known to be announced.
     """
@@ -58,7 +60,11 @@ def stand(launch: Launch) -> Standing:
     name = layout.hold(run, f"saver-{launch.number:06d}-{attempt}")
     hold = Hold(run=int(run), created=utc_now(), owner=store.owner, publishes=None, attempt=attempt)
     create_once(store.storage, name, hold)
-    return Standing(store, name, launch.number)
+    store.await_visibility()
+    standing = Standing(store, name, launch.number)
+    if launch.fenced():
+        standing.end()
+    return standing
 
 
 def find_standing(store: Store, run: RunNumber) -> list[Standing]:

@@ -47,6 +47,11 @@ def address(view: memoryview) -> int:
     return int(begin)
 
 
+def joined(first: memoryview, length: int) -> memoryview:
+    """The ``length`` bytes that begin where ``first`` does, as one view; the caller keeps what lies there alive."""
+    return memoryview((ctypes.c_char * length).from_address(address(first))).cast("B")
+
+
 def copy(into: memoryview, source: memoryview) -> None:
     """Copy between flat views of equal length; a long copy releases the GIL."""
     if source.nbytes < _HOLD_GIL_BELOW:

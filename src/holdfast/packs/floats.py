@@ -25,8 +25,8 @@ from holdfast.errors import CodecUnavailable, Corrupt
 from holdfast.ids import Buffer
 from holdfast.packs.buffers import copy
 
-PIECE_BYTES = 1024 * 1024
-"""Raw bytes of a frame: larger ones were slower, as they leave the cache, and not smaller."""
+PIECE_BYTES = 256 * 1024
+"""Raw bytes of a frame: with larger ones decoding gets slower, as they leave the cache, and nothing gets smaller."""
 FORMAT = 21
 """Version of OpenZL's format that is written: every release reads it, from 0.1 on."""
 INSTALL = "pip install 'holdfast[openzl]'"

@@ -34,7 +34,7 @@ packs that were swapped are found. A later version keeps the trailer's shape.
 
 Stored as *openzl*, a segment is a sequence of frames of OpenZL's format 21, each behind
 its length in 4 bytes and with one output; the contents of the outputs, one after the
-other, are the raw bytes. A writer makes a frame of every 1 MiB of raw bytes, the last
+other, are the raw bytes. A writer makes a frame of every 256 KiB of raw bytes, the last
 one perhaps shorter, without OpenZL's own checksums.
 """
 

@@ -20,6 +20,9 @@ from holdfast.storage.blocks import aligned_buffer
 from holdfast.storage.protocol import Source, Storage
 from holdfast.trees import SEGMENT_BYTES
 
+IN_PLACE_FROM = 64 * 1024
+"""Shorter segments share a read: a call for each would cost more than the copy."""
+
 
 def read_segments(
     storage: Storage,
@@ -116,8 +119,9 @@ class _Work:
         buffer = aligned_buffer(SEGMENT_BYTES)
         while not stop.is_set() and (piece := self._take()) is not None:
             source = self._sources.get(piece.pack)
-            if _direct(piece, source.alignment):
-                _read_in_place(source, piece)
+            if _direct(piece, source):
+                for entry, target in piece.parts:
+                    _read_in_place(source, piece._replace(parts=[(entry, target)]))
             else:
                 _read_through(source, piece, buffer[: piece.length])
             self._sources.done(piece.pack)
@@ -133,12 +137,20 @@ class _Work:
                 self._progress(sum(entry.length for entry, _ in piece.parts))
 
 
-def _direct(piece: Piece, alignment: int) -> bool:
-    if len(piece.parts) > 1:
+def _direct(piece: Piece, source: Source) -> bool:
+    """Whether the segments of a piece are read straight into place.
+
+    From the device a single one, if all is aligned. Out of the page cache wherever they belong: a copy that is made for
+    alignment would cost as much as the reading itself.
+    """
+    if any(entry.codec is not Codec.RAW for entry, _ in piece.parts):
         return False
+    if min(entry.stored for entry, _ in piece.parts) >= IN_PLACE_FROM and source.at_hand(piece.offset, piece.length):
+        return True
     entry, target = piece.parts[0]
+    alignment = source.alignment
     places = (entry.offset, entry.stored, 0 if alignment == 1 else address(target))
-    return entry.codec is Codec.RAW and not any(place % alignment for place in places)
+    return len(piece.parts) == 1 and not any(place % alignment for place in places)
 
 
 def _read_in_place(source: Source, piece: Piece) -> None:

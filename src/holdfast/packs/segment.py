@@ -38,6 +38,8 @@ class Numbered(NamedTuple):
     data: memoryview
     dtype: str
     block: memoryview | None
+    place: int = 0
+    """The address of ``block``."""
 
 
 def numbered(segments: Iterable[Segment | memoryview]) -> Iterator[Numbered]:
@@ -51,11 +53,14 @@ def numbered(segments: Iterable[Segment | memoryview]) -> Iterator[Numbered]:
         data = flat(given)
         if not 0 < data.nbytes <= SEGMENT_BYTES:
             raise InvalidInput(f"segment {number} has {data.nbytes} bytes; 1 to {SEGMENT_BYTES} are wanted")
-        block = _checked(number, data, flat(padded)) if padded is not None and data.nbytes >= ALIGNED_FROM else None
-        yield Numbered(number, data, dtype, block)
+        if padded is None or data.nbytes < ALIGNED_FROM:
+            yield Numbered(number, data, dtype, None)
+        else:
+            yield Numbered(number, data, dtype, flat(padded), _checked(number, data, flat(padded)))
 
 
-def _checked(number: int, data: memoryview, padded: memoryview) -> memoryview:
+def _checked(number: int, data: memoryview, padded: memoryview) -> int:
+    """The address of ``padded``."""
     # Wrong padding would be found by `verify` only, as a damaged pack.
     place, length = address(padded), aligned(data.nbytes, BLOCK)
     if place % BLOCK or place != address(data) or padded.nbytes != length:
@@ -65,4 +70,4 @@ def _checked(number: int, data: memoryview, padded: memoryview) -> memoryview:
         )
     if padded[data.nbytes :] != bytes(length - data.nbytes):
         raise InvalidInput(f"segment {number}: behind its {data.nbytes} bytes there must be zeros up to a whole block")
-    return padded
+    return place

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import msgspec
 
 from holdfast.ids import Digest, ObjectName
-from holdfast.packs.buffers import copy
+from holdfast.packs.buffers import copy, joined
 from holdfast.packs.codec import Codec, encode
 from holdfast.packs.footer import Entry, Footer
 from holdfast.packs.format import BLOCK, CHECK_BYTES, PACK_BYTES, aligned, alignment
@@ -108,24 +109,40 @@ class _Intake:
         self._lock = threading.Lock()
 
     def take(self) -> list[Numbered]:
-        """The next batch; empty at the end. A segment that is written in place is alone in its batch."""
+        """The next batch; empty at the end. Either all of it is staged, or all of it lies in one piece of memory."""
         with self._lock:
             batch: list[Numbered] = []
             end = 0
             while (segment := self._next or next(self._segments, None)) is not None:
                 end = _after(segment, end)
-                self._next = segment if batch and (segment.block or end > SEGMENT_BYTES) else None
+                self._next = segment if batch and not (_follows(batch[-1], segment) and end <= SEGMENT_BYTES) else None
                 if self._next:
                     break
                 batch.append(segment)
-                if segment.block:
-                    break
             return batch
 
 
 def _after(segment: Numbered, end: int) -> int:
-    """Where a segment ends if it is staged behind what ends at ``end``."""
+    """Where a segment ends if it lies behind what ends at ``end``."""
+    if segment.block is not None:
+        return end + segment.block.nbytes
     return aligned(end, alignment(segment.data.nbytes)) + segment.data.nbytes
+
+
+def _follows(one: Numbered, other: Numbered) -> bool:
+    """Whether two segments can be written at once."""
+    if one.block is None or other.block is None:
+        return one.block is other.block
+    return one.place + one.block.nbytes == other.place
+
+
+class _Piece(NamedTuple):
+    """What is written at once."""
+
+    entries: list[Entry]
+    """Offsets from 0."""
+    memory: memoryview
+    """Whole blocks, in which the segments lie like that, with zeros between them."""
 
 
 class _Work:
@@ -152,9 +169,10 @@ class _Work:
         buffer = aligned_buffer(SEGMENT_BYTES)
         while not stop.is_set() and (batch := self._intake.take()):
             begin = time.perf_counter()
-            staged = self._stage(batch, buffer)
+            pieces = self._stage(batch, buffer) if batch[0].block is None else self._stage_in_place(batch, buffer)
             middle = time.perf_counter()
-            self._write(*staged)
+            for piece in pieces:
+                self._write(piece)
             self._account(batch, middle - begin, time.perf_counter() - middle)
 
     def result(self) -> Written:
@@ -170,32 +188,34 @@ class _Work:
             write_seconds=self._write_seconds,
         )
 
-    def _stage(self, batch: list[Numbered], buffer: memoryview) -> tuple[list[Entry], memoryview]:
-        """The new segments of a batch, offsets from 0, and the whole blocks of memory in which they lie like that."""
-        if batch[0].block is not None:
-            return self._stage_in_place(batch[0], batch[0].block, buffer)
+    def _stage(self, batch: list[Numbered], buffer: memoryview) -> list[_Piece]:
+        """The new segments of a batch, copied."""
         entries: list[Entry] = []
-        end = 0
-        for segment in batch:
-            start = aligned(end, alignment(segment.data.nbytes))
-            staged = buffer[start : start + segment.data.nbytes]
-            copy(staged, segment.data)
+        for number, data, dtype, *_ in batch:
+            end = _end(entries)
+            start = aligned(end, alignment(data.nbytes))
+            staged = buffer[start : start + data.nbytes]
+            copy(staged, data)
             digest = Digest.of(staged)
-            if self._is_new(segment.number, digest):
-                self._inspect(segment.number, staged, segment.dtype)
-                entries.append(self._encode(digest, staged, segment.dtype, end, buffer))
-                end = entries[-1].offset + entries[-1].stored
-        return entries, _closed(entries, buffer)
+            if self._is_new(number, digest):
+                self._inspect(number, staged, dtype)
+                entries.append(self._encode(digest, staged, dtype, end, buffer))
+        return _closed(entries, buffer)
 
-    def _stage_in_place(
-        self, segment: Numbered, block: memoryview, buffer: memoryview
-    ) -> tuple[list[Entry], memoryview]:
-        digest = Digest.of(segment.data)
-        if not self._is_new(segment.number, digest):
-            return [], block
-        self._inspect(segment.number, segment.data, segment.dtype)
-        entries = [self._encode(digest, segment.data, segment.dtype, 0, buffer)]
-        return entries, block if entries[0].codec is Codec.RAW else _closed(entries, buffer)
+    def _stage_in_place(self, batch: list[Numbered], buffer: memoryview) -> list[_Piece]:
+        """The new segments of a batch: encoded ones together, and the others where they lie, neighbours together."""
+        coded: list[Entry] = []
+        raw: list[tuple[Entry, Numbered]] = []
+        for segment in batch:
+            digest = Digest.of(segment.data)
+            if self._is_new(segment.number, digest):
+                self._inspect(segment.number, segment.data, segment.dtype)
+                entry = self._encode(digest, segment.data, segment.dtype, _end(coded), buffer)
+                if entry.codec is Codec.RAW:
+                    raw.append((entry, segment))
+                else:
+                    coded.append(entry)
+        return [*_neighbours(raw), *_closed(coded, buffer)]
 
     def _is_new(self, number: int, digest: Digest) -> bool:
         with self._lock:
@@ -214,11 +234,9 @@ class _Work:
         copy(buffer[start : start + size], memoryview(stored))
         return Entry(digest, start, size, length, codec, Digest.of(stored)[:CHECK_BYTES])
 
-    def _write(self, entries: list[Entry], memory: memoryview) -> None:
-        if not entries:
-            return
-        place = self._packing.place(entries, memory.nbytes)
-        place.pack.sink.write(place.offset, memory)
+    def _write(self, piece: _Piece) -> None:
+        place = self._packing.place(piece.entries, piece.memory.nbytes)
+        place.pack.sink.write(place.offset, piece.memory)
         self._packing.done(place)
 
     def _account(self, batch: list[Numbered], hashing: float, writing: float) -> None:
@@ -228,13 +246,39 @@ class _Work:
             self._progress(sum(segment.data.nbytes for segment in batch))
 
 
-def _closed(entries: list[Entry], buffer: memoryview) -> memoryview:
-    """The whole blocks of ``buffer`` that hold ``entries``, with zeros between them."""
+def _end(entries: list[Entry]) -> int:
+    return entries[-1].offset + entries[-1].stored if entries else 0
+
+
+def _closed(entries: list[Entry], buffer: memoryview) -> list[_Piece]:
+    """What was put into ``buffer``."""
     if not entries:
-        return buffer[:0]
-    piece = buffer[: aligned(entries[-1].offset + entries[-1].stored, BLOCK)]
-    _zero_gaps(entries, piece)
-    return piece
+        return []
+    memory = buffer[: aligned(_end(entries), BLOCK)]
+    _zero_gaps(entries, memory)
+    return [_Piece(entries, memory)]
+
+
+def _neighbours(found: list[tuple[Entry, Numbered]]) -> Iterator[_Piece]:
+    """Segments that lie in their own memory, those that follow each other in one piece."""
+    run: list[tuple[Entry, Numbered]] = []
+    for entry, segment in found:
+        if run and not _follows(run[-1][1], segment):
+            yield _in_one(run)
+            run = []
+        run.append((entry, segment))
+    if run:
+        yield _in_one(run)
+
+
+def _in_one(run: list[tuple[Entry, Numbered]]) -> _Piece:
+    (_, first), (_, last) = run[0], run[-1]
+    assert first.block is not None
+    assert last.block is not None
+    entries = [entry._replace(offset=segment.place - first.place) for entry, segment in run]
+    if first is last:
+        return _Piece(entries, first.block)
+    return _Piece(entries, joined(first.block, last.place + last.block.nbytes - first.place))
 
 
 def _zero_gaps(entries: list[Entry], piece: memoryview) -> None:

@@ -137,7 +137,7 @@ def tolerance_of(asked: int | str | Tolerance | None) -> Tolerance:
         return _DEFAULT
     if isinstance(asked, Tolerance):
         return asked
-    if isinstance(asked, int) and not isinstance(asked, bool):
+    if isinstance(asked, int):
         return tolerate(failures=asked)
     if not isinstance(asked, str):
         raise InvalidPolicy(
@@ -163,7 +163,7 @@ def _tolerance(node: ast.expr) -> Tolerance:
     match node:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _tolerance(left) | _tolerance(right)
-        case ast.Constant(value=int(number)) if not isinstance(number, bool):
+        case ast.Constant(value=int(number)):
             return tolerate(failures=number)
         case ast.Call(func=ast.Name(id="tolerate"), args=[], keywords=named):
             return tolerate(**{str(one.arg): ast.literal_eval(one.value) for one in named})

@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 SLOT_SECONDS = 600.0
 """How long a save waits for a place in memory while earlier ones are being saved; then it has failed."""
 
+READY_SECONDS = 30.0
+"""How long a save waits for a saver that is just being started."""
+
 
 @dataclass(slots=True)
 class _InFlight:
@@ -147,8 +150,16 @@ class BackgroundSaves:
         if self._slots():
             self._stage(self._await_slot(urgent), snapshot, request, Intent.SAVE)
             self.process.send(messages.Hurry(on=True) if urgent else messages.Staged())
+            self._await_saver()
         else:
             self._save_in_pieces(snapshot, request)
+
+    def _await_saver(self) -> None:
+        """Only a launch that finds a saver standing by waits for what it finishes; one that starts takes a moment."""
+        end = time.monotonic() + READY_SECONDS
+        while not self.process.ready and not self.process.lost and time.monotonic() < end:
+            self.process.wait(0.5)
+            self._listen()
 
     def _save_in_pieces(self, snapshot: Snapshot, request: SaveRequest) -> None:
         self.drain(SLOT_SECONDS)

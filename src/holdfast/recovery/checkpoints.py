@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from holdfast.catalog import layout
 from holdfast.catalog.objects import exists
@@ -86,11 +86,12 @@ class Checkpoints:
         target = Target.of(self.address(request.step))
         self._newest = target
         self._after.measured(target, request.metrics)
+        failed = None
         try:
             self._saves.save(snapshot, request, urgent=urgent)
         except SaveFailed as error:
-            self._given_up(target, error)
-        self.listen()
+            failed = self._given_up(target, error)
+        self._listen(failed)
 
     def reserve(self, snapshot: Snapshot, request: SaveRequest) -> None:
         """Keeps a state in case this process dies; that it cannot be kept is said, and no failure of a save."""
@@ -131,8 +132,7 @@ class Checkpoints:
             Fenced: a newer launch owns the run.
             HoldfastError: the last failure of more than is tolerated.
         """
-        for outcome in self._saves.outcomes():
-            self._take(outcome)
+        self._listen(None)
 
     def await_durable(self, target: Target) -> Record:
         """Waits for a checkpoint that was handed over.
@@ -145,7 +145,7 @@ class Checkpoints:
                 raise SaveFailed(f"{target.address}: nothing was heard of it for {SILENT_SECONDS:.0f} s")
             self.listen()
         if self.last is None or Target.of(self.last.address) != target:
-            raise self._failure or SaveFailed(f"{target.address} was not saved")
+            self._raise(self._failure or SaveFailed(f"{target.address} was not saved"))
         return self.last
 
     def drain(self, seconds: float = SILENT_SECONDS) -> None:
@@ -161,7 +161,7 @@ class Checkpoints:
         """Refuses an end that looks good and is not.
 
         Raises:
-            HoldfastError: the last save has failed.
+            HoldfastError: the last save has failed, and nobody was told by an exception.
             SaveFailed: the last checkpoint was damaged when it was read back.
         """
         if self._failure is not None:
@@ -190,13 +190,25 @@ class Checkpoints:
     def _settled(self, target: Target) -> bool:
         return self._newest != target or (self.last is not None and Target.of(self.last.address) == target)
 
-    def _take(self, outcome: Outcome) -> None:
+    def _listen(self, failed: HoldfastError | None) -> None:
+        for outcome in self._saves.outcomes():  # all of them, also those behind one that ends the training
+            failed = self._take(outcome) or failed
+        if failed is not None:
+            self._raise(failed)
+
+    def _raise(self, error: HoldfastError) -> NoReturn:
+        """Whoever catches it knows of it, so the end of the training does not say it again."""
+        self._failure = None if self._failure is error else self._failure
+        raise error
+
+    def _take(self, outcome: Outcome) -> HoldfastError | None:
+        if isinstance(outcome, GivenUp):
+            return self._given_up(outcome.target, outcome.error)
         if isinstance(outcome, Committed):
             self._committed(outcome.record)
-        elif isinstance(outcome, GivenUp):
-            self._given_up(outcome.target, outcome.error)
         else:
             self._followed(outcome)
+        return None
 
     def _committed(self, record: Record) -> None:
         self.last = record
@@ -219,7 +231,8 @@ class Checkpoints:
         if outcome.problem and outcome.record is not None:
             self._after.note("damaged", f"{outcome.record.address}: {outcome.problem}")
 
-    def _given_up(self, target: Target, error: HoldfastError) -> None:
+    def _given_up(self, target: Target, error: HoldfastError) -> HoldfastError | None:
+        """The error, if it must end the training."""
         self._failures, self._failure = self._failures + 1, error
         self._after.gone([target.id])
         self._newest = None if self._newest == target else self._newest
@@ -227,8 +240,6 @@ class Checkpoints:
         logger.error("the save of %s has failed: %s; %s", target.address, error, stands)
         self._after.note("save failed", f"{target.address}: {error}")
         limit = self._tolerance.exceeded(self._failures, time.monotonic() - self._good_at)
-        if isinstance(error, Fenced):
-            raise error
         if limit is not None:
             error.add_note(f"holdfast ends the training: {limit}")
-            raise error
+        return error if limit is not None or isinstance(error, Fenced) else None

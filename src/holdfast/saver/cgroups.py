@@ -59,7 +59,6 @@ def number(path: Path) -> int | None:
 
 def _cgroup(controllers: str, path: str, mounts: list[_Mount]) -> Cgroup:
     names = frozenset(controllers.split(",")) - {""}
-    path = path.removesuffix(" (deleted)")
     # Two controllers that are mounted together are named in both places, but mount options have others, too.
     mount = next(
         (mount for mount in mounts if names <= mount.controllers and bool(names) == bool(mount.controllers)), None

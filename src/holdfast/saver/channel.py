@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 
-from holdfast.saver.messages import Message, Progress, decode, encode
+from holdfast.saver.messages import Alive, Message, Progress, decode, encode
 
 LONGEST = 128 * 1024
 """Bytes of a message."""
@@ -55,7 +55,7 @@ class Channel:
             Closed: the other side is gone.
         """
         with self._lock:
-            if self._out and (isinstance(message, Progress) or len(self._out) >= _WAITING):
+            if self._out and (isinstance(message, Progress | Alive) or len(self._out) >= _WAITING):
                 return
             self._out.append((message, descriptors or []))
             self._flush()

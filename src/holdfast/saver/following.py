@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.catalog.marks import add_mark
@@ -34,13 +34,15 @@ class Followed:
     """What retention has removed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Following:
     """For the saves of one run; not thread-safe."""
 
     run: Run
     keep: Policy
     pace: Pace | None = None
+    progress: Callable[[int], None] | None = None
+    """Told of bytes as they are read back."""
 
     def follow(self, record: Record, *, retain: bool = True) -> Followed:
         """Everything that follows a save.
@@ -48,7 +50,7 @@ class Following:
         Raises:
             StorageError, BeingDeleted, Damaged: not all of it was done; the checkpoint is not concerned.
         """
-        if problems := read_back(self.run.store, record):
+        if problems := read_back(self.run.store, record, self.progress, self.pace):
             return self._quarantine(record, problems)
         add_mark(self.run.store, record.address, MarkKind.VERIFIED, by="saver")
         return Followed(deleted=self.retain() if retain else [])

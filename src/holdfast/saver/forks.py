@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 
@@ -62,7 +63,7 @@ def blind(descriptors: Iterable[int]) -> None:
 def same_file(descriptor: int) -> Iterator[int]:
     """All descriptors of this process that lead where ``descriptor`` does: Python's mmap keeps one of its own."""
     wanted = os.fstat(descriptor)
-    for name in os.listdir("/proc/self/fd"):
+    for link in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            if os.path.samestat(os.fstat(int(name)), wanted):
-                yield int(name)
+            if os.path.samestat(os.fstat(int(link.name)), wanted):
+                yield int(link.name)

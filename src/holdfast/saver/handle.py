@@ -42,6 +42,10 @@ class SaverProcess:
     told: Callable[[int, str], None]
     control: Control = field(init=False)
     slabs: dict[int, Slab] = field(default_factory=dict)
+    ready: bool = False
+    """Whether the saver that runs now stands by: only then will a later launch wait for it."""
+    codec: str | None = None
+    """What ``codec="auto"`` has turned out to be."""
     _process: subprocess.Popen[bytes] | None = None
     _channel: Channel | None = None
     _errors: IO[bytes] | None = None
@@ -71,6 +75,7 @@ class SaverProcess:
         Raises:
             SaveFailed: no process could be started.
         """
+        self.ready = False
         channel, other = Channel.pair()
         self._forget_errors()
         self._errors = starting.error_file()
@@ -112,8 +117,11 @@ class SaverProcess:
                     self._channel.flush()
                 break
             found.append(message[0])
+            self.ready = self.ready or isinstance(message[0], messages.Ready)
             if isinstance(message[0], messages.Committed):
                 self._deaths = 0
+            elif isinstance(message[0], messages.Chosen):
+                self.codec = message[0].codec
         return found
 
     def wait(self, seconds: float) -> None:
@@ -176,8 +184,10 @@ class SaverProcess:
         assert self._channel is not None
         assert self._wake is not None
         owner = this_process()
+        first = self.introduce()
         hello = msgspec.structs.replace(
-            self.introduce(),
+            first,
+            codec=self.codec or first.codec,
             trainer=owner.pid,
             trainer_started=owner.started,
             slabs=[(slab.serial, slab.length) for slab in self.slabs.values()],

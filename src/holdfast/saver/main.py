@@ -23,6 +23,7 @@ from holdfast.packs.parallel import Pace
 from holdfast.policy import parse
 from holdfast.records import Kind
 from holdfast.saver import messages
+from holdfast.saver.ballast import with_ballast
 from holdfast.saver.channel import Channel, Closed, close_all
 from holdfast.saver.control import LENGTH, Control
 from holdfast.saver.following import Following
@@ -61,8 +62,8 @@ def _worker(
     hello: messages.Hello, channel: Channel, orders: Orders, control: Control, slabs: dict[int, Slab]
 ) -> Worker:
     store = open_store(hello.url, visibility=hello.visibility)
-    run = store.run(hello.run)
-    launch = Launch(run, hello.launch)
+    launch, ballast = with_ballast(Launch(store.run(hello.run), hello.launch))
+    run, store = launch.run, launch.run.store
     standing = _take_over(launch)
     pace = Pace(hello.nice, orders.hurry)
     journal = JournalWriter(store, run.number, f"saver-{hello.launch}-{os.getpid()}")
@@ -71,7 +72,8 @@ def _worker(
             launch=launch,
             codec=Codec.RAW if hello.codec == "auto" else Codec(hello.codec),
             undecided=hello.codec == "auto",
-            said=_said(channel, journal),
+            chosen=_chosen(channel, journal),
+            ballast=ballast,
             pace=pace,
             standing=standing,
             damaged=set(map(ObjectName, hello.quarantined)),
@@ -88,13 +90,13 @@ def _worker(
     )
 
 
-def _said(channel: Channel, journal: JournalWriter) -> Callable[[str], None]:
-    def said(text: str) -> None:
+def _chosen(channel: Channel, journal: JournalWriter) -> Callable[[Codec, str], None]:
+    def chosen(codec: Codec, text: str) -> None:
         journal.add("codec", text)
         with contextlib.suppress(Closed):
-            channel.send(messages.Said(level=logging.INFO, text=text))
+            channel.send(messages.Chosen(codec=str(codec), text=text))
 
-    return said
+    return chosen
 
 
 def _take_over(launch: Launch) -> Standing:

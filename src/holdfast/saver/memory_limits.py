@@ -70,9 +70,6 @@ _VERSION_1 = _Names(
     ("total_mapped_file", "total_dirty", "total_writeback"),
 )
 
-_NO_LIMIT = 1 << 62
-"""Version 1 writes the largest number of pages for none."""
-
 
 def available_memory(root: Path = Path("/")) -> Limit:
     """The smallest of what is available on the machine and what each cgroup of this process may still take.
@@ -115,18 +112,17 @@ def _machine(root: Path) -> Limit:
 
 def _cgroup_limits(root: Path) -> Iterator[Limit]:
     for one in cgroups(root):
-        if one.controllers and "memory" not in one.controllers:
-            continue
         names = _VERSION_1 if one.controllers else _VERSION_2
         yield from (limit for folder in one.folders if (limit := _cgroup_limit(folder, names)))
 
 
 def _cgroup_limit(folder: Path, names: _Names) -> Limit | None:
+    # Version 1 has a number even where there is no limit: one that is larger than any machine.
     found = [(most, name) for name in names.limits if (most := number(folder / name)) is not None]
-    most, name = min(found, default=(_NO_LIMIT, ""))
     used = number(folder / names.usage)
-    if most >= _NO_LIMIT or used is None:
+    if not found or used is None:
         return None
+    most, name = min(found)
     needed = max(0, used - _reclaimable(folder, names))
     left = max(0, most - needed)
     why = (

@@ -127,6 +127,17 @@ class Progress(_Message, frozen=True, kw_only=True):
     total: int
 
 
+class Chosen(_Message, frozen=True, kw_only=True):
+    """``codec="auto"`` is decided, for the whole launch: a saver that is started later need not try again."""
+
+    codec: str
+    text: str
+
+
+class Alive(_Message, frozen=True, kw_only=True):
+    """What follows a save gets on; may be left out when nobody listens."""
+
+
 class Said(_Message, frozen=True, kw_only=True):
     """A line for the trainer's log."""
 
@@ -135,7 +146,7 @@ class Said(_Message, frozen=True, kw_only=True):
 
 
 ToSaver = Hello | NewSlab | Staged | Hurry | AddMetrics | AddTag | Rescue | Goodbye
-ToTrainer = Ready | Committed | GivenUp | Followed | Progress | Said
+ToTrainer = Ready | Committed | GivenUp | Followed | Progress | Chosen | Alive | Said
 Message = ToSaver | ToTrainer
 
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)

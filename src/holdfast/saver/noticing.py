@@ -26,12 +26,16 @@ _BITS = {
     # dtype: integers of its width, bits without the sign, the largest pattern that is a number or an infinity
     "float16": ("uint16", 0x7FFF, 0x7C00),
     "bfloat16": ("uint16", 0x7FFF, 0x7F80),
+    "complex32": ("uint16", 0x7FFF, 0x7C00),
     "float8_e5m2": ("uint8", 0x7F, 0x7C),
     "float8_e4m3fn": ("uint8", 0x7F, 0x7E),
+    "float8_e8m0fnu": ("uint8", 0xFF, 0xFE),
 }
+_MINUS_ZERO = ("float8_e4m3fnuz", "float8_e5m2fnuz")
+"""What would be a negative zero is their only NaN."""
 _NUMBERS = {"float32": "float32", "float64": "float64", "complex64": "float32", "complex128": "float64"}
 _LITTLE = 1 << 16
-"""Bytes looked at at once: they stay in the cache between two passes."""
+"""Elements looked at at once: they stay in the cache between two passes."""
 
 
 def has_nan(data: memoryview, dtype: str) -> bool:
@@ -49,9 +53,15 @@ def has_nan(data: memoryview, dtype: str) -> bool:
         return bool(np.isnan(np.min(np.frombuffer(data, dtype=_NUMBERS[dtype]))))
     if dtype in _BITS:
         kind, magnitude, last = _BITS[dtype]
-        bits: Any = np.frombuffer(data, dtype=kind)
-        return any(bool((bits[at : at + _LITTLE] & magnitude).max() > last) for at in range(0, len(bits), _LITTLE))
+        return any(bool((part & magnitude).max() > last) for part in _parts(data, kind))
+    if dtype in _MINUS_ZERO:
+        return any(bool((part == 0x80).any()) for part in _parts(data, "uint8"))
     return False
+
+
+def _parts(data: memoryview, kind: str) -> Iterator[Any]:
+    bits: Any = np.frombuffer(data, dtype=kind)
+    return (bits[at : at + _LITTLE] for at in range(0, len(bits), _LITTLE))
 
 
 class Notices:

@@ -8,7 +8,7 @@ known to be damaged is no source: the next save writes its segments again.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from holdfast.catalog import layout
 from holdfast.catalog.marks import add_mark, read_record_marks
@@ -17,6 +17,7 @@ from holdfast.catalog.runs import read_record
 from holdfast.catalog.store import Store
 from holdfast.errors import Damaged
 from holdfast.ids import ObjectName
+from holdfast.packs.parallel import Pace
 from holdfast.packs.verify import Problem, verify_pack
 from holdfast.records import Mark, MarkKind, Record, Target
 
@@ -24,11 +25,20 @@ _KEY = "packs"
 _MARK = re.compile(rf".*/marks/.*/{MarkKind.QUARANTINED}-[^/]*\.json")
 
 
-def read_back(store: Store, record: Record) -> list[Problem]:
-    """What is damaged in the packs of a record; those of a verified parent were read back before."""
+def read_back(
+    store: Store, record: Record, progress: Callable[[int], None] | None = None, pace: Pace | None = None
+) -> list[Problem]:
+    """What is damaged in the packs of a record; those of a verified parent were read back before.
+
+    Args:
+        store: where the record lies.
+        record: a committed one.
+        progress: told of bytes as they are checked.
+        pace: whether to leave the processor to others, and until when.
+    """
     before = _packs_verified(store, record.parent)
     new = [ObjectName(name) for name in record.packs if name not in before]
-    return [problem for name in new for problem in verify_pack(store.storage, name)]
+    return [problem for name in new for problem in verify_pack(store.storage, name, progress, pace)]
 
 
 def quarantine(store: Store, record: Record, problems: Sequence[Problem]) -> set[ObjectName]:

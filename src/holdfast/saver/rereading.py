@@ -9,6 +9,7 @@ writes what was in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from holdfast.catalog.store import Store
@@ -28,6 +29,8 @@ class Rereading:
     store: Store
     every: int = SAVES
     pace: Pace | None = None
+    progress: Callable[[int], None] | None = None
+    """Told of bytes as they are read."""
     _unread: dict[ObjectName, int] = field(default_factory=dict)
     """Saves that relied on a pack since it was read."""
 
@@ -48,4 +51,4 @@ class Rereading:
             StorageError: it cannot be read right now, which proves nothing; its turn comes again later.
         """
         self._unread[pack] = 0
-        return verify_pack(self.store.storage, pack, pace=self.pace)
+        return verify_pack(self.store.storage, pack, progress=self.progress, pace=self.pace)

@@ -23,13 +23,14 @@ from holdfast.packs.codec import Codec
 from holdfast.packs.parallel import THREADS, Pace
 from holdfast.packs.writer import Written, write_segments
 from holdfast.records import Record, Sizes, Target, Timing
+from holdfast.saver.ballast import Ballast
 from holdfast.saver.coding import decided
 from holdfast.saver.jobs import Content, Positions, SaveRequest, Shape
 from holdfast.saver.noticing import Notices, noticed, tensors_of_segments
 from holdfast.trees import Lifetime, Manifest
 
 
-def _nobody(text: str) -> None:
+def _nobody(codec: Codec, text: str) -> None:
     pass
 
 
@@ -55,8 +56,10 @@ class Saving:
     """What entitles a saver whose trainer is gone to finish, although a newer launch waits."""
     undecided: bool = False
     """Whether the codec is chosen after the first save that tells enough."""
-    said: Callable[[str], None] = _nobody
-    """Told what was decided."""
+    chosen: Callable[[Codec, str], None] = _nobody
+    """Told which codec was chosen, and why."""
+    ballast: Ballast | None = None
+    """Room for what commits and what clears up; a save does not begin to write without it."""
     damaged: set[ObjectName] = field(default_factory=set)
     """Packs that are no source: what only they have is written again."""
     last: Saved | None = None
@@ -73,6 +76,8 @@ class Saving:
         """
         if (done := self.finished(request)) is not None:
             return done
+        if self.ballast is not None:
+            self.ballast.hold()
         parent = self._parent(request)
         kept = content.kept()
         with self._begin(request, parent, shape) as attempt:
@@ -116,7 +121,7 @@ class Saving:
     def _choose_codec(self, record: Record, shape: Shape, content: Content) -> None:
         if self.undecided and (choice := decided(record, shape, content, self.threads)) is not None:
             self.undecided, self.codec = False, Codec(choice[0])
-            self.said(f'codec="auto" is {choice[0]} for this launch: {choice[1]}')
+            self.chosen(self.codec, f'codec="auto" is {choice[0]} for this launch: {choice[1]}')
 
     def address(self, request: SaveRequest) -> RecordAddress:
         """The record that a request is for."""
@@ -156,15 +161,27 @@ class Saving:
                 codec=self.codec,
                 threads=self.threads,
                 progress=self.progress,
-                expected=self._expected.get(lifetime, _likely(shape, lifetime)),
+                expected=self._likely(shape, lifetime),
                 pace=self.pace,
                 inspect=notices.inspector(tensors),
             )
             attempt.wrote(part.footers)
             written[lifetime] = part
-        # What was new this time is likely to be new next time: that much room is set aside before bytes are written.
-        self._expected = {lifetime: part.stored_bytes for lifetime, part in written.items()}
+        self._expected |= {lifetime: size for lifetime, part in written.items() if (size := _in_packs(part))}
         return written
+
+    def _likely(self, shape: Shape, lifetime: Lifetime) -> int | None:
+        """Bytes that will probably be new: room for them is set aside before any are written.
+
+        Of what is trained as much as was new the last time that something was, or all of it. What is frozen is stored
+        once, perhaps by another run.
+        """
+        if lifetime is not Lifetime.FROZEN and lifetime in self._expected:
+            return self._expected[lifetime]
+        storage = self.launch.run.store.storage
+        if lifetime is Lifetime.FROZEN and next(iter(storage.list(layout.SHARED_PACKS)), None) is not None:
+            return None
+        return sum(spec.nbytes for spec in shape.large if spec.lifetime is lifetime)
 
     def _folder(self, lifetime: Lifetime) -> str:
         run = self.launch.run.number
@@ -230,11 +247,8 @@ def _check_kept(attempt: SaveAttempt, kept: Mapping[int, Digest]) -> None:
         )
 
 
-def _likely(shape: Shape, lifetime: Lifetime) -> int | None:
-    """Bytes that a first save will write: all that is trained; of what is frozen nobody knows."""
-    if lifetime is Lifetime.FROZEN:
-        return None
-    return sum(spec.nbytes for spec in shape.large if spec.lifetime is lifetime)
+def _in_packs(written: Written) -> int:
+    return sum(pack.size for pack in written.packs)
 
 
 def _manifest(shape: Shape, digests: Iterable[Digest]) -> Manifest:

@@ -235,4 +235,4 @@ def _is_systemd(cgroup: Cgroup) -> bool:
 def _unit(path: str) -> str | None:
     """The innermost unit of a path such as ``/user.slice/user@1.service/app.slice/train.service/more``."""
     units = [part for part in path.split("/") if part.endswith((".service", ".scope", ".slice"))]
-    return units[-1] if units and not units[-1].endswith(".slice") else None
+    return units[-1] if units else None

@@ -8,11 +8,11 @@ When the trainer is gone, what is sealed is finished, and the saver ends.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -29,39 +29,36 @@ from holdfast.errors import (
     NotFound,
     SaveFailed,
     StorageError,
-    StorageFull,
 )
-from holdfast.ids import Digest, TagName
+from holdfast.ids import Digest, RecordId, TagName
 from holdfast.records import Kind, Record, Target
 from holdfast.saver import messages
 from holdfast.saver.arena import StagedContent, kept_digests
 from holdfast.saver.asides import add_metrics_of, add_tag_of
 from holdfast.saver.channel import Channel, Closed
 from holdfast.saver.control import Control, Intent, Row
+from holdfast.saver.figures import figures
 from holdfast.saver.following import Followed, Following
 from holdfast.saver.jobs import Content, Job, SaveRequest, Shape, decode_job
 from holdfast.saver.memory import Slab
 from holdfast.saver.rereading import Rereading
 from holdfast.saver.saving import Restage, Saving
+from holdfast.saver.trying import Trying
 from holdfast.seals import seal
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 3
-"""Tries of a save before it is given up; the storage layer has retried by then what may pass."""
-FIRST_PAUSE = 0.5
-"""Seconds before the second try, at most; doubled for the next. The actual pause is random."""
 JOURNAL_SECONDS = 30.0
 """How long events wait to be written together; at the end, and after a failure, they wait for nothing."""
-FULL_PAUSE = 5.0
-"""Seconds between two looks whether a full disk has room again."""
+ALIVE_SECONDS = 1.0
+"""How often it is told that something without figures gets on."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Orders:
     """What the trainer has asked for; filled by the thread that listens. Thread-safe."""
 
-    changed: threading.Condition = field(default_factory=threading.Condition)
+    changed: threading.Event = field(default_factory=threading.Event)
     asides: deque[messages.AddMetrics | messages.AddTag] = field(default_factory=deque)
     rescue: messages.Rescue | None = None
     """Save what is in reserve."""
@@ -71,15 +68,31 @@ class Orders:
     """The trainer is gone."""
     hurry: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def ending(self) -> bool:
+        """Whether nobody will stage anything any more."""
+        return self.over or self.orphaned
+
     def wait(self, seconds: float) -> None:
-        """Until something changes."""
-        with self.changed:
-            self.changed.wait(seconds)
+        """Until something changes, or has changed since the last wait."""
+        self.changed.wait(seconds)
+        self.changed.clear()
+
+    def pause(self, seconds: float) -> bool:
+        """Waits all of it, unless the end has come: then False."""
+        end = time.monotonic() + seconds
+        while not self.ending and (left := end - time.monotonic()) > 0:
+            self.wait(left)
+        return not self.ending
 
     def notify(self) -> None:
         """Something has changed."""
-        with self.changed:
-            self.changed.notify_all()
+        self.changed.set()
+
+    def calm(self) -> None:
+        """There is nothing to do: what was urgent is done, whoever has said so, unless more has come meanwhile."""
+        if not self.changed.is_set():
+            self.hurry.clear()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,18 +111,31 @@ class Worker:
     standing: Standing
     pause_when_full: bool
     unfollowed: deque[tuple[int, Record]] = field(default_factory=deque)
-    pauses: random.Random = field(default_factory=random.Random)
+    trying: Trying = field(init=False)
     committed: int = 0
     """The newest generation that this saver has made a checkpoint of."""
     flushed: float = field(default_factory=time.monotonic)
+    alive: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.following.progress = self.rereading.progress = self._alive
+        self.trying = Trying(
+            saving=self.saving,
+            following=self.following,
+            pause_when_full=self.pause_when_full,
+            said=self.say,
+            deleted=self._deleted,
+            wait=self.orders.pause,
+        )
 
     def run(self) -> None:
         """Until nothing more can come."""
         while True:
             if self._step():
                 continue
-            if self.orders.over or self.orders.orphaned:
+            if self.orders.ending:
                 break
+            self.orders.calm()
             self.orders.wait(1.0)
         self._end()
 
@@ -124,7 +150,7 @@ class Worker:
                 self.standing.end()  # whoever waits for this saver need not wait for what follows
             self._follow(*self.unfollowed.popleft())
         else:
-            return not self.orders.over and not self.orders.orphaned and self._reread()
+            return not self.orders.ending and self._reread()
         return True
 
     def _end(self) -> None:
@@ -171,44 +197,13 @@ class Worker:
             self.tell(messages.Progress(generation=row.generation, done=done, total=total))
 
         self.saving.progress = progress
-        record = self._tried(request, shape, content)
+        record = self.trying.save(request, shape, content)
         self.tell(messages.Committed(generation=row.generation, record=seal(record.name, record)))
-        self.journal.add("saved", f"{record.address}: {record.reason}", **_figures(record))
+        self.journal.add("saved", f"{record.address}: {record.reason}", **figures(record))
         self.committed = row.generation
         self.unfollowed.append((row.generation, record))
         for name in request.tags:
             self._aside(messages.AddTag(target=Target.of(record.address), tag=name))
-
-    def _tried(self, request: SaveRequest, shape: Shape, content: Content) -> Record:
-        attempt, longest = 0, FIRST_PAUSE
-        while True:
-            attempt += 1
-            try:
-                return self.saving.save(request, shape, content)
-            except StorageFull as error:
-                self._make_room(error, attempt)
-            except (StorageError, SaveFailed) as error:
-                if attempt >= ATTEMPTS or isinstance(error, Restage):
-                    raise
-                self.say(logging.WARNING, f"the save of step {request.step} is tried again: {error}")
-                self.orders.wait(self.pauses.uniform(0, longest))
-                longest *= 2
-
-    def _make_room(self, error: StorageFull, attempt: int) -> None:
-        """Removes what retention allows without counting on the new checkpoint; then waits, or gives up.
-
-        Raises:
-            StorageFull: there is no room, and nobody wants to wait for it.
-        """
-        freed = self.following.retain()
-        if freed and attempt < ATTEMPTS:
-            self.say(logging.WARNING, f"{error}; retention has removed {len(freed)} checkpoints to make room")
-            return
-        waits = self.pause_when_full and not self.orders.over and not self.orders.orphaned
-        if not waits:
-            raise error
-        self.say(logging.ERROR, f"{error}; waiting for room, nothing is lost: free some, or grow the disk")
-        self.orders.wait(FULL_PAUSE)
 
     def _read(self, row: Row) -> tuple[SaveRequest, Shape, Job]:
         document = bytes(self.slabs[row.slab].memory[row.offset : row.offset + row.length])
@@ -302,6 +297,17 @@ class Worker:
                 )
             )
 
+    def _deleted(self, ids: Sequence[RecordId]) -> None:
+        """Tells the trainer what had to go, whatever becomes of the save that it went for."""
+        if ids:
+            self._followed(0, Followed(deleted=list(ids)))
+
+    def _alive(self, _: int) -> None:
+        """Tells that work without figures gets on: whoever waits for it goes on waiting."""
+        if time.monotonic() - self.alive >= ALIVE_SECONDS:
+            self.alive = time.monotonic()
+            self.tell(messages.Alive())
+
     def _reread(self) -> bool:
         """Reads one old pack back that newer checkpoints rely on; whether there was one whose turn it is."""
         pack = self.rereading.turn()
@@ -349,17 +355,3 @@ class Worker:
             self.channel.flush(1.0)
         except Closed:
             return
-
-
-def _figures(record: Record) -> dict[str, float | int]:
-    timing, sizes = record.timing, record.bytes
-    return {
-        "stall": timing.stall,
-        "staging": timing.staging,
-        "hashing": timing.hashing,
-        "writing": timing.writing,
-        "durable": timing.durable,
-        "logical": sizes.logical,
-        "new": sizes.new,
-        "stored": sizes.stored,
-    }

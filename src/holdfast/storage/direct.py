@@ -162,6 +162,10 @@ class FileSource:
         """See `Source.alignment`."""
         return self._alignment
 
+    def at_hand(self, offset: int, length: int) -> bool:
+        """See `Source.at_hand`."""
+        return self._direct is None or self._resident.have(offset, length)
+
     def read_into(self, offset: int, into: memoryview) -> None:
         """See `Source.read_into`."""
         view = into.cast("B")

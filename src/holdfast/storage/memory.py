@@ -126,6 +126,9 @@ class _MemorySource:
         self._data: memoryview | None = memoryview(data)
         self.size = len(data)
 
+    def at_hand(self, offset: int, length: int) -> bool:
+        return True
+
     def read_into(self, offset: int, into: memoryview) -> None:
         if self._data is None:
             raise InvalidInput(f"{self._name} is closed already; open it again")

@@ -42,6 +42,10 @@ class PassingSource:
         """See `Source.alignment`."""
         return self._inner.alignment
 
+    def at_hand(self, offset: int, length: int) -> bool:
+        """See `Source.at_hand`."""
+        return self._inner.at_hand(offset, length)
+
     def close(self) -> None:
         """See `Source.close`."""
         self._inner.close()

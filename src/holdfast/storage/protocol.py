@@ -69,6 +69,9 @@ class Source(Protocol):
     def alignment(self) -> int:
         """As `Sink.alignment`."""
 
+    def at_hand(self, offset: int, length: int) -> bool:
+        """Whether a range comes out of memory right now, so that it can be read to any place without a copy more."""
+
     def read_into(self, offset: int, into: memoryview) -> None:
         """Fill ``into`` from ``offset``; thread-safe; any alignment is allowed.
 
