@@ -26,7 +26,7 @@ OURS = ["holdfast", "holdfast-inline"]
 PEERS = ["torch.save", "safetensors", "dcp-async", "torchsnapshot-async", "torch_checkpointing", "lm-resiliency"]
 ALL = {
     "gpt2": [*REFERENCES, *OURS, *PEERS, "dcp", "torchsnapshot", "lm-resiliency-memory"],
-    "lora": [*REFERENCES, *OURS, *PEERS],
+    "lora": [*REFERENCES, *OURS, *(name for name in PEERS if name != "torch.save")],
 }
 TITLES = {
     "gpt2": "GPT-2 small under AdamW, fp32",

@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--every", type=int, default=10)
-    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--width", type=int, default=320)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--only", nargs="*", help="names of adapters")
     parser.add_argument("--quick", action="store_true", help="a small model and few rounds, for trying the script")

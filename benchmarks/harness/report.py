@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 STUDENT = {
-    5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145,
+    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145,
     15: 2.131, 16: 2.120, 17: 2.110, 18: 2.101, 19: 2.093, 20: 2.086, 24: 2.064, 29: 2.045,
 }  # fmt: skip
 """Two-sided 95 % points of Student's t by degrees of freedom; in between, the next lower one, which is wider."""
@@ -49,7 +49,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         return (values[0] if values else math.nan), math.nan
     freedom = len(values) - 1
-    t = STUDENT[max((one for one in STUDENT if one <= freedom), default=5)] if freedom >= 5 else math.nan
+    t = STUDENT[max(one for one in STUDENT if one <= freedom)]
     return statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(len(values))
 
 

@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=1)
     parser.add_argument("--memory", action="store_true", help="save and load once more, while the driver looks")
     parser.add_argument("--every", type=int, default=10)
-    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--width", type=int, default=320)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true")

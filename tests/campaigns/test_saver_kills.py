@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +84,7 @@ def check(store: Path, keep: int, where: str) -> None:
 
 
 @pytest.mark.parametrize("keep", [99, 2])
-@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=LONG)])
+@pytest.mark.parametrize("stride", [47, pytest.param(1, marks=LONG)])
 def test_a_saver_that_is_killed_at_any_file_event_is_replaced_and_nothing_is_lost(
     tmp_path: Path, keep: int, stride: int
 ) -> None:
@@ -91,7 +93,9 @@ def test_a_saver_that_is_killed_at_any_file_event_is_replaced_and_nothing_is_los
     whole = first_saver_with("CountedFiles()", counted, lambda: train(tmp_path / "whole", keep))
     assert finished(whole, tmp_path / "result") == expected()[TOTAL]
     total, ends = int(counted.read_text()), Counter[bool]()
-    for number in range(1, total + 1, stride):
+    begin = random.SystemRandom().randrange(1, stride + 1)
+    print(f"\n{total} file events, every {stride}. from number {begin} on")
+    for number in range(begin, total + 1, stride):
         store, log, where = tmp_path / f"k{number}", tmp_path / f"k{number}.log", f"event {number} of {total}"
         once, family = tmp_path / f"k{number}.once", Family()
         files = f"KillAt({number}, after={number % 2 == 0})"
@@ -101,8 +105,8 @@ def test_a_saver_that_is_killed_at_any_file_event_is_replaced_and_nothing_is_los
         family.await_savers_end()
         was_killed = once.read_text() == ""
         ends[was_killed] += 1
-        assert ("has died: SIGKILL" in log.read_text()) == was_killed, where
+        assert bool(re.search("has died.*: SIGKILL", log.read_text())) == was_killed, where
         check(store, keep, where)
-    print(f"\n{ends[True]} kills at file events of a saver that makes {total}, {ends[False]} came too late")
-    assert ends[True] > 0.8 * ends.total()
+    print(f"{ends[True]} kills, {ends[False]} came too late")
+    assert ends[True] >= 0.8 * ends.total()
     assert leftovers(tmp_path / "whole") == []

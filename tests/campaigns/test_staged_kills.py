@@ -207,7 +207,9 @@ def check_workers(victim: Trainer, case: Case) -> None:
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(160, marks=LONG)])
-def test_what_was_staged_before_a_kill_is_what_the_relaunch_has(tmp_path: Path, undisturbed: dict[int, str], kills: int) -> None:
+def test_what_was_staged_before_a_kill_is_what_the_relaunch_has(
+    tmp_path: Path, undisturbed: dict[int, str], kills: int
+) -> None:
     """Hazards 5 and 19: every one is durable, verified, bit-identical, and resumed from."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"\nseed {seed}")

@@ -3,8 +3,10 @@
 Every history of two actors with at most two preemptions is played, and random
 ones of many actors with kills. What must hold after every change: each visible
 record is whole, no save of an older launch appears after a newer one has
-resolved, and nobody loses what he was told would stay. And each step of the
-protocol is left out in turn, which must break one of these.
+resolved, and nobody loses what he was told would stay. What a trainer had
+staged when it was killed is what the next launch resumes from, if that one
+gives its saver the time. And each step of the protocol is left out in turn,
+which must break one of these.
 """
 
 from __future__ import annotations
@@ -14,21 +16,24 @@ from dataclasses import replace
 import pytest
 from holds_kit import World, load_all, play, reproducible, save, shuffled, two_switches
 
-from holdfast.catalog import holds, layout, readers, saves, sweep_facts, sweeps, tags
+from holdfast.catalog import holds, launches, layout, readers, saves, standing, sweep_facts, sweeps, tags
 from holdfast.catalog.launches import Launch, begin_launch
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.saves import begin_save
 from holdfast.catalog.sources import read_sources
+from holdfast.catalog.standing import Standing, find_standing
 from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.catalog.tags import create_tag
 from holdfast.catalog.tombstones import Tombstones, read_tombstones
 from holdfast.errors import StorageFull
-from holdfast.ids import TagName
+from holdfast.ids import Order, RecordAddress, RecordId, TagName
 from holdfast.packs.codec import Codec
 from holdfast.packs.writer import write_segments
 from holdfast.trees import SEGMENT_BYTES
 
 LONG = bytes(SEGMENT_BYTES)
+PATIENT = 1000.0
+"""Seconds that a launch gives the savers of older ones: more than they take."""
 A, B, C, D = (letter * 100 for letter in (b"a", b"b", b"c", b"d"))
 
 
@@ -60,6 +65,56 @@ def launcher(world: World, *, deadline=0.05, number=1):
         return launch
 
     return world.actor("launcher", script)
+
+
+def address_of(store, step: int) -> RecordAddress:
+    """Of a step of the first launch of run 1."""
+    order = Order(1, 0, step)
+    return RecordAddress(store.run(1).number, order, RecordId.derive(store.info.id, store.run(1).number, order))
+
+
+def orphan(world: World, *staged: tuple[int, list[bytes]], ends_early: bool = False):
+    """The saver of a trainer that was killed after it had staged these steps; it stood by before that."""
+
+    def script(store):
+        mine = Standing(store, name, 1)
+        if ends_early:
+            mine.end()
+        for step, parts in staged:
+            save(Launch(store.run(1), 1), step, parts, standing=mine)
+        mine.end()
+
+    actor = world.actor("orphan", script)
+    as_saver = replace(world.plain, whoami=lambda: actor.owner)
+    name = standing.stand(Launch(as_saver.run(1), 1)).name
+    world.staged = address_of(world.plain, staged[-1][0])
+    return actor
+
+
+def starting(world: World, step: int, parts: list[bytes]):
+    """A saver that stands by only now, whatever has become of its launch: that of a dead one's successor, or late."""
+
+    def script(store):
+        mine = standing.stand(Launch(store.run(1), 1))
+        save(Launch(store.run(1), 1), step, parts, standing=mine)
+        mine.end()
+
+    return world.actor("starting", script)
+
+
+def heir(world: World, *, deadline: float, after=None):
+    """A launch, begun once ``after`` is gone, that says from what it resumes; it must be what was staged, if it waits."""
+
+    def script(store):
+        while after is not None and not after.done:
+            store.waiter.sleep(0.1)
+        launch = begin_launch(store.run(1), deadline=deadline)
+        world.resolved[1] = max(launch.number, world.resolved.get(1, 0))
+        head = launch.run.lineage().head
+        if deadline == PATIENT and world.staged and (head is None or head.address != world.staged):
+            world.violations.append(f"launch {launch.number} resumes from {head}; {world.staged} was staged")
+
+    return world.actor("heir", script)
 
 
 def tagger(world: World, address):
@@ -119,6 +174,48 @@ def a_launch_and_a_save_that_reuses(world):
     (first,) = begun(world, [A])
     saver(world, 2, [A, B], bases=[first])
     launcher(world)
+
+
+def a_launch_that_waits_for_an_orphan(world):
+    begun(world, [A])
+    orphan(world, (2, [B]))
+    heir(world, deadline=PATIENT)
+
+
+def a_launch_that_waits_for_an_orphan_with_a_queue(world):
+    begun(world, [A])
+    orphan(world, (2, [B]), (3, [C]))
+    heir(world, deadline=PATIENT)
+
+
+def an_orphan_that_ends_too_early(world):
+    begun(world, [A])
+    orphan(world, (2, [B]), ends_early=True)
+    heir(world, deadline=PATIENT)
+
+
+def a_launch_that_does_not_wait_for_an_orphan(world):
+    begun(world, [A])
+    orphan(world, (2, [B]), (3, [C]))
+    heir(world, deadline=0)
+
+
+def a_launch_that_waits_a_moment_for_an_orphan(world):
+    begun(world, [A])
+    orphan(world, (2, [B]))
+    heir(world, deadline=0.05)
+
+
+def a_launch_and_a_saver_that_begins_late(world):
+    begun(world, [A])
+    starting(world, 2, [B])
+    heir(world, deadline=0)
+
+
+def a_launch_that_waits_and_a_saver_that_begins_late(world):
+    begun(world, [A])
+    starting(world, 2, [B])
+    heir(world, deadline=0.05)
 
 
 def two_launches(world):
@@ -223,6 +320,10 @@ PAIRS = {
         twin_of_a_deleted_record,
         a_launch_while_the_old_one_saves,
         a_launch_and_a_save_that_reuses,
+        a_launch_that_does_not_wait_for_an_orphan,
+        a_launch_that_waits_a_moment_for_an_orphan,
+        a_launch_and_a_saver_that_begins_late,
+        a_launch_that_waits_and_a_saver_that_begins_late,
         two_launches,
         tagging_what_is_deleted,
         reading_what_is_deleted,
@@ -236,6 +337,13 @@ PAIRS = {
         a_failing_save_and_a_second_run,
     )
 }
+
+
+HANDOVERS = {
+    scenario.__name__: scenario
+    for scenario in (a_launch_that_waits_for_an_orphan, a_launch_that_waits_for_an_orphan_with_a_queue)
+}
+"""Pairs in which one waits for the other, for as long as that takes."""
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -253,6 +361,69 @@ def test_not_one_history_of_two_actors_with_two_preemptions_breaks_an_invariant(
     with reproducible(1, monkeypatch):
         for schedule, world in two_switches(PAIRS[name]):
             assert not world.violations, (schedule, world.violations)
+
+
+@pytest.mark.parametrize("name", HANDOVERS)
+def test_in_no_history_of_a_handover_is_anything_lost_that_was_staged(name, monkeypatch):
+    """One in five of them."""
+    with reproducible(1, monkeypatch):
+        for schedule, world in two_switches(HANDOVERS[name], every=5, patient=True):
+            assert not world.violations, (schedule, world.violations)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", HANDOVERS)
+def test_not_in_one_history_of_a_handover_is_anything_lost_that_was_staged(name, monkeypatch):
+    with reproducible(1, monkeypatch):
+        for schedule, world in two_switches(HANDOVERS[name], patient=True):
+            assert not world.violations, (schedule, world.violations)
+
+
+def staging_and_dying(world, *, waits_for_saver: bool = True):
+    """A trainer stages and is killed at once; its saver stands by and finishes; two launches at once take over."""
+    ready = []
+
+    def train(store):
+        while waits_for_saver and not ready:
+            store.waiter.sleep(0.1)
+        world.staged = address_of(world.plain, 2)
+
+    trainer = world.actor("trainer", train)
+    as_trainer = replace(world.plain, whoami=lambda: trainer.owner)
+    save(begin_launch(as_trainer.create_run("model"), deadline=0), 1, [A])
+
+    def stand_by(store):
+        mine = standing.stand(Launch(store.run(1), 1))
+        ready.append(mine)
+        while not trainer.done:
+            store.waiter.sleep(0.1)
+        if world.staged:
+            save(Launch(store.run(1), 1), 2, [B], standing=mine)
+        mine.end()
+
+    world.actor("saver", stand_by)
+    heir(world, deadline=PATIENT, after=trainer)
+    heir(world, deadline=PATIENT, after=trainer)
+
+
+def without_waiting_for_the_saver(world):
+    staging_and_dying(world, waits_for_saver=False)
+
+
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(1000, 6000), marks=pytest.mark.soak)], ids=len)
+def test_what_was_staged_before_a_kill_is_what_every_launch_resumes_from(seeds, monkeypatch):
+    for seed in seeds:
+        with reproducible(seed, monkeypatch):
+            world = play(staging_and_dying, shuffled(seed))
+        assert not world.violations, (seed, world.violations)
+        assert world.resolved == {1: 3}
+
+
+def test_a_state_that_is_staged_before_its_saver_stands_by_may_be_lost(monkeypatch):
+    """So the first save waits for the saver."""
+    with reproducible(1, monkeypatch):
+        assert any(play(without_waiting_for_the_saver, shuffled(seed)).violations for seed in range(200))
 
 
 @pytest.mark.soak
@@ -275,6 +446,8 @@ def everybody(world):
     first, second, third = begun(world, [A], [A, B], [B, C], frozen=[D])
     begin_launch(world.plain.create_run("other"), deadline=0)
     saver(world, 4, [A, B, D], bases=[first, third])
+    orphan(world, (5, [A, C]))
+    starting(world, 6, [B, D])
     saver(world, 1, [C], number=2, frozen=[D])
     sweeper(world, first, second)
     sweeper(world, first, seconds=0.05)
@@ -289,7 +462,7 @@ def _no_hold(patch):
 
 
 def _no_fence_check(patch):
-    patch.setattr(saves, "_check_fence", lambda attempt: None)
+    patch.setattr(saves, "_check_fence", lambda attempt, standing: None)
 
 
 def _no_look_at_tombstones(patch):
@@ -365,7 +538,77 @@ def _as_dead(found: Liveness) -> Liveness:
     return Liveness.DEAD if found is Liveness.REBOOTED else found
 
 
+def _no_standing_hold(patch):
+    patch.setattr(standing, "create_once", lambda *_: None)
+
+
+def _no_wait_for_standing_holds(patch):
+    def removed_at_once(launch, seconds, report):
+        for one in find_standing(launch.run.store, launch.run.number):
+            if one.launch < launch.number:
+                one.end()
+
+    patch.setattr(launches, "_await_savers", removed_at_once)
+
+
+def _standing_holds_left_alone(patch):
+    patch.setattr(launches, "_await_savers", lambda launch, seconds, report: None)
+
+
+def _standing_holds_after_the_listing_of_saves(patch):
+    older, await_savers = launches._older_saves, launches._await_savers
+
+    def listed_early(launch):
+        found = older(launch)
+        await_savers(launch, 0, str)
+        return found
+
+    patch.setattr(launches, "_await_savers", lambda launch, seconds, report: None)
+    patch.setattr(launches, "_older_saves", listed_early)
+
+
+def _standing_hold_entitles_to_nothing(patch):
+    check = saves._check_fence
+    patch.setattr(saves, "_check_fence", lambda attempt, standing: check(attempt, None))
+
+
+def _no_look_at_the_own_standing_hold(patch):
+    check = saves._check_fence
+    patch.setattr(saves, "_check_fence", lambda attempt, standing: None if standing else check(attempt, None))
+
+
+def _no_look_at_newer_launches_by_who_stands(patch):
+    class Unfenced(Launch):
+        def fenced(self):
+            return False
+
+    stand = standing.stand
+    patch.setattr(standing, "stand", lambda launch: stand(Unfenced(launch.run, launch.number)))
+
+
+def _nothing(patch):
+    """What is left out is left out by the scenario."""
+
+
 NONE = Tombstones(sweeps=(), damaged=())
+
+WITHOUT_STANDING = {
+    "the standing hold": (_no_standing_hold, a_launch_that_waits_for_an_orphan),
+    "the wait for standing holds": (_no_wait_for_standing_holds, a_launch_that_waits_for_an_orphan),
+    "the right that it gives": (_standing_hold_entitles_to_nothing, a_launch_that_waits_for_an_orphan),
+    "the standing hold until the end": (_nothing, an_orphan_that_ends_too_early),
+    "its removal": (_standing_holds_left_alone, a_launch_that_does_not_wait_for_an_orphan),
+    "its removal before saves are listed": (
+        _standing_holds_after_the_listing_of_saves,
+        a_launch_that_does_not_wait_for_an_orphan,
+    ),
+    "the look whether it still stands": (
+        _no_look_at_the_own_standing_hold,
+        a_launch_that_does_not_wait_for_an_orphan,
+    ),
+    "the look at newer launches": (_no_look_at_newer_launches_by_who_stands, a_launch_and_a_saver_that_begins_late),
+}
+"""What a standing hold is worth hangs on each of these."""
 
 WITHOUT = {
     "the hold, a sweep": (_no_hold, deleting_while_a_save_has_packs_without_a_record),
@@ -397,3 +640,12 @@ def test_without_one_step_of_the_protocol_a_history_breaks_an_invariant(step, mo
     leave_out(monkeypatch)
     with reproducible(1, monkeypatch):
         assert any(world.violations for _, world in two_switches(scenario, seed=7))
+
+
+@pytest.mark.parametrize("step", WITHOUT_STANDING)
+def test_without_one_step_of_the_handover_a_history_breaks_an_invariant(step, monkeypatch):
+    leave_out, scenario = WITHOUT_STANDING[step]
+    leave_out(monkeypatch)
+    patient = scenario not in PAIRS.values()
+    with reproducible(1, monkeypatch):
+        assert any(world.violations for _, world in two_switches(scenario, seed=7, patient=patient))

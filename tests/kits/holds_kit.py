@@ -21,6 +21,7 @@ from holdfast.catalog.objects import _read_some
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.runs import Run, read_record
 from holdfast.catalog.saves import begin_save
+from holdfast.catalog.standing import Standing
 from holdfast.catalog.store import Store, create_store
 from holdfast.catalog.waiting import Waiter
 from holdfast.clock import utc_now
@@ -80,9 +81,10 @@ def save(
     frozen: list[bytes] = (),
     bases: list[RecordAddress] = (),
     values: bytes | None = None,
+    standing: Standing | None = None,
 ) -> Record:
     """A whole checkpoint of the given segments."""
-    with begin_save(launch, timeline, step, bases=bases, shared=bool(frozen)) as attempt:
+    with begin_save(launch, timeline, step, bases=bases, shared=bool(frozen), standing=standing) as attempt:
         return attempt.publish(fill(attempt, step, parts, frozen, values))
 
 
@@ -114,6 +116,7 @@ class Actor:
         self.world, self.name, self.script = world, name, script
         self.owner = Owner(host=host, boot="boot", pid=len(world.actors) + 1, started=name)
         self.done = self.killed = False
+        self.steps = self.sleeps = 0
         self.error: BaseException | None = None
         self.result: object = None
         self._go, self._parked = threading.Semaphore(0), threading.Semaphore(0)
@@ -123,8 +126,15 @@ class Actor:
 
     def step(self) -> None:
         """Lets it do one storage operation and run on to the next."""
+        self.steps += 1
         self._go.release()
         self._parked.acquire()
+
+    def until_it_sleeps(self) -> None:
+        """Lets it go on until it waits for somebody else, or is done."""
+        before = self.sleeps
+        while not self.done and self.sleeps == before:
+            self.step()
 
     def kill(self) -> None:
         """Ends it at the operation that it is about to do."""
@@ -152,6 +162,7 @@ class Actor:
     def _sleep(self, seconds: float) -> None:
         self.gate()
         self.world.time += seconds
+        self.sleeps += 1
 
     def _main(self) -> None:
         try:
@@ -245,6 +256,8 @@ class World:
     """What somebody meant to delete."""
     relied_on: dict[str, RecordAddress] = field(default_factory=dict)
     """Records that somebody was told will stay: by the tag, fork or reader."""
+    staged: RecordAddress | None = None
+    """The newest record that a trainer was promised when it was killed."""
 
     def __post_init__(self) -> None:
         self.plain = create_store(self.storage)
@@ -326,8 +339,24 @@ def to_the_end(actor: Actor) -> None:
         actor.step()
 
 
-def switches(first: int, before: int, between: int) -> Schedule:
-    """Two actors: ``first`` does some operations, the other one some; then each goes to its end."""
+def in_turns(one: Actor, other: Actor) -> None:
+    """Each goes to its end, and whoever waits for the other one lets it do so."""
+    while not (one.done and other.done):
+        one.until_it_sleeps()
+        other.until_it_sleeps()
+
+
+def one_by_one(one: Actor, other: Actor) -> None:
+    """Each goes to its end, and whoever waits does so in vain."""
+    to_the_end(one)
+    to_the_end(other)
+
+
+def switches(first: int, before: int, between: int, *, patient: bool = False) -> Schedule:
+    """Two actors: ``first`` does some operations, the other one some; then each goes to its end.
+
+    With ``patient``, nobody waits for more than the other one's last operation: deadlines do not pass meanwhile.
+    """
 
     def schedule(world: World) -> None:
         one, other = world.actors[first], world.actors[1 - first]
@@ -335,34 +364,31 @@ def switches(first: int, before: int, between: int) -> Schedule:
             for _ in range(count):
                 if not actor.done:
                     actor.step()
-        to_the_end(one)
-        to_the_end(other)
+        (in_turns if patient else one_by_one)(one, other)
 
     return schedule
 
 
-def lengths(scenario: Scenario) -> list[int]:
+def lengths(scenario: Scenario, *, patient: bool = False) -> list[int]:
     """How many operations each of two actors does, the more of both orders."""
     counts = [0, 0]
     for first in (0, 1):
         world = World()
         scenario(world)
-        for turn in (first, 1 - first):
-            steps = 0
-            while not world.actors[turn].done:
-                world.actors[turn].step()
-                steps += 1
-            counts[turn] = max(counts[turn], steps)
+        switches(first, 0, 0, patient=patient)(world)
+        counts = [max(count, actor.steps) for count, actor in zip(counts, world.actors, strict=True)]
         world.finish()
     return counts
 
 
-def two_switches(scenario: Scenario, every: int = 1, seed: int | None = None) -> Iterator[tuple[str, World]]:
+def two_switches(
+    scenario: Scenario, every: int = 1, seed: int | None = None, *, patient: bool = False
+) -> Iterator[tuple[str, World]]:
     """Histories of two actors with at most two preemptions: all of them, or one in ``every``, evenly spread.
 
     With ``seed`` in random order, which finds what a broken step leads to sooner.
     """
-    counts = lengths(scenario)
+    counts = lengths(scenario, patient=patient)
     choices = [
         (first, before, between)
         for first in (0, 1)
@@ -372,7 +398,7 @@ def two_switches(scenario: Scenario, every: int = 1, seed: int | None = None) ->
     if seed is not None:
         random.Random(seed).shuffle(choices)
     for choice in choices:
-        yield str(choice), play(scenario, switches(*choice))
+        yield str(choice), play(scenario, switches(*choice, patient=patient))
 
 
 def shuffled(seed: int, *, kills: float = 0.0) -> Schedule:

@@ -12,7 +12,8 @@ from packs_kit import CODECS, FOLDER, Heap, nothing, padded, read_back, weights,
 from holdfast.errors import InvalidInput, ObjectExists, StorageError, StorageFull, StorageUnavailable
 from holdfast.ids import Digest
 from holdfast.packs.codec import Codec
-from holdfast.packs.index import read_footer
+from holdfast.packs.index import SegmentIndex, read_footer
+from holdfast.packs.reader import read_segments
 from holdfast.packs.segment import Segment
 from holdfast.packs.verify import verify_pack
 from holdfast.packs.writer import write_segments
@@ -57,6 +58,50 @@ def test_padded_memory_is_written_where_it_lies(heap, size, rng):
     assert [memory.obj is segment.padded.obj for memory in heap.written[:3]] == [False, True, False]
     assert read_back(heap, written, [1, size, 1]) == [b"x", bytes(segment.data), b"y"]
     assert verify_pack(heap, written.packs[0].name) == []
+
+
+def arena(parts):
+    """Padded segments one behind the other in one piece of memory, as a staging arena has them."""
+    places = [sum(-(-len(part) // 4096) * 4096 for part in parts[:number]) for number in range(len(parts) + 1)]
+    memory = memoryview(mmap.mmap(-1, places[-1]))
+    for part, start in zip(parts, places, strict=False):
+        memory[start : start + len(part)] = part
+    return [
+        Segment(memory[start : start + len(part)], "float32", memory[start:end])
+        for part, start, end in zip(parts, places, places[1:], strict=False)
+    ]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_neighbours_in_memory_are_written_at_once(heap, threads, rng):
+    parts = [rng.randbytes(rng.randrange(KIB64, 300_000)) for _ in range(200)]
+    written = write(heap, arena(parts), threads=threads)
+    assert read_back(heap, written, map(len, parts)) == parts
+    assert verify_pack(heap, written.packs[0].name) == []
+    assert len(heap.pieces) <= 3 + sum(map(len, parts)) // (7 * MIB), "header, end, and what is left"
+    assert max(length for _, length in heap.pieces) <= 8 * MIB
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_is_known_or_encoded_parts_neighbours(heap, codec, rng):
+    """In any mixture, also with short ones and with memory that lies elsewhere in between."""
+    kinds = [
+        lambda size: rng.randbytes(size),
+        lambda size: bytes([rng.randrange(256)]) * size,
+        lambda size: weights(rng, size // 4),
+    ]
+    parts = [rng.choice(kinds)(rng.choice([rng.randrange(4, 5000), rng.randrange(KIB64, 200_000)])) for _ in range(300)]
+    known = {Digest.of(part) for part in parts if rng.random() < 0.3}
+    segments = [segment if rng.random() < 0.9 else bytes(segment.data) for segment in arena(parts)]
+    written = write(heap, segments, codec=codec, known=known.__contains__, threads=3)
+    assert written.digests == [Digest.of(part) for part in parts]
+    new = {Digest.of(part): part for part in parts if Digest.of(part) not in known}
+    assert {entry.digest for entry in slots(heap, written)} == set(new)
+    targets = {digest: bytearray(len(part)) for digest, part in new.items()}
+    index = SegmentIndex.of(heap, [pack.name for pack in written.packs])
+    read_segments(heap, index.get, [(digest, memoryview(into)) for digest, into in targets.items()])
+    assert targets == new
+    assert [problem for pack in written.packs for problem in verify_pack(heap, pack.name)] == []
 
 
 def test_short_padded_segments_share_writes(heap, rng):

@@ -7,7 +7,6 @@ process.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,23 +17,18 @@ from torch import Tensor
 
 from holdfast import errors
 from holdfast.errors import SaveFailed
-from holdfast.packs.format import BLOCK, aligned
 from holdfast.records import Record, Target
 from holdfast.recovery.inline import shape_of
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome, Saves
+from holdfast.recovery.slots import Slots
 from holdfast.saver import SaveRequest, messages
-from holdfast.saver.arena import Layout
 from holdfast.saver.asides import pack_metrics
 from holdfast.saver.control import Intent, Row
 from holdfast.saver.handle import SaverProcess
 from holdfast.saver.jobs import encode_job
-from holdfast.saver.memory import Slab
-from holdfast.saver.planning import MemoryPlan, plan_memory
 from holdfast.seals import unseal
 from holdfast.state import Snapshot
 from holdfast.state.frozen import FrozenTensors
-from holdfast.state.staging import Destination
-from holdfast.trees import Lifetime
 
 logger = logging.getLogger(__name__)
 
@@ -62,81 +56,35 @@ class BackgroundSaves:
 
     process: SaverProcess
     address: Callable[[SaveRequest], Target]
-    budget: int
+    slots: Slots
     survives: str
-    wanted_slots: int
     check_staging: bool
     tell: Callable[[int, str], None]
     progress: Callable[[messages.Progress], None]
     fallback: Callable[[], Saves]
     """Makes saves in this process, piece by piece, where the state does not fit into memory a second time."""
-    plan: MemoryPlan | None = None
-    _layout: Layout | None = None
-    _destinations: dict[int, Destination] = field(default_factory=dict)
     _frozen: FrozenTensors = field(default_factory=FrozenTensors)
     _flying: dict[int, _InFlight] = field(default_factory=dict)
     _outcomes: list[Outcome] = field(default_factory=list)
+    _asides: dict[int, messages.AddMetrics | messages.AddTag] = field(default_factory=dict)
+    """What was asked for, by number, and is not in the store yet, as far as is known."""
+    _asked: int = 0
     _generation: int = 0
     _pieces: Saves | None = None
-    _warming: threading.Thread | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _heard: float = 0.0
+    """When the saver was heard last."""
+    _gets_on: float = 0.0
+    """When it was heard last that a save gets on: waiting for a full disk is not that."""
+    _starts: int = 0
 
     @property
     def reserves(self) -> bool:
         """A reserve outlives this process."""
         return True
 
-    # Memory
-
     def prepare(self, snapshot: Snapshot) -> None:
         """Makes the slots for this structure, if there are none for it yet, and touches their memory."""
-        specs = tuple(spec for spec, _ in snapshot.tensors)
-        if self._layout is not None and self._layout.specs == specs:
-            return
-        self._settle_warming()
-        self._layout = layout = Layout(specs)
-        frozen = sum(spec.nbytes for spec in specs if spec.lifetime is Lifetime.FROZEN)
-        plan = plan_memory(trained=layout.trained, frozen=frozen, budget=self.budget, wanted=self.wanted_slots)
-        if self.plan is None or plan.peak != self.plan.peak:
-            self.tell(logging.INFO if plan.slots > 1 else logging.WARNING, str(plan))
-        self.plan = plan
-        self._destinations = {}
-        self._warm(range(plan.slots), layout)
-
-    def _warm(self, slots: range, layout: Layout) -> None:
-        """Touching memory for the first time takes thirty times as long as copying into it: not in the loop."""
-        slabs = [self._slab(slot, layout) for slot in slots if self._free(slot)]
-        self._stop = stop = threading.Event()
-
-        def warm() -> None:
-            for slab in slabs:
-                slab.reserve(0, layout.trained, stop)
-                slab.populate(0, layout.trained, stop)
-
-        self._warming = threading.Thread(target=warm, name="holdfast-warm", daemon=True)
-        self._warming.start()
-
-    def _settle_warming(self) -> None:
-        self._stop.set()
-        if self._warming is not None:
-            self._warming.join()
-            self._warming = None
-
-    def _slab(self, slot: int, layout: Layout, document: int = 0) -> Slab:
-        """The memory of a free slot, long enough; touched only where it is used."""
-        slab = self.process.slabs.get(slot)
-        if slab is None or slab.length < layout.length + aligned(document, BLOCK):
-            self._destinations.pop(slot, None)
-            self.process.control.unseal(slot)
-            slab = Slab.make(layout.slab_bytes() + aligned(document, BLOCK))
-            self.process.add_slab(slot, slab)
-        return slab
-
-    def _destination(self, slot: int, layout: Layout) -> Destination:
-        known = self._destinations.get(slot)
-        if known is None or known.layout is not layout:
-            known = self._destinations[slot] = Destination(self.process.slabs[slot], layout)
-        return known
+        self.slots.prepare(snapshot)
 
     # Saving
 
@@ -147,7 +95,7 @@ class BackgroundSaves:
             SaveFailed: no saver, no memory, or no place in it for too long.
         """
         self.prepare(snapshot)
-        if self._slots():
+        if self.slots.usable:
             self._stage(self._await_slot(urgent), snapshot, request, Intent.SAVE)
             self.process.send(messages.Hurry(on=True) if urgent else messages.Staged())
             self._await_saver()
@@ -162,7 +110,8 @@ class BackgroundSaves:
             self._listen()
 
     def _save_in_pieces(self, snapshot: Snapshot, request: SaveRequest) -> None:
-        self.drain(SLOT_SECONDS)
+        if not self.drain(SLOT_SECONDS):
+            raise SaveFailed(f"the saver has not finished an earlier save, nor got on with it for {SLOT_SECONDS:.0f} s")
         self._pieces = self._pieces or self.fallback()
         self._pieces.save(snapshot, msgspec.structs.replace(request, survives="nothing"), urgent=True)
         self._outcomes += self._pieces.outcomes()
@@ -172,44 +121,51 @@ class BackgroundSaves:
         self.prepare(snapshot)
         older = self._reserves()
         slot = self._reserve_slot()
-        if slot is not None:
-            self._stage(slot, snapshot, request, Intent.RESERVE)
+        if slot is not None and self._stage(slot, snapshot, request, Intent.RESERVE):
             for row in older:
                 self._taken_back(row)
 
-    def _stage(self, slot: int, snapshot: Snapshot, request: SaveRequest, intent: Intent) -> None:
-        layout, control = self._layout, self.process.control
+    def _stage(self, slot: int, snapshot: Snapshot, request: SaveRequest, intent: Intent) -> bool:
+        """Copies and seals; False: a reserve that would have to wait for memory."""
+        layout, control = self.slots.layout, self.process.control
         assert layout is not None
         control.unseal(slot)
         began = time.monotonic()
         prints = self._frozen.look(layout.specs, [tensor for _, tensor in snapshot.tensors])
-        skipped = self._frozen.skipped(layout.specs, prints)
+        if self._unknown(prints) and self.slots.frozen_elsewhere(slot):
+            if intent is Intent.RESERVE:
+                return False
+            self._await(lambda: not self.slots.frozen_elsewhere(slot))
+        skipped = self._frozen.skipped(layout.specs, prints, in_turn=not self.slots.frozen_elsewhere(slot))
         staged = [place for place in range(len(layout.specs)) if place not in skipped]
-        self._copy(slot, layout, snapshot, staged)
+        self._copy(slot, snapshot, staged)
         request = msgspec.structs.replace(
             request, stall=time.monotonic() - request.began, staging=time.monotonic() - began, survives=self.survives
         )
         offsets = [-1 if place in skipped else offset for place, offset in enumerate(layout.offsets)]
         document = encode_job(request, shape_of(snapshot), offsets, self._frozen.stored_in if skipped else None)
-        self._write(slot, layout, intent, document)
+        self._write(slot, intent, document)
         self._generation += 1
         names = {place: layout.specs[place].name for place in prints}
         self._flying[self._generation] = _InFlight(self.address(request), prints, names)
         control.seal(slot, self._generation)
+        return True
 
-    def _copy(self, slot: int, layout: Layout, snapshot: Snapshot, staged: list[int]) -> None:
-        slab = self._slab(slot, layout)
-        slab.reserve(0, layout.trained)
-        if any(layout.specs[place].lifetime is Lifetime.FROZEN for place in staged):
-            slab.reserve(layout.trained, layout.length - layout.trained)
+    def _unknown(self, prints: Mapping[int, bytes]) -> bool:
+        """Whether there are frozen tensors that must be staged."""
+        assert self.slots.layout is not None
+        return len(self._frozen.skipped(self.slots.layout.specs, prints, in_turn=False)) < len(prints)
+
+    def _copy(self, slot: int, snapshot: Snapshot, staged: list[int]) -> None:
+        destination = self.slots.destination(slot, staged, snapshot)
         sources: list[Tensor] = [snapshot.tensors[place][1] for place in staged]
-        destination = self._destination(slot, layout)
         destination.copy(staged, sources)
         if self.check_staging and (other := destination.differing(staged, sources)):
             raise SaveFailed(f"what was staged is not the live state: {', '.join(other[:5])} changed during the copy")
 
-    def _write(self, slot: int, layout: Layout, intent: Intent, document: bytes) -> None:
-        slab = self.process.slabs[slot]
+    def _write(self, slot: int, intent: Intent, document: bytes) -> None:
+        slab, layout = self.process.slabs[slot], self.slots.layout
+        assert layout is not None
         if slab.length < layout.length + len(document):
             raise SaveFailed(f"the values of this state ({len(document)} bytes) do not fit beside it; save again")
         slab.reserve(layout.length, len(document))
@@ -218,40 +174,45 @@ class BackgroundSaves:
 
     # Places
 
-    def _slots(self) -> range:
-        return range(self.plan.slots if self.plan else 0)
-
-    def _free(self, slot: int) -> bool:
-        row = self.process.control.row(slot)
-        return row is None or not row.pending
-
     def _await_slot(self, urgent: bool) -> int:
-        if (slot := self._take_slot(urgent)) is not None:
-            return slot
+        found: list[int] = []
+
+        def taken() -> bool:
+            slot = self._take_slot(urgent)
+            found.extend([] if slot is None else [slot])
+            return bool(found)
+
+        self._await(taken)
+        return found[0]
+
+    def _await(self, done: Callable[[], bool]) -> None:
+        """Back-pressure: the training waits for earlier saves, as long as anything is heard of them.
+
+        Raises:
+            SaveFailed: no saver, or nothing is heard of it any more.
+        """
+        if done():
+            return
         self.process.send(messages.Hurry(on=True))
+        began = time.monotonic()
         try:
-            return self._await_free_slot(urgent)
+            while not done():
+                if self.process.lost:
+                    raise SaveFailed("there is no saver process any more; see what was said when it died")
+                if time.monotonic() >= max(began, self._heard) + SLOT_SECONDS:
+                    raise SaveFailed(f"earlier saves hold all staging memory and say nothing for {SLOT_SECONDS:.0f} s")
+                self.process.wait(0.5)
+                self._listen()
         finally:
             self.process.send(messages.Hurry(on=False))
 
-    def _await_free_slot(self, urgent: bool) -> int:
-        end = time.monotonic() + SLOT_SECONDS
-        while (slot := self._take_slot(urgent)) is None:
-            if self.process.lost:
-                raise SaveFailed("there is no saver process any more; see what was said when it died")
-            if time.monotonic() >= end:
-                raise SaveFailed(f"earlier saves have taken all staging memory for {SLOT_SECONDS:.0f} s")
-            self.process.wait(0.5)
-            self._listen()
-        return slot
-
     def _take_slot(self, urgent: bool) -> int | None:
         """A slot that holds nothing that matters any more: free, or in reserve, or, if time is short, not begun."""
-        free = next((slot for slot in self._slots() if self._free(slot)), None)
+        free = next((slot for slot in self.slots.usable if self.slots.free(slot)), None)
         if free is not None:
             return free
         self._listen()
-        rows = [row for row in self.process.control.rows() if row.slot in self._slots() and row.pending]
+        rows = [row for row in self.process.control.rows() if row.slot in self.slots.usable and row.pending]
         for row in rows:
             if (row.intent is Intent.RESERVE or urgent) and self._taken_back(row):
                 return row.slot
@@ -262,7 +223,7 @@ class BackgroundSaves:
 
     def _reserve_slot(self) -> int | None:
         """Where a reserve may go: not over the one that there is, as long as there is another place."""
-        free = next((slot for slot in self._slots() if self._free(slot)), None)
+        free = next((slot for slot in self.slots.usable if self.slots.free(slot)), None)
         if free is not None:
             return free
         return next((row.slot for row in self._reserves() if self._taken_back(row)), None)
@@ -285,27 +246,34 @@ class BackgroundSaves:
         return found
 
     def drain(self, seconds: float) -> bool:
-        """Waits until nothing is in flight and what follows was done."""
-        end = time.monotonic() + seconds
+        """Waits until nothing is in flight and what follows was done; for so long without a sign of progress."""
+        began = time.monotonic()
         self._listen()
-        while (busy := self._busy()) and time.monotonic() < end:
-            self.process.send(messages.Hurry(on=True))
-            self.process.wait(0.2)
-            self._listen()
-        self.process.send(messages.Hurry(on=False))
+        try:
+            while (busy := self._busy()) and time.monotonic() < max(began, self._gets_on) + seconds:
+                self.process.send(messages.Hurry(on=True))
+                self.process.wait(0.2)
+                self._listen()
+        finally:
+            self.process.send(messages.Hurry(on=False))
         return not busy
 
     def _busy(self) -> bool:
         reserves = {row.generation for row in self._reserves()}
-        return any(generation not in reserves for generation in self._flying)
+        return bool(self._asides) or any(generation not in reserves for generation in self._flying)
 
     def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
         """After the record is committed."""
-        self.process.send(messages.AddMetrics(target=target, metrics=pack_metrics(dict(metrics))))
+        self._aside(messages.AddMetrics(target=target, metrics=pack_metrics(dict(metrics)), number=self._asked + 1))
 
     def add_tag(self, target: Target, tag: str) -> None:
         """After the record is committed."""
-        self.process.send(messages.AddTag(target=target, tag=tag))
+        self._aside(messages.AddTag(target=target, tag=tag, number=self._asked + 1))
+
+    def _aside(self, message: messages.AddMetrics | messages.AddTag) -> None:
+        self._asked = message.number
+        self._asides[message.number] = message
+        self.process.send(message)
 
     def rescue(self, kind: str, reason: str) -> None:
         """The newest reserve, if nothing newer was saved, becomes a checkpoint."""
@@ -314,11 +282,10 @@ class BackgroundSaves:
 
     def close(self, seconds: float) -> None:
         """Lets the saver finish and end; one that takes longer finishes without this process."""
-        self._settle_warming()
+        self.slots.close()
         for row in self._reserves():
             self._taken_back(row)  # the training has ended well, or what mattered of it was rescued
-        self._destinations = {}
-        if not self.process.close(seconds):
+        if not self.process.close(seconds, self._hear):
             self.tell(logging.WARNING, f"the saver is still at work after {seconds:.0f} s; it finishes by itself")
 
     def restored(self) -> None:
@@ -330,29 +297,41 @@ class BackgroundSaves:
     def _listen(self) -> None:
         for message in self.process.received():
             self._hear(message)
-        if self.process.lost and self._flying:
+        if self.process.starts != self._starts:
+            self._starts = self.process.starts
+            self._forget_unfollowed()
+            for message in self._asides.values():
+                self.process.send(message)
+        if self.process.lost and (self._flying or self._asides):
             self._lose_all()
+        self.slots.give_back()
 
     def _hear(self, message: messages.Message) -> None:
+        self._heard = time.monotonic()
+        if not isinstance(message, messages.Said):
+            self._gets_on = self._heard
         if isinstance(message, messages.Committed):
             self._committed(message)
         elif isinstance(message, messages.GivenUp):
             self._given_up(message)
         elif isinstance(message, messages.Followed):
             self._followed(message)
+        elif isinstance(message, messages.Noted):
+            self._asides.pop(message.number, None)
         elif isinstance(message, messages.Progress):
             self.progress(message)
+        elif isinstance(message, messages.Chosen):
+            logger.info("%s", message.text)
         elif isinstance(message, messages.Said):
             logger.log(message.level, "%s", message.text)
 
     def _committed(self, message: messages.Committed) -> None:
         flown = self._flying.get(message.generation)
-        if flown is None:
+        if flown is None or flown.committed is not None:
             return
         record = unseal(flown.target.address.name, message.record, Record)
         flown.committed = record
         self._frozen.committed(flown.target, {flown.names[place]: found for place, found in flown.frozen.items()})
-        self._release_frozen()
         self._outcomes.append(Committed(record=record))
 
     def _given_up(self, message: messages.GivenUp) -> None:
@@ -364,6 +343,8 @@ class BackgroundSaves:
 
     def _followed(self, message: messages.Followed) -> None:
         flown = self._flying.pop(message.generation, None)
+        for generation in [one for one in self._flying if one < message.generation and self._flying[one].committed]:
+            del self._flying[generation]  # the saver that should have told of it has died
         if message.restage:
             self._frozen.forget()
         problem = "damaged when it was read back" if message.damaged else None
@@ -375,18 +356,18 @@ class BackgroundSaves:
             if flown.committed is None:
                 text = f"{flown.target.address} was not saved: there is no saver process any more"
                 self._outcomes.append(GivenUp(target=flown.target, error=SaveFailed(text)))
-        self._flying = {}
+        for aside in self._asides.values():
+            self.tell(logging.ERROR, f"{aside.target.address} was not given its metrics or name: there is no saver")
+        self._flying, self._asides = {}, {}
         for row in self.process.control.rows():
             self.process.control.done(row)
 
-    def _release_frozen(self) -> None:
-        """Gives the memory of frozen tensors back: most of them are not staged again for a while."""
-        layout = self._layout
-        if layout is None or layout.length <= layout.trained:
-            return
-        for slot, slab in self.process.slabs.items():
-            if self._free(slot):
-                slab.release(layout.trained, layout.length - layout.trained)
+    def _forget_unfollowed(self) -> None:
+        """A saver that died after a commit has told nobody what followed; the next one does what it still finds."""
+        there = {row.generation for row in self.process.control.rows()}
+        for generation, flown in list(self._flying.items()):
+            if flown.committed is not None and generation not in there:
+                del self._flying[generation]
 
 
 def _error(kind: str, text: str) -> errors.HoldfastError:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
+
+import msgspec
 
 from holdfast.catalog import layout
 from holdfast.catalog.objects import exists
@@ -17,6 +19,7 @@ from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome, Saves
 from holdfast.recovery.session import Session
 from holdfast.saver import SaveRequest
+from holdfast.saver.figures import sentence
 from holdfast.state import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ class Checkpoints:
         self._newest: Target | None = None
         self._unsound: Record | None = None
         self._prepared = False
+        self._late: tuple[Target, dict[str, Any]] | None = None
+        self._tags: dict[Target, list[TagName]] = {}
         self._failure: HoldfastError | None = None
         self._failures = 0
         self._good_at = time.monotonic()
@@ -85,6 +90,7 @@ class Checkpoints:
         """
         target = Target.of(self.address(request.step))
         self._newest = target
+        request = self._with_late_metrics(target, request)
         self._after.measured(target, request.metrics)
         failed = None
         try:
@@ -106,9 +112,17 @@ class Checkpoints:
         return self._saves.reserves
 
     def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
-        """Metrics that were measured after the save; errors as in `holdfast.catalog.marks.add_metrics`."""
+        """Metrics that were measured after the save; if that fails, the next one of the same boundary has them."""
+        known = self._late[1] if self._late is not None and self._late[0] == target else {}
+        self._late = target, {**known, **metrics}
         self._saves.add_metrics(target, metrics)
         self._after.measured(target, metrics)
+
+    def _with_late_metrics(self, target: Target, request: SaveRequest) -> SaveRequest:
+        late, self._late = self._late, None
+        if late is None or late[0] != target:
+            return request
+        return msgspec.structs.replace(request, metrics={**late[1], **request.metrics})
 
     def check_tag(self, tag: TagName) -> None:
         """Refuses a name that is taken.
@@ -120,8 +134,17 @@ class Checkpoints:
             raise NameTaken(f"there is a tag {tag!s} already; tags do not move")
 
     def add_tag(self, target: Target, tag: TagName) -> None:
-        """Names a checkpoint as soon as it exists."""
+        """Names a checkpoint as soon as it exists; that it never will is said."""
+        if target not in (self._newest, None if self.last is None else Target.of(self.last.address)):
+            self._not_tagged(target, [tag])
+            return
+        if self.in_flight:
+            self._tags.setdefault(target, []).append(tag)
         self._saves.add_tag(target, str(tag))
+
+    def _not_tagged(self, target: Target, tags: Iterable[TagName]) -> None:
+        for tag in tags:
+            logger.error("there is no tag %s: %s, which it was meant for, was not saved", tag, target.address)
 
     # What becomes of them
 
@@ -146,6 +169,8 @@ class Checkpoints:
             self.listen()
         if self.last is None or Target.of(self.last.address) != target:
             self._raise(self._failure or SaveFailed(f"{target.address} was not saved"))
+        if self._unsound is not None and self._unsound.address == target.address:
+            raise SaveFailed(f"{target.address} was damaged when it was read back; look after the disk, and save again")
         return self.last
 
     def drain(self, seconds: float = SILENT_SECONDS) -> None:
@@ -162,14 +187,19 @@ class Checkpoints:
 
         Raises:
             HoldfastError: the last save has failed, and nobody was told by an exception.
-            SaveFailed: the last checkpoint was damaged when it was read back.
+            SaveFailed: nobody knows what becomes of it, or it was damaged when it was read back.
         """
         if self._failure is not None:
             raise self._failure
+        if self.in_flight and self._newest is not None:
+            raise SaveFailed(
+                f"{self._newest.address}, the last save, is not durable yet, and nothing is heard of it; "
+                "it goes on by itself, so look into the store whether it has come to an end"
+            )
         if self._unsound is not None:
             raise SaveFailed(
                 f"{self._unsound.address}, the last checkpoint, was damaged when it was read back; the next start "
-                "goes back to the one before: look after the disk, then start again"
+                "goes back to one that is not: look after the disk, then start again"
             )
 
     def interrupted(self, by: str, step: int, dropped: str) -> None:
@@ -191,8 +221,8 @@ class Checkpoints:
         return self._newest != target or (self.last is not None and Target.of(self.last.address) == target)
 
     def _listen(self, failed: HoldfastError | None) -> None:
-        for outcome in self._saves.outcomes():  # all of them, also those behind one that ends the training
-            failed = self._take(outcome) or failed
+        for outcome in self._saves.outcomes():  # all of them: what comes behind a failure may make up for it
+            failed = self._take(outcome) or (None if isinstance(outcome, Committed) else failed)
         if failed is not None:
             self._raise(failed)
 
@@ -214,20 +244,19 @@ class Checkpoints:
         self.last = record
         self._session.parent = record.address
         self._failures, self._failure, self._good_at = 0, None, time.monotonic()
+        self._tags.pop(Target.of(record.address), None)
         self._after.measured(Target.of(record.address), record.metrics)
         for text in record.anomalies:
             logger.warning("%s: %s", record.address, text)
-            self._after.note("anomaly", f"{record.address}: {text}")
-        timing, sizes = record.timing, record.bytes
-        logger.info(
-            "saved %s: %s; the loop waited %.2f s, durable after %.2f s, %.1f MB new, %.1f MB stored",
-            *(record.address, record.reason, timing.stall, timing.durable, sizes.new / 1e6, sizes.stored / 1e6),
-        )
+        logger.info("saved %s: %s; %s", record.address, record.reason, sentence(record))
 
     def _followed(self, outcome: Followed) -> None:
         self._after.gone(outcome.deleted)
-        if outcome.record is not None:
-            self._unsound = outcome.record if outcome.problem else None
+        if outcome.problem:
+            # What is read back in turn is what the newest checkpoint relies on.
+            self._unsound = outcome.record or self.last
+        elif outcome.record is not None:
+            self._unsound = None
         if outcome.problem and outcome.record is not None:
             self._after.note("damaged", f"{outcome.record.address}: {outcome.problem}")
 
@@ -235,6 +264,7 @@ class Checkpoints:
         """The error, if it must end the training."""
         self._failures, self._failure = self._failures + 1, error
         self._after.gone([target.id])
+        self._not_tagged(target, self._tags.pop(target, ()))
         self._newest = None if self._newest == target else self._newest
         stands = f"{self.last.address} stands" if self.last else "there is no checkpoint yet"
         logger.error("the save of %s has failed: %s; %s", target.address, error, stands)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from holdfast.catalog.marks import add_metrics
 from holdfast.catalog.tags import create_tag
-from holdfast.errors import BeingDeleted, Conflict, Damaged, Missing, SaveFailed, StorageError
-from holdfast.ids import Digest, TagName
+from holdfast.errors import BeingDeleted, Conflict, Damaged, SaveFailed, StorageError
+from holdfast.ids import Digest, RecordId, TagName
 from holdfast.packs.segment import Segment
 from holdfast.records import Record, Target
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome
-from holdfast.saver import SaveRequest, Saving, Shape
+from holdfast.saver import SaveRequest, Saving, Shape, messages
+from holdfast.saver.figures import figures
 from holdfast.saver.following import Following
+from holdfast.saver.rereading import Rereading
+from holdfast.saver.trying import Trying
 from holdfast.state import Snapshot
 from holdfast.trees import Lifetime
 
@@ -42,30 +45,61 @@ def shape_of(snapshot: Snapshot) -> Shape:
     return Shape(snapshot.skeleton, snapshot.values_bytes, snapshot.inline, snapshot.anomalies)
 
 
+class Note(Protocol):
+    """Writes a line of the journal."""
+
+    def __call__(self, kind: str, message: str, **data: Any) -> None:
+        """See `holdfast.recovery.afterwards.Afterwards.note`."""
+
+
 @dataclass(slots=True)
 class InlineSaves:
     """See `holdfast.recovery.outcomes.Saves`."""
 
-    saving: Saving
-    following: Following
+    trying: Trying
+    rereading: Rereading
+    note: Note
+    progress: Callable[[messages.Progress], None]
     survives: str = "nothing"
     reserves: bool = False
     _outcomes: list[Outcome] = field(default_factory=list)
+    _count: int = 0
 
     def prepare(self, snapshot: Snapshot) -> None:
         """There is nothing to prepare."""
 
     def save(self, snapshot: Snapshot, request: SaveRequest, *, urgent: bool) -> None:
         """Saves, with everything that follows."""
+        shape = shape_of(snapshot)
+        self._saving.progress = self._reports(sum(spec.nbytes for spec in shape.large))
         try:
-            record = self.saving.save(request, shape_of(snapshot), LiveContent(snapshot))
+            record = self.trying.save(request, shape, LiveContent(snapshot))
         except (StorageError, SaveFailed, Conflict) as error:
-            self._outcomes.append(GivenUp(target=Target.of(self.saving.address(request)), error=error))
+            self._outcomes.append(GivenUp(target=Target.of(self._saving.address(request)), error=error))
             return
         self._outcomes.append(Committed(record=record))
+        self.note("saved", f"{record.address}: {record.reason}", **figures(record))
+        for text in record.anomalies:
+            self.note("anomaly", f"{record.address}: {text}")
         for tag in request.tags:
-            create_tag(self.saving.launch.run.store, TagName(tag), record.address)
+            self.add_tag(Target.of(record.address), tag)
         self._follow(record)
+
+    @property
+    def _saving(self) -> Saving:
+        return self.trying.saving
+
+    def _reports(self, total: int) -> Callable[[int], None]:
+        """What takes the bytes of one save as they are done with."""
+        self._count += 1
+        generation, done = self._count, 0
+
+        def report(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress(messages.Progress(generation=generation, done=done, total=total))
+
+        return report
 
     def reserve(self, snapshot: Snapshot, request: SaveRequest) -> None:
         """Nothing that this process holds would outlive it."""
@@ -80,15 +114,22 @@ class InlineSaves:
         return True
 
     def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
-        """Adds them now; if somebody has deleted the record, they are of no use to anybody."""
+        """Adds them now. That they could not be added is said; it is no reason to end a training."""
         try:
-            add_metrics(self.saving.launch.run.store, target.address, metrics, by="log")
-        except (BeingDeleted, Missing) as error:
-            logger.warning("metrics of %s were not stored: %s", target.address, error)
+            add_metrics(self._saving.launch.run.store, target.address, metrics, by="log")
+        except (BeingDeleted, Damaged, StorageError) as error:
+            self._not_noted(f"metrics of {target.address} were not stored: {error}")
 
     def add_tag(self, target: Target, tag: str) -> None:
-        """Names it now; errors as in `holdfast.catalog.tags.create_tag`."""
-        create_tag(self.saving.launch.run.store, TagName(tag), target.address)
+        """Names it now; that it could not be named is said.
+
+        Raises:
+            NameTaken: another record has the name.
+        """
+        try:
+            create_tag(self._saving.launch.run.store, TagName(tag), target.address)
+        except (BeingDeleted, Damaged, StorageError) as error:
+            self._not_noted(f"{target.address} was not tagged {tag}: {error}")
 
     def rescue(self, kind: str, reason: str) -> None:
         """There is no reserve."""
@@ -101,12 +142,72 @@ class InlineSaves:
 
     def _follow(self, record: Record) -> None:
         try:
-            found = self.following.follow(record)
+            found = self.trying.following.follow(record)
         except (StorageError, BeingDeleted, Damaged) as error:
             # The checkpoint is committed; what follows it (verification, retention) is tried again after the next one.
             # Somebody may also have deleted it meanwhile, which is no reason to end a training.
             logger.warning("after the save of %s: %s", record.address, error)
             return
-        self.saving.damaged |= found.damaged
+        self._saving.damaged |= found.damaged
         deleted = [str(id_) for id_ in found.deleted]
         self._outcomes.append(Followed(record=record, problem=found.problem, deleted=deleted))
+
+        self.rereading.committed(record)
+        self._reread()
+
+    def _reread(self) -> None:
+        """One old pack, if it is the turn of any."""
+        pack = self.rereading.turn()
+        try:
+            problems = self.rereading.read(pack) if pack is not None else []
+        except StorageError as error:
+            logger.warning("%s could not be read back: %s", pack, error)
+            return
+        if problems:
+            text = f"{problems[0].message}; checkpoints rely on it, so the next save writes it again"
+            logger.error("%s", text)
+            self.note("damaged", text)
+            self._saving.damaged.add(problems[0].object)
+            self._outcomes.append(Followed(record=None, problem=text))
+
+    def _not_noted(self, text: str) -> None:
+        logger.error("%s", text)
+        self.note("not noted", text)
+
+    def deleted(self, ids: Sequence[RecordId]) -> None:
+        """These records had to go, to make room."""
+        self._outcomes.append(Followed(record=None, problem=None, deleted=[str(id_) for id_ in ids]))
+
+
+def inline_saves(
+    saving: Saving,
+    following: Following,
+    rereading: Rereading,
+    *,
+    pause_when_full: bool,
+    said: Callable[[int, str], None],
+    note: Note,
+    wait: Callable[[float], bool],
+    progress: Callable[[messages.Progress], None],
+) -> InlineSaves:
+    """Saves in this process.
+
+    Args:
+        saving: makes them.
+        following: does what follows them.
+        rereading: reads old packs back, one after a save at most.
+        pause_when_full: whether a full disk is waited for.
+        said: told, with a level of `logging`, what somebody should hear.
+        note: writes a line of the journal.
+        wait: see `holdfast.saver.trying.Trying.wait`.
+        progress: told how far a save is.
+    """
+
+    def deleted(ids: Sequence[RecordId]) -> None:
+        saves.deleted(ids)
+
+    trying = Trying(
+        saving=saving, following=following, pause_when_full=pause_when_full, said=said, deleted=deleted, wait=wait
+    )
+    saves = InlineSaves(trying, rereading, note, progress)
+    return saves

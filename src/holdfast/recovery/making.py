@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +18,27 @@ from holdfast.records import Target
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.background import BackgroundSaves
 from holdfast.recovery.checkpoints import Checkpoints
-from holdfast.recovery.inline import InlineSaves
+from holdfast.recovery.inline import inline_saves
 from holdfast.recovery.launcher import staged_survival
 from holdfast.recovery.outcomes import Saves
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
+from holdfast.recovery.slots import Slots
 from holdfast.saver import SaveRequest, Saving
+from holdfast.saver.ballast import with_ballast
 from holdfast.saver.following import Following
 from holdfast.saver.handle import SaverProcess
 from holdfast.saver.memory_limits import Budget, budget
 from holdfast.saver.messages import Hello, Progress
 from holdfast.saver.readback import quarantined_packs
+from holdfast.saver.rereading import Rereading
 
 logger = logging.getLogger(__name__)
 
 NICE = 19
 """Priority of the saver's threads that hash and compress, while nobody waits for them."""
+_LOOK = 0.2
+"""Seconds between two looks whether the training is asked to stop, while a full disk is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +102,8 @@ def open_checkpoints(
     if _can_have_saver(session, making):
         process = _process(session, plan, making, after)
         stops.wake = process.wake
-        return Checkpoints(session, _in_process(process, session, plan, making, after), after, making.tolerance)
-    return Checkpoints(session, _inline(session, plan, making), after, making.tolerance)
+        return Checkpoints(session, _in_process(process, session, plan, making, after, stops), after, making.tolerance)
+    return Checkpoints(session, _inline(session, plan, making, after, stops), after, making.tolerance)
 
 
 def _can_have_saver(session: Session, making: Making) -> bool:
@@ -112,16 +118,45 @@ def _can_have_saver(session: Session, making: Making) -> bool:
     return True
 
 
-def _inline(session: Session, plan: Plan, making: Making) -> Saves:
+def _inline(session: Session, plan: Plan, making: Making, after: Afterwards, stops: StopRequests) -> Saves:
     auto = making.codec == "auto"
+    launch, ballast = with_ballast(session.launch)
+
+    def chosen(codec: Codec, text: str) -> None:
+        logger.info("%s", text)
+        after.note("codec", text)
+
     saving = Saving(
-        launch=session.launch,
+        launch=launch,
         codec=Codec.RAW if auto else Codec(making.codec),
         undecided=auto,
-        said=logger.info,
+        chosen=chosen,
+        ballast=ballast,
         damaged=quarantined_packs(session.store),
     )
-    return InlineSaves(saving, Following(run=session.run, keep=plan.keep))
+    following = Following(run=launch.run, keep=plan.keep)
+    return inline_saves(
+        saving,
+        following,
+        Rereading(store=launch.run.store),
+        pause_when_full=making.pause_when_full,
+        said=_teller(after),
+        note=after.note,
+        wait=_pausing(stops),
+        progress=making.progress or _nobody,
+    )
+
+
+def _pausing(stops: StopRequests) -> Callable[[float], bool]:
+    """Waits as long as nobody has asked the training to stop."""
+
+    def wait(seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while stops.asked is None and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK))
+        return stops.asked is None
+
+    return wait
 
 
 def _process(session: Session, plan: Plan, making: Making, after: Afterwards) -> SaverProcess:
@@ -143,18 +178,19 @@ def _process(session: Session, plan: Plan, making: Making, after: Afterwards) ->
     return process
 
 
-def _in_process(process: SaverProcess, session: Session, plan: Plan, making: Making, after: Afterwards) -> Saves:
+def _in_process(
+    process: SaverProcess, session: Session, plan: Plan, making: Making, after: Afterwards, stops: StopRequests
+) -> Saves:
     tell, survival = _teller(after), staged_survival()
     tell(logging.INFO, f"{session.run.number}: {survival}; {making.budget.why}")
     return BackgroundSaves(
         process=process,
         address=lambda request: Target.of(_address(session, request)),
-        budget=making.budget.bytes,
+        slots=Slots(process, making.budget.bytes, 2 if plan.stage is None else 3, tell),
         survives=str(survival.survives),
-        wanted_slots=2 if plan.stage is None else 3,
         check_staging=making.check_staging,
         tell=tell,
-        fallback=lambda: _inline(session, plan, making),
+        fallback=lambda: _inline(session, plan, making, after, stops),
         progress=making.progress or _nobody,
     )
 

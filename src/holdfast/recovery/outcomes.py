@@ -70,7 +70,7 @@ class Saves(Protocol):
         """What has happened since; never waits."""
 
     def drain(self, seconds: float) -> bool:
-        """Waits until nothing is in flight and what follows was done; False: it takes longer."""
+        """Waits until nothing is in flight and what follows was done; False: no sign of progress for ``seconds``."""
 
     def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
         """Metrics for a record that may still be in the making."""

@@ -19,7 +19,7 @@ from holdfast.saver.jobs import Positions
 from holdfast.saver.memory import Slab
 from holdfast.trees import Lifetime, Span, TensorSpec, segments
 
-_HEADROOM = 64 * 1024 * 1024
+_HEADROOM = 16 * 1024 * 1024
 _FROZEN_FROM = 64 * 1024 * 1024
 """Frozen tensors begin on a multiple of this, so that their memory can be given back in large pieces."""
 
@@ -42,23 +42,31 @@ class Layout:
     """Per tensor, where its first segment begins."""
     trained: int = field(init=False)
     """Bytes from the beginning that hold what is staged at every save."""
+    ends: tuple[int, ...] = field(init=False)
+    """Per tensor, the end of its last segment and of the zeros behind it."""
+    frozen_from: int = field(init=False)
+    """Where the frozen tensors begin; ``length`` if there are none."""
     length: int = field(init=False)
     """Bytes up to the end of the frozen tensors."""
 
     def __post_init__(self) -> None:
-        offsets, at = dict[int, int](), 0
-        order = sorted(range(len(self.specs)), key=lambda place: self.specs[place].lifetime is Lifetime.FROZEN)
-        trained = 0
-        for place in order:
-            if self.specs[place].lifetime is not Lifetime.FROZEN:
-                trained = _end(self.specs[place], at)
-            elif at == trained:
-                at = aligned(at, _FROZEN_FROM)
-            offsets[place] = at = aligned(at, BLOCK)
-            at = _end(self.specs[place], at)
-        object.__setattr__(self, "offsets", tuple(offsets[place] for place in range(len(self.specs))))
+        frozen = [place for place, spec in enumerate(self.specs) if spec.lifetime is Lifetime.FROZEN]
+        extents, others = dict[int, tuple[int, int]](), sorted(set(range(len(self.specs))) - set(frozen))
+        trained = self._lay(others, 0, extents)
+        frozen_from = aligned(trained, _FROZEN_FROM) if frozen else trained
+        length = self._lay(frozen, frozen_from, extents)
+        object.__setattr__(self, "offsets", tuple(extents[place][0] for place in range(len(self.specs))))
+        object.__setattr__(self, "ends", tuple(extents[place][1] for place in range(len(self.specs))))
         object.__setattr__(self, "trained", trained)
-        object.__setattr__(self, "length", aligned(at, BLOCK))
+        object.__setattr__(self, "frozen_from", frozen_from)
+        object.__setattr__(self, "length", length)
+
+    def _lay(self, places: Iterable[int], at: int, extents: dict[int, tuple[int, int]]) -> int:
+        """Lays tensors one behind the other, each from the beginning of a block; gives the end of the last one."""
+        for place in places:
+            begin, at = at, _end(self.specs[place], at)
+            extents[place] = begin, at
+        return at
 
     def slab_bytes(self) -> int:
         """How long a slab for it should be: untouched memory costs nothing, and the document has to fit, too."""
@@ -75,7 +83,7 @@ def placed(spec: TensorSpec, offset: int) -> Iterator[Placed]:
 
 def _end(spec: TensorSpec, offset: int) -> int:
     last = offset
-    for piece in placed(spec, aligned(offset, BLOCK)):
+    for piece in placed(spec, offset):
         last = piece.offset + piece.span.length
     return aligned(last, BLOCK)
 

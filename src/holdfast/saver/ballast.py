@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from holdfast.catalog.launches import Launch
 from holdfast.catalog.runs import Run
@@ -47,7 +47,7 @@ class Ballast:
     def __init__(self, folder: Path, length: int = BYTES) -> None:
         self._folder, self._length = folder, length
         self._lock = threading.Lock()
-        self._file: IO[bytes] | None = None
+        self._descriptor: int | None = None
         self._held = False
 
     def hold(self) -> None:
@@ -57,10 +57,10 @@ class Ballast:
             StorageFull: it was held before and there is no room for it now: what is left is for clearing up.
         """
         with self._lock:
-            if self._file is not None:
+            if self._descriptor is not None:
                 return
             try:
-                self._file = self._taken()
+                self._descriptor = self._taken()
             except OSError as error:
                 if error.errno in _FULL and self._held:
                     raise StorageFull(
@@ -74,21 +74,19 @@ class Ballast:
     def drop(self) -> bool:
         """Gives the room up; whether there was any to give."""
         with self._lock:
-            file, self._file = self._file, None
-            if file is None:
+            descriptor, self._descriptor = self._descriptor, None
+            if descriptor is None:
                 return False
-            with file:
-                os.ftruncate(file.fileno(), 0)  # forked children hold the file open, too
+            try:
+                os.ftruncate(descriptor, 0)  # forked children hold the file open, too
+            finally:
+                os.close(descriptor)
             return True
 
-    def _taken(self) -> IO[bytes]:
-        file = tempfile.TemporaryFile(prefix=".ballast-", dir=self._folder)
-        try:
+    def _taken(self) -> int:
+        with tempfile.TemporaryFile(prefix=".ballast-", dir=self._folder) as file:
             os.posix_fallocate(file.fileno(), 0, self._length)
-        except OSError:
-            file.close()
-            raise
-        return file
+            return os.dup(file.fileno())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO
@@ -44,8 +45,12 @@ class SaverProcess:
     slabs: dict[int, Slab] = field(default_factory=dict)
     ready: bool = False
     """Whether the saver that runs now stands by: only then will a later launch wait for it."""
+    starts: int = 0
+    """How many savers there were."""
     codec: str | None = None
     """What ``codec="auto"`` has turned out to be."""
+    _asides: deque[messages.AddMetrics | messages.AddTag] = field(default_factory=deque)
+    """Not answered yet: they are in no shared memory, so the next saver is told again."""
     _process: subprocess.Popen[bytes] | None = None
     _channel: Channel | None = None
     _errors: IO[bytes] | None = None
@@ -75,7 +80,7 @@ class SaverProcess:
         Raises:
             SaveFailed: no process could be started.
         """
-        self.ready = False
+        self.ready, self.starts = False, self.starts + 1
         channel, other = Channel.pair()
         self._forget_errors()
         self._errors = starting.error_file()
@@ -84,6 +89,8 @@ class SaverProcess:
                 self._process = starting.start(other.fileno(), self._errors)
             self._channel = channel
             self._introduce()
+            for aside in self._asides:
+                channel.send(aside)
         except (OSError, Closed) as error:
             channel.close()
             raise SaveFailed(f"the saver process could not be started: {error}") from error
@@ -99,6 +106,8 @@ class SaverProcess:
 
     def send(self, message: messages.ToSaver, descriptors: list[int] | None = None) -> None:
         """Tells the saver; what is lost with a dead one, the next one is told or finds in the control words."""
+        if isinstance(message, messages.AddMetrics | messages.AddTag):
+            self._asides.append(message)
         if self._channel is not None:
             with contextlib.suppress(Closed):
                 self._channel.send(message, descriptors)
@@ -122,6 +131,8 @@ class SaverProcess:
                 self._deaths = 0
             elif isinstance(message[0], messages.Chosen):
                 self.codec = message[0].codec
+            elif isinstance(message[0], messages.Noted) and self._asides:
+                self._asides.popleft()
         return found
 
     def wait(self, seconds: float) -> None:
@@ -136,17 +147,35 @@ class SaverProcess:
         """Whether no saver runs, and none will be started."""
         return self._channel is None
 
-    def close(self, seconds: float) -> bool:
-        """Waits for the saver to end, for at most so long, and lets it go; it finishes by itself even if not."""
+    def close(self, seconds: float, heard: Callable[[messages.Message], None]) -> bool:
+        """Waits for the saver to end, for at most so long, and lets it go; it finishes by itself even if not.
+
+        Args:
+            seconds: how long.
+            heard: what to do with what it says until then.
+        """
         ended = True
         if self._process is not None:
             self.send(messages.Goodbye())
-            try:
-                self._process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                ended = False
+            ended = self._ended(time.monotonic() + seconds, heard)
         self.forget()
         return ended
+
+    def _ended(self, end: float, heard: Callable[[messages.Message], None]) -> bool:
+        """Listens until the saver has nothing more to say."""
+        assert self._process is not None
+        with contextlib.suppress(Closed):
+            while self._channel is not None and time.monotonic() < end:
+                self._channel.flush()
+                if self._channel.wait(0.2) and (message := self._channel.receive()) is not None:
+                    heard(message[0])
+        try:
+            self._process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return False
+        if self._process.returncode:
+            self.told(logging.ERROR, f"the saver process {self._process.pid} has died at its end: {self._cause()}")
+        return True
 
     def forget(self) -> None:
         """Closes everything that this process has of it."""

@@ -27,8 +27,10 @@ _PRIVATE_NOTHING_HERE = 0x02 | 0x10 | 0x20 | 0x4000
 """MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE."""
 _serials = itertools.count(1)
 
-_PIECE = 64 * 1024 * 1024
-"""Set aside and mapped in one go: the end of the program does not wait for more."""
+PIECE = 2 * 1024 * 1024
+"""Set aside and given back as a whole."""
+_MAPPED = 64 * 1024 * 1024
+"""Mapped in one go: the end of the program does not wait for more."""
 
 
 class Slab:
@@ -71,32 +73,32 @@ class Slab:
         Raises:
             SaveFailed: there is no memory (or, for a file, no space) for it.
         """
-        for piece in range(start // _PIECE, -(-(start + length) // _PIECE)):
+        for piece in range(start // PIECE, -(-(start + length) // PIECE)):
             if stop is not None and stop.is_set():
                 return
             with self._lock:
                 if piece not in self._reserved:
-                    self._reserve(piece * _PIECE)
+                    self._reserve(piece * PIECE)
                     self._reserved.add(piece)
 
     def populate(self, start: int, length: int, stop: threading.Event) -> None:
         """Maps a range into this process, so that the first copy into it does not pay for page faults."""
         base = self.address
-        for at in range(start // mmap.PAGESIZE * mmap.PAGESIZE, start + length, _PIECE):
+        for at in range(start // mmap.PAGESIZE * mmap.PAGESIZE, start + length, _MAPPED):
             if stop.is_set():
                 return
             # Through ctypes, for it lets other threads run meanwhile; an old kernel refuses, and faults come later.
-            size = min(_PIECE, self.length - at)
+            size = min(_MAPPED, start + length - at)
             _LIBC.madvise(ctypes.c_void_p(base + at), ctypes.c_size_t(size), _POPULATE_WRITE)
 
     def release(self, start: int, length: int) -> None:
         """Gives the memory of whole pieces inside a range back; they read as zeros afterwards."""
-        first, last = -(-start // _PIECE), (start + length) // _PIECE
+        first, last = -(-start // PIECE), (start + length) // PIECE
         if last <= first:
             return
         with self._lock:
-            size = (last - first) * _PIECE
-            mode, at = ctypes.c_int(_PUNCH_HOLE | _KEEP_SIZE), ctypes.c_int64(first * _PIECE)
+            size = (last - first) * PIECE
+            mode, at = ctypes.c_int(_PUNCH_HOLE | _KEEP_SIZE), ctypes.c_int64(first * PIECE)
             if hasattr(_LIBC, "fallocate"):
                 _LIBC.fallocate(ctypes.c_int(self.descriptor), mode, at, ctypes.c_int64(size))
             self._reserved -= set(range(first, last))
@@ -123,7 +125,7 @@ class Slab:
 
     def _reserve(self, start: int) -> None:
         try:
-            os.posix_fallocate(self.descriptor, start, min(_PIECE, self.length - start))
+            os.posix_fallocate(self.descriptor, start, min(PIECE, self.length - start))
         except OSError as error:
             raise SaveFailed(
                 f"no memory for the staged state ({self.length >> 20} MiB): {error}; give ram_budget=, or free some"

@@ -63,6 +63,8 @@ class AddMetrics(_Message, frozen=True, kw_only=True):
     target: Target
     metrics: bytes
     """Tagged JSON."""
+    number: int = 0
+    """For `Noted`; 0: nobody waits for it."""
 
 
 class AddTag(_Message, frozen=True, kw_only=True):
@@ -70,6 +72,8 @@ class AddTag(_Message, frozen=True, kw_only=True):
 
     target: Target
     tag: str
+    number: int = 0
+    """For `Noted`; 0: nobody waits for it."""
 
 
 class Rescue(_Message, frozen=True, kw_only=True):
@@ -119,12 +123,22 @@ class Followed(_Message, frozen=True, kw_only=True):
     restage: bool = False
 
 
+class Noted(_Message, frozen=True, kw_only=True):
+    """A name or metrics that were asked for are in the store, or cannot be; the next saver need not be asked again."""
+
+    number: int
+
+
 class Progress(_Message, frozen=True, kw_only=True):
     """How far a save is; may be left out when nobody listens."""
 
     generation: int
     done: int
     total: int
+
+
+class Noted(_Message, frozen=True, kw_only=True):
+    """The oldest `AddMetrics` or `AddTag` that was not answered yet is done with, well or not."""
 
 
 class Chosen(_Message, frozen=True, kw_only=True):
@@ -146,7 +160,7 @@ class Said(_Message, frozen=True, kw_only=True):
 
 
 ToSaver = Hello | NewSlab | Staged | Hurry | AddMetrics | AddTag | Rescue | Goodbye
-ToTrainer = Ready | Committed | GivenUp | Followed | Progress | Chosen | Alive | Said
+ToTrainer = Ready | Committed | GivenUp | Followed | Noted | Progress | Chosen | Noted | Alive | Said
 Message = ToSaver | ToTrainer
 
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)

@@ -7,6 +7,7 @@ known to be damaged is no source: the next save writes its segments again.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 
@@ -15,14 +16,16 @@ from holdfast.catalog.marks import add_mark, read_record_marks
 from holdfast.catalog.objects import load_each
 from holdfast.catalog.runs import read_record
 from holdfast.catalog.store import Store
-from holdfast.errors import Damaged
+from holdfast.errors import BeingDeleted, Damaged, StorageError
 from holdfast.ids import ObjectName
 from holdfast.packs.parallel import Pace
 from holdfast.packs.verify import Problem, verify_pack
 from holdfast.records import Mark, MarkKind, Record, Target
 
+logger = logging.getLogger(__name__)
+
 _KEY = "packs"
-_MARK = re.compile(rf".*/marks/.*/{MarkKind.QUARANTINED}-[^/]*\.json")
+_MARK = re.compile(rf".*/marks/.*/({MarkKind.QUARANTINED}|{MarkKind.NOTE})-[^/]*\.json")
 
 
 def read_back(
@@ -51,6 +54,20 @@ def quarantine(store: Store, record: Record, problems: Sequence[Problem]) -> set
     data = {"why": f"read back after the save: {problems[0].message}", _KEY: sorted(map(str, damaged))}
     add_mark(store, record.address, MarkKind.QUARANTINED, by="saver", data=data)
     return damaged
+
+
+def note_damage(store: Store, record: Record, problems: Sequence[Problem]) -> None:
+    """Notes that packs which a record relies on have rotted, so that no later save relies on them.
+
+    The record is not quarantined: another copy of what they held makes it whole again. Never raises, for the finding
+    counts, whether it can be written down or not.
+    """
+    damaged = sorted({str(problem.object) for problem in problems})
+    data = {"text": f"rotten, to be written again: {problems[0].message}", _KEY: damaged}
+    try:
+        add_mark(store, record.address, MarkKind.NOTE, by="saver", data=data)
+    except (StorageError, BeingDeleted, Damaged) as error:
+        logger.warning("%s: that %s is rotten could not be noted: %s", record.address, damaged[0], error)
 
 
 def quarantined_packs(store: Store) -> set[ObjectName]:

@@ -17,6 +17,7 @@ from holdfast.ids import ObjectName
 from holdfast.packs.parallel import Pace
 from holdfast.packs.verify import Problem, verify_pack
 from holdfast.records import Record
+from holdfast.saver.readback import note_damage
 
 SAVES = 50
 """A pack is read again after so many saves that relied on it."""
@@ -31,12 +32,13 @@ class Rereading:
     pace: Pace | None = None
     progress: Callable[[int], None] | None = None
     """Told of bytes as they are read."""
+    newest: Record | None = None
     _unread: dict[ObjectName, int] = field(default_factory=dict)
     """Saves that relied on a pack since it was read."""
 
     def committed(self, record: Record) -> None:
         """A save was made: the packs that it names are in use, others are no more."""
-        names = map(ObjectName, record.packs)
+        self.newest, names = record, map(ObjectName, record.packs)
         self._unread = {name: self._unread.get(name, -1) + 1 for name in names}
 
     def turn(self) -> ObjectName | None:
@@ -45,10 +47,13 @@ class Rereading:
         return pack if pack is not None and self._unread[pack] >= self.every else None
 
     def read(self, pack: ObjectName) -> list[Problem]:
-        """What is wrong with a pack, from the device.
+        """What is wrong with a pack, from the device; noted in the store, so that later launches know.
 
         Raises:
             StorageError: it cannot be read right now, which proves nothing; its turn comes again later.
         """
         self._unread[pack] = 0
-        return verify_pack(self.store.storage, pack, progress=self.progress, pace=self.pace)
+        problems = verify_pack(self.store.storage, pack, progress=self.progress, pace=self.pace)
+        if problems and self.newest is not None:
+            note_damage(self.store, self.newest, problems)
+        return problems

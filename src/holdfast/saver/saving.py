@@ -7,6 +7,7 @@ give equal manifests and equal sets of segments either way.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -28,6 +29,10 @@ from holdfast.saver.coding import decided
 from holdfast.saver.jobs import Content, Positions, SaveRequest, Shape
 from holdfast.saver.noticing import Notices, noticed, tensors_of_segments
 from holdfast.trees import Lifetime, Manifest
+
+
+_RECENT = 4
+"""More than there are slots."""
 
 
 def _nobody(codec: Codec, text: str) -> None:
@@ -63,6 +68,8 @@ class Saving:
     damaged: set[ObjectName] = field(default_factory=set)
     """Packs that are no source: what only they have is written again."""
     last: Saved | None = None
+    recent: deque[Saved] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    """The last ones: what is staged already may leave frozen tensors to one that retention has removed since."""
     _expected: dict[Lifetime, int] = field(default_factory=dict)
 
     def save(self, request: SaveRequest, shape: Shape, content: Content) -> Record:
@@ -115,6 +122,7 @@ class Saving:
                 )
             )
         self.last = Saved(record=record, manifest=state)
+        self.recent.append(self.last)
         self._choose_codec(record, shape, content)
         return record
 

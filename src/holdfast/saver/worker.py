@@ -130,6 +130,7 @@ class Worker:
 
     def run(self) -> None:
         """Until nothing more can come."""
+        self._find_unfollowed()
         while True:
             if self._step():
                 continue
@@ -145,6 +146,7 @@ class Worker:
             self._persist(row)
         elif self.orders.asides:
             self._aside(self.orders.asides.popleft())
+            self.tell(messages.Noted())
         elif self.unfollowed:
             if self.orders.orphaned:
                 self.standing.end()  # whoever waits for this saver need not wait for what follows
@@ -159,6 +161,18 @@ class Worker:
         self.channel_flush()
 
     # What is staged
+
+    def _find_unfollowed(self) -> None:
+        """What an earlier saver had just saved when it was killed: nobody knows what of the rest was done."""
+        for row in self.control.rows():
+            if row.pending or row.slab not in self.slabs:
+                continue
+            try:
+                record = self.saving.finished(self._read(row)[0])
+            except (Damaged, SaveFailed, StorageError):
+                continue  # the trainer fills the slot anew, or it is found out when somebody reads it
+            if record is not None:
+                self.unfollowed.append((row.generation, record))
 
     def _next(self) -> Row | None:
         """The next generation to save: what was asked for in order; in need, also what was kept in reserve."""
@@ -225,13 +239,12 @@ class Worker:
 
     def _kept(self, shape: Shape, job: Job, kept: list[int]) -> dict[int, Digest]:
         """The digests of frozen tensors that are not staged, out of the record that has them."""
-        last, target = self.saving.last, job.stored_in
+        target = job.stored_in
         try:
             if target is None:
                 raise Restage("frozen tensors are not staged, and no record is named that has them")
-            if last is not None and last.record.address == target.address:
-                manifest = last.manifest
-            else:
+            recent = (saved.manifest for saved in self.saving.recent if saved.record.address == target.address)
+            if (manifest := next(recent, None)) is None:
                 store = self.saving.launch.run.store
                 record = read_record(store, target.address)
                 if not isinstance(record, Record):
@@ -269,6 +282,8 @@ class Worker:
         except (StorageError, Damaged, Conflict, NotFound) as error:
             self.journal.add("not noted", str(error))
             self.say(logging.ERROR, f"{aside.target.address}: {error}")
+        if aside.number:
+            self.tell(messages.Noted(number=aside.number))
 
     def _follow(self, generation: int, record: Record) -> None:
         for text in record.anomalies:
@@ -323,7 +338,7 @@ class Worker:
             self.saving.damaged.add(pack)
             self.journal.add("damaged", text)
             self.say(logging.ERROR, text)
-            self._followed(0, Followed(), restage=True)
+            self._followed(0, Followed(damaged=frozenset([pack])), restage=True)
         return True
 
     def _flush_journal(self, seconds: float = 0.0) -> None:

@@ -6,7 +6,6 @@ package registers the codecs of torch and NumPy values.
 """
 
 from holdfast.state import values_torch as _values_torch  # registers its codecs
-from holdfast.state.anomalies import identical, keys_lost, nan_inside
 from holdfast.state.audit import Finding, audit
 from holdfast.state.capture import Snapshot, capture
 from holdfast.state.reading import Stored, TensorReader, Wanted
@@ -22,9 +21,6 @@ __all__ = [
     "Wanted",
     "audit",
     "capture",
-    "identical",
-    "keys_lost",
-    "nan_inside",
     "plan",
     "restore",
 ]

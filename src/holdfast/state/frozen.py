@@ -36,14 +36,19 @@ class FrozenTensors:
         found = self._fingerprints.of([tensors[place] for place in places])
         return dict(zip(places, found, strict=True))
 
-    def skipped(self, specs: Sequence[TensorSpec], prints: Mapping[int, bytes]) -> set[int]:
-        """The places that need not be staged this time."""
+    def skipped(self, specs: Sequence[TensorSpec], prints: Mapping[int, bytes], *, in_turn: bool) -> set[int]:
+        """The places that need not be staged this time.
+
+        Args:
+            specs: of all large tensors.
+            prints: fingerprints of the frozen ones, by place.
+            in_turn: stage those whose turn it is although they are known; else their turn does not pass.
+        """
+        known = {place for place, found in prints.items() if self._known.get(specs[place].name) == found}
+        if not in_turn:
+            return known
         self._saves += 1
-        return {
-            place
-            for place, found in prints.items()
-            if self._known.get(specs[place].name) == found and (place + self._saves) % FULL_EVERY
-        }
+        return {place for place in known if (place + self._saves) % FULL_EVERY}
 
     def committed(self, target: Target, prints: Mapping[str, bytes]) -> None:
         """A checkpoint exists that has the frozen tensors with these fingerprints, by name."""

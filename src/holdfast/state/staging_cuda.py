@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import SaveFailed
-from holdfast.saver.arena import Layout
+from holdfast.saver.arena import Layout, placed
 from holdfast.saver.control import LENGTH, Control
 from holdfast.saver.memory import Slab
+from holdfast.state import tensors
+from holdfast.state.fingerprints import Fingerprints, Pending
 from holdfast.state.lazy import StepLog, Watch, lazy_places, memory_of
 from holdfast.state.pinning import Pinning, Range, pinned_ranges
 from holdfast.state.staging import Destination
@@ -94,6 +96,8 @@ class _Flight:
     """The event of the seal."""
     slot: int = -1
     generation: int = 0
+    boundary: Pending | None = None
+    """Fingerprints of the sources at the boundary, to compare with."""
     why: str | None = None
     """Why it is not what it should be."""
 
@@ -108,7 +112,8 @@ class CudaStaging:
     """Copies a state that lives on devices, at least in part. Belongs to one thread, but for the hook.
 
     Args:
-        check: compare what was copied with the live state before the next step, and seal it only then.
+        check: before the next step, compare what was copied, and what it was copied from, with the state at the
+            boundary, and seal it only then; the step waits for that.
     """
 
     control: Control
@@ -118,6 +123,7 @@ class CudaStaging:
     _layouts: dict[int, Layout] = field(default_factory=dict)
     _log: StepLog = field(default_factory=StepLog)
     _watch: Watch = field(default_factory=Watch)
+    _fingerprints: Fingerprints = field(default_factory=Fingerprints)
     _flight: _Flight | None = None
     _lost: list[Lost] = field(default_factory=list)
     _pid: int = field(default_factory=os.getpid)
@@ -155,6 +161,9 @@ class CudaStaging:
         under_way = [places[place] for place in sorted(lazy)]
         self._flight = flight = _Flight(destination, tuple(under_way), tuple(sources[place] for place in sorted(lazy)))
         try:
+            if self.check and lazy:
+                # In order with what the training does before and after, as nothing on another stream would be.
+                flight.boundary = self._fingerprints.begin(list(map(_row_major, flight.sources)), by_device=True)
             self._copy(flight, places, sources, split(devices, lazy))
         except RuntimeError as error:
             self._mark_ends(flight, devices)
@@ -364,8 +373,8 @@ class CudaStaging:
     def _land(self, flight: _Flight) -> None:
         """Nothing of it is under way any more."""
         self._examine(flight)
-        if self.check and flight.why is None and flight.generation:
-            self._compare(flight)
+        if flight.boundary is not None and flight.why is None and flight.generation:
+            self._compare(flight, flight.boundary)
         self._flight = None
         if flight.why is not None and flight.generation:
             self._lost.append(Lost(flight.generation, flight.why))
@@ -381,8 +390,30 @@ class CudaStaging:
                 "from now on the loop waits for copies of it"
             )
 
-    def _compare(self, flight: _Flight) -> None:
-        if other := flight.destination.differing(flight.lazy, flight.sources):
-            flight.why = f"what was staged is not the live state: {', '.join(other[:5])} changed during the copy"
-        else:
-            self.control.seal(flight.slot, flight.generation)
+    def _compare(self, flight: _Flight, boundary: Pending) -> None:
+        """Whether what was staged, and what is there now, is what was there at the boundary."""
+        for place, source, was in zip(flight.lazy, flight.sources, boundary.read(), strict=True):
+            spec = flight.destination.layout.specs[place]
+            staged = _staged(flight.destination, place)
+            if self._print(staged.to(source.device)) != was:
+                flight.why = f"what was staged is not the live state: {spec.name} changed during the copy"
+                return
+            if self._print(source) != was:
+                flight.why = f"{spec.name} was written between the boundary and the step, so a copy of it may be torn"
+                return
+        self.control.seal(flight.slot, flight.generation)
+
+    def _print(self, tensor: Tensor) -> bytes:
+        return self._fingerprints.begin([_row_major(tensor)], by_device=True).read()[0]
+
+
+def _row_major(tensor: Tensor) -> Tensor:
+    return tensors.plain(tensor).resolve_conj().resolve_neg().contiguous()
+
+
+def _staged(destination: Destination, place: int) -> Tensor:
+    """A tensor as it lies in a slot: its segments, one after the other."""
+    spec, offset = destination.layout.specs[place], destination.layout.offsets[place]
+    memory = torch.frombuffer(destination.slab.memory, dtype=torch.uint8)
+    pieces = [memory[one.offset : one.offset + one.span.length] for one in placed(spec, offset)]
+    return torch.cat(pieces).view(tensors.dtype_of(spec.dtype)).reshape(spec.shape)

@@ -1,0 +1,175 @@
+"""The memory that states are staged in: planned and made for a structure, given back when it is not needed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from holdfast.errors import SaveFailed
+from holdfast.packs.format import BLOCK, aligned
+from holdfast.saver.arena import Layout
+from holdfast.saver.handle import SaverProcess
+from holdfast.saver.memory import PIECE, Slab
+from holdfast.saver.planning import MemoryPlan, plan_memory
+from holdfast.state import Snapshot
+from holdfast.state.staging import Destination
+from holdfast.trees import Lifetime
+
+logger = logging.getLogger(__name__)
+
+_DOCUMENT = 1 << 20
+"""Bytes of a document beside values, small tensors and structure, and what these may grow by between saves."""
+
+
+@dataclass(slots=True)
+class Slots:
+    """One slab a slot, and what is known of it. Not thread-safe.
+
+    Args:
+        process: who shares the slabs.
+        budget: bytes that may be taken.
+        wanted: slots, at most.
+        tell: told of the plan, with a level of `logging`.
+    """
+
+    process: SaverProcess
+    budget: int
+    wanted: int
+    tell: Callable[[int, str], None]
+    plan: MemoryPlan | None = None
+    layout: Layout | None = None
+    _destinations: dict[int, Destination] = field(default_factory=dict)
+    _frozen: set[int] = field(default_factory=set)
+    """Slots with memory for frozen tensors."""
+    _skeleton: int = 0
+    """Bytes of the structure in a document."""
+    _warming: threading.Thread | None = None
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def usable(self) -> range:
+        """The slots that fit into the budget."""
+        return range(self.plan.slots if self.plan else 0)
+
+    def free(self, slot: int) -> bool:
+        """Whether nothing is in a slot that somebody may still read."""
+        row = self.process.control.row(slot)
+        return row is None or not row.pending
+
+    # Before
+
+    def prepare(self, snapshot: Snapshot) -> None:
+        """Plans and makes the slots for this structure, if that was not done, and touches their memory.
+
+        What an earlier structure needed, and this one does not, is given back.
+
+        Raises:
+            SaveFailed: there is no memory that can be shared.
+        """
+        specs = tuple(spec for spec, _ in snapshot.tensors)
+        if self.layout is not None and self.layout.specs == specs:
+            return
+        self.settle()
+        self._skeleton = len(snapshot.skeleton.encode())
+        self.layout = layout = Layout(specs)
+        self._plan(layout, snapshot)
+        self._destinations = {}
+        self.give_back(everything=True)
+        self._warm(layout, snapshot)
+
+    def _plan(self, layout: Layout, snapshot: Snapshot) -> None:
+        # The document begins anywhere in a piece, and ends anywhere in another one.
+        slot = aligned(layout.trained, PIECE) + aligned(self._document(snapshot), PIECE) + PIECE
+        frozen = aligned(layout.length - layout.frozen_from, PIECE)
+        plan = plan_memory(trained=slot, frozen=frozen, budget=self.budget, wanted=self.wanted)
+        if self.plan is None or plan.peak != self.plan.peak:
+            self.tell(logging.INFO if plan.slots > 1 else logging.WARNING, str(plan))
+        self.plan = plan
+
+    def _warm(self, layout: Layout, snapshot: Snapshot) -> None:
+        """Touching memory for the first time takes thirty times as long as copying into it: not in the loop."""
+        slabs = [self._slab(slot, layout, snapshot) for slot in self.usable if self.free(slot)]
+        self._stop = stop = threading.Event()
+
+        def warm() -> None:
+            try:
+                for slab in slabs:
+                    slab.reserve(0, layout.trained, stop)
+                    slab.populate(0, layout.trained, stop)
+            except SaveFailed as error:
+                logger.debug("memory was not set aside early, the save will tell: %s", error)
+
+        self._warming = threading.Thread(target=warm, name="holdfast-warm", daemon=True)
+        self._warming.start()
+
+    def settle(self) -> None:
+        """Memory is not touched by anybody else any more."""
+        self._stop.set()
+        if self._warming is not None:
+            self._warming.join()
+            self._warming = None
+
+    # One generation
+
+    def destination(self, slot: int, staged: Iterable[int], snapshot: Snapshot) -> Destination:
+        """Where the large tensors at the places ``staged`` go in a free slot; their memory is set aside.
+
+        Raises:
+            SaveFailed: there is no memory for them.
+        """
+        layout = self.layout
+        assert layout is not None
+        slab = self._slab(slot, layout, snapshot)
+        slab.reserve(0, layout.trained)
+        for place in staged:
+            if layout.specs[place].lifetime is Lifetime.FROZEN:
+                self._frozen.add(slot)
+                slab.reserve(layout.offsets[place], layout.ends[place] - layout.offsets[place])
+        known = self._destinations.get(slot)
+        if known is None or known.layout is not layout or known.slab is not slab:
+            known = self._destinations[slot] = Destination(slab, layout)
+        return known
+
+    def _slab(self, slot: int, layout: Layout, snapshot: Snapshot) -> Slab:
+        """The memory of a free slot, long enough; touched only where it is used."""
+        document = aligned(self._document(snapshot), BLOCK)
+        slab = self.process.slabs.get(slot)
+        if slab is None or slab.length < layout.length + document:
+            self._destinations.pop(slot, None)
+            self._frozen.discard(slot)
+            self.process.control.unseal(slot)
+            slab = Slab.make(layout.slab_bytes() + document)
+            self.process.add_slab(slot, slab)
+        return slab
+
+    def _document(self, snapshot: Snapshot) -> int:
+        """Bytes of a document, or a few more."""
+        return self._skeleton + len(snapshot.values_bytes) + len(snapshot.inline) + _DOCUMENT
+
+    # Afterwards
+
+    def frozen_elsewhere(self, slot: int) -> bool:
+        """Whether another slot holds frozen tensors: there is memory for one set of them only."""
+        return any(one != slot and not self.free(one) for one in self._frozen)
+
+    def give_back(self, *, everything: bool = False) -> None:
+        """Gives the memory of frozen tensors back where they are stored: most are not staged again for a while.
+
+        Args:
+            everything: also that of slots which do not fit into the plan any more, and of longer structures.
+        """
+        layout = self.layout
+        if layout is None:
+            return
+        for slot, slab in self.process.slabs.items():
+            if self.free(slot) and (everything or slot in self._frozen):
+                begin = (layout.trained if everything else layout.frozen_from) if slot in self.usable else 0
+                slab.release(begin, slab.length - begin)
+                self._frozen.discard(slot)
+
+    def close(self) -> None:
+        """Lets go of what looks at the memory; the saver process lets go of the memory itself."""
+        self.settle()
+        self._destinations = {}
