@@ -103,7 +103,7 @@ def starting(world: World, step: int, parts: list[bytes]):
 
 
 def heir(world: World, *, deadline: float, after=None):
-    """A launch, begun once ``after`` is gone, that says from what it resumes; it must be what was staged, if it waits."""
+    """A launch, begun once ``after`` is gone; what it resumes from must be what was staged, if it waits."""
 
     def script(store):
         while after is not None and not after.done:

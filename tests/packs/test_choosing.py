@@ -86,6 +86,16 @@ def test_every_installed_codec_is_tried_on_a_few_megabytes(rng, monkeypatch):
     assert all(trial.ratio == 1.0 for trial in tried)
 
 
+@pytest.mark.parametrize(("threads", "processors", "together"), [(4, 8, 4), (8, 2, 2), (1, 8, 1)])
+def test_threads_count_as_far_as_there_are_processors_and_not_for_openzl(
+    rng, monkeypatch, threads, processors, together
+):
+    monkeypatch.setattr(choosing, "_processors", lambda: processors)
+    tried = trials([Segment(memoryview(rng.randbytes(1000)), "float32")], threads)
+    assert {trial.codec: trial.parallel for trial in tried}[Codec.ZSTD] == together
+    assert all(trial.parallel == 1 for trial in tried if trial.codec is Codec.OPENZL)
+
+
 def test_a_codec_that_is_not_installed_is_not_tried(rng, monkeypatch):
     monkeypatch.setattr(floats, "available", lambda: False)
     samples = [Segment(memoryview(weights(rng, 100_000)), "float32")]

@@ -10,8 +10,10 @@ import sys
 import threading
 import weakref
 
+import msgspec
 import pytest
 import torch
+from streams_kit import SimStreams, covered
 
 from holdfast.errors import SaveFailed
 from holdfast.saver.arena import Layout
@@ -24,8 +26,6 @@ from holdfast.state.staging import Destination
 from holdfast.state.staging_cuda import CudaStaging
 from holdfast.state.step_hook import STEP_HOOK
 from holdfast.trees import Lifetime, TensorSpec, segments
-
-from .streams_support import SimStreams, covered
 
 SIZE = 300
 """So that a tensor is larger than what is captured inline."""
@@ -157,6 +157,8 @@ def rig():
 
     yield make
     for one in rigs:
+        if one.sim.broken:
+            one.sim.streams.clear()  # nothing runs there any more
         one.sim.recording = one.sim.broken = one.sim.stuck = False
         one.close()
     assert not STEP_HOOK.installed
@@ -523,18 +525,19 @@ def test_seals_are_written_by_the_host_if_their_memory_cannot_be_pinned(rig, cap
     assert "could not be pinned" in caplog.text
 
 
-def test_another_layout_in_the_same_slab_is_pinned_anew(rig):
-    one = rig(names=[("a", 0)])
-    one.save()
-    slab = one.slot(0).slab
-    one.sim.after = lambda: None
-    one.add("base", 0, Lifetime.FROZEN)
-    more = Layout(
-        (*one.layout.specs, TensorSpec(name="base", dtype="float32", shape=(SIZE,), lifetime=Lifetime.FROZEN))
-    )
-    destination = Destination(slab, more)
-    one.staging.copy(destination, [0, 1], list(one.tensors.values()), step=1, late=True)
-    assert len(one.sim.registered) == 2
+def test_another_layout_in_the_same_slab_is_pinned_anew_and_never_what_it_gives_back(rig):
+    one = rig(names=[("a", 0), ("base", 0)])
+    specs = [
+        TensorSpec(name=name, dtype="float32", shape=(SIZE,), lifetime=Lifetime.PARAMETER) for name in ("a", "base")
+    ]
+    slab, sources = Slab.make(128 << 20), list(one.tensors.values())
+    frozen = msgspec.structs.replace(specs[1], lifetime=Lifetime.FROZEN)
+    both, trained = Layout(tuple(specs)), Layout((specs[0], frozen))
+    for layout in (both, trained):
+        slab.reserve(0, layout.length)
+        one.staging.copy(Destination(slab, layout), [0, 1], sources, step=0, late=True)
+        assert covered(one.sim, slab, 0, layout.trained)
+        assert not covered(one.sim, slab, 0, layout.trained + 1)
     one.staging.unpin(slab)
     assert len(one.sim.registered) == 1
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from torch import Tensor
 
 from holdfast import errors
 from holdfast.errors import SaveFailed
@@ -36,13 +35,14 @@ SLOT_SECONDS = 600.0
 """How long a save waits for a place in memory while earlier ones are being saved; then it has failed."""
 
 READY_SECONDS = 30.0
-"""How long a save waits for a saver that is just being started."""
+"""How long a save waits for a saver that is just being started, and a rescue for a copy that is under way."""
 
 
 @dataclass(slots=True)
 class _InFlight:
     """A save that was handed over."""
 
+    intent: Intent
     target: Target
     frozen: Mapping[int, bytes]
     """Fingerprints of the frozen tensors, by place in the layout."""
@@ -58,7 +58,6 @@ class BackgroundSaves:
     address: Callable[[SaveRequest], Target]
     slots: Slots
     survives: str
-    check_staging: bool
     tell: Callable[[int, str], None]
     progress: Callable[[messages.Progress], None]
     fallback: Callable[[], Saves]
@@ -70,12 +69,23 @@ class BackgroundSaves:
     """What was asked for, by number, and is not in the store yet, as far as is known."""
     _asked: int = 0
     _generation: int = 0
+    _replaced: list[Row] = field(default_factory=list)
+    """Reserves to give up once the newer one is complete."""
     _pieces: Saves | None = None
     _heard: float = 0.0
     """When the saver was heard last."""
     _gets_on: float = 0.0
     """When it was heard last that a save gets on: waiting for a full disk is not that."""
     _starts: int = 0
+    _rescue: messages.Rescue | None = None
+    """What was asked for at the end."""
+    _rescued: int = 0
+    """The reserve that it is about."""
+    _saved: int = 0
+    """The newest generation that is a checkpoint: an older reserve is of no use."""
+
+    def __post_init__(self) -> None:
+        self._starts = self.process.starts
 
     @property
     def reserves(self) -> bool:
@@ -83,7 +93,14 @@ class BackgroundSaves:
         return True
 
     def prepare(self, snapshot: Snapshot) -> None:
-        """Makes the slots for this structure, if there are none for it yet, and touches their memory."""
+        """Makes the slots for this structure, if there are none for it yet, and touches their memory.
+
+        Raises:
+            SaveFailed: there is no memory, or a device still copies an earlier state.
+        """
+        if not self.slots.stager.settle(SLOT_SECONDS):
+            raise SaveFailed(f"a device has not finished its copy of an earlier state for {SLOT_SECONDS:.0f} s")
+        self._landed()
         self.slots.prepare(snapshot)
 
     # Saving
@@ -122,8 +139,8 @@ class BackgroundSaves:
         older = self._reserves()
         slot = self._reserve_slot()
         if slot is not None and self._stage(slot, snapshot, request, Intent.RESERVE):
-            for row in older:
-                self._taken_back(row)
+            self._replaced = older
+            self._landed()
 
     def _stage(self, slot: int, snapshot: Snapshot, request: SaveRequest, intent: Intent) -> bool:
         """Copies and seals; False: a reserve that would have to wait for memory."""
@@ -138,39 +155,23 @@ class BackgroundSaves:
             self._await(lambda: not self.slots.frozen_elsewhere(slot))
         skipped = self._frozen.skipped(layout.specs, prints, in_turn=not self.slots.frozen_elsewhere(slot))
         staged = [place for place in range(len(layout.specs)) if place not in skipped]
-        self._copy(slot, snapshot, staged)
+        self.slots.copy(slot, staged, snapshot, request)
         request = msgspec.structs.replace(
             request, stall=time.monotonic() - request.began, staging=time.monotonic() - began, survives=self.survives
         )
         offsets = [-1 if place in skipped else offset for place, offset in enumerate(layout.offsets)]
         document = encode_job(request, shape_of(snapshot), offsets, self._frozen.stored_in if skipped else None)
-        self._write(slot, intent, document)
+        self.slots.write(slot, intent, document)
         self._generation += 1
         names = {place: layout.specs[place].name for place in prints}
-        self._flying[self._generation] = _InFlight(self.address(request), prints, names)
-        control.seal(slot, self._generation)
+        self.slots.stager.seal(slot, self._generation)
+        self._flying[self._generation] = _InFlight(intent, self.address(request), prints, names)
         return True
 
     def _unknown(self, prints: Mapping[int, bytes]) -> bool:
         """Whether there are frozen tensors that must be staged."""
         assert self.slots.layout is not None
         return len(self._frozen.skipped(self.slots.layout.specs, prints, in_turn=False)) < len(prints)
-
-    def _copy(self, slot: int, snapshot: Snapshot, staged: list[int]) -> None:
-        destination = self.slots.destination(slot, staged, snapshot)
-        sources: list[Tensor] = [snapshot.tensors[place][1] for place in staged]
-        destination.copy(staged, sources)
-        if self.check_staging and (other := destination.differing(staged, sources)):
-            raise SaveFailed(f"what was staged is not the live state: {', '.join(other[:5])} changed during the copy")
-
-    def _write(self, slot: int, intent: Intent, document: bytes) -> None:
-        slab, layout = self.process.slabs[slot], self.slots.layout
-        assert layout is not None
-        if slab.length < layout.length + len(document):
-            raise SaveFailed(f"the values of this state ({len(document)} bytes) do not fit beside it; save again")
-        slab.reserve(layout.length, len(document))
-        slab.memory[layout.length : layout.length + len(document)] = document
-        self.process.control.describe(slot, intent, slab.serial, layout.length, document)
 
     # Places
 
@@ -228,6 +229,31 @@ class BackgroundSaves:
             return free
         return next((row.slot for row in self._reserves() if self._taken_back(row)), None)
 
+    def _landed(self) -> None:
+        """Takes what has become of a copy that was under way; a reserve is given up once a newer one is complete."""
+        complete = self.slots.stager.settle(0)
+        for generation, why in self.slots.stager.lost():
+            self._lost(generation, why)
+        if complete:
+            newest = max((row.generation for row in self._reserves()), default=0)
+            for row in (one for one in self._replaced if one.generation < newest):
+                self._taken_back(row)
+            self._replaced = []
+
+    def _lost(self, generation: int, why: str) -> None:
+        flown = self._flying.get(generation)
+        row = next((row for row in self.process.control.rows() if row.generation == generation), None)
+        if flown is None:
+            return
+        if row is not None and not (row.pending and self.process.control.take_back(row)):
+            self.tell(logging.ERROR, f"{flown.target.address} is being saved, and should not be relied on: {why}")
+            return
+        del self._flying[generation]
+        if flown.intent is Intent.SAVE:
+            self._outcomes.append(GivenUp(target=flown.target, error=SaveFailed(why)))
+        else:
+            self.tell(logging.WARNING, f"{flown.target.address} is not kept in reserve: {why}")
+
     def _taken_back(self, row: Row) -> bool:
         if not self.process.control.take_back(row):
             return False
@@ -259,7 +285,8 @@ class BackgroundSaves:
         return not busy
 
     def _busy(self) -> bool:
-        reserves = {row.generation for row in self._reserves()}
+        rescued = self._rescued if self._rescued > self._saved else 0
+        reserves = {row.generation for row in self._reserves()} - {rescued}
         return bool(self._asides) or any(generation not in reserves for generation in self._flying)
 
     def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
@@ -277,12 +304,16 @@ class BackgroundSaves:
 
     def rescue(self, kind: str, reason: str) -> None:
         """The newest reserve, if nothing newer was saved, becomes a checkpoint."""
-        if self._reserves():
-            self.process.send(messages.Rescue(kind=kind, reason=reason))
+        self.slots.stager.settle(READY_SECONDS)
+        self._landed()
+        self._rescued = max((row.generation for row in self._reserves()), default=0)
+        if self._rescued:
+            self._rescue = messages.Rescue(kind=kind, reason=reason)
+            self.process.send(self._rescue)
 
     def close(self, seconds: float) -> None:
         """Lets the saver finish and end; one that takes longer finishes without this process."""
-        self.slots.close()
+        self.slots.close(seconds)
         for row in self._reserves():
             self._taken_back(row)  # the training has ended well, or what mattered of it was rescued
         if not self.process.close(seconds, self._hear):
@@ -291,6 +322,7 @@ class BackgroundSaves:
     def restored(self) -> None:
         """The state is another one: nothing is known of its frozen tensors, and no reserve is of this line."""
         self._frozen.forget()
+        self.slots.stager.forget()
         for row in self._reserves():
             self._taken_back(row)
 
@@ -300,11 +332,17 @@ class BackgroundSaves:
         if self.process.starts != self._starts:
             self._starts = self.process.starts
             self._forget_unfollowed()
-            for message in self._asides.values():
-                self.process.send(message)
+            self._ask_again()
         if self.process.lost and (self._flying or self._asides):
             self._lose_all()
+        self._landed()
         self.slots.give_back()
+
+    def _ask_again(self) -> None:
+        """The saver that died may have heard what was asked for, and done nothing of it."""
+        wanted: list[messages.ToSaver] = [*self._asides.values(), *([self._rescue] if self._rescue else [])]
+        for message in wanted:
+            self.process.send(message)
 
     def _hear(self, message: messages.Message) -> None:
         self._heard = time.monotonic()
@@ -330,7 +368,7 @@ class BackgroundSaves:
         if flown is None or flown.committed is not None:
             return
         record = unseal(flown.target.address.name, message.record, Record)
-        flown.committed = record
+        flown.committed, self._saved = record, message.generation
         self._frozen.committed(flown.target, {flown.names[place]: found for place, found in flown.frozen.items()})
         self._outcomes.append(Committed(record=record))
 

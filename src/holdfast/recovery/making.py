@@ -32,6 +32,7 @@ from holdfast.saver.memory_limits import Budget, budget
 from holdfast.saver.messages import Hello, Progress
 from holdfast.saver.readback import quarantined_packs
 from holdfast.saver.rereading import Rereading
+from holdfast.state.stager import Stager
 
 logger = logging.getLogger(__name__)
 
@@ -181,14 +182,13 @@ def _process(session: Session, plan: Plan, making: Making, after: Afterwards) ->
 def _in_process(
     process: SaverProcess, session: Session, plan: Plan, making: Making, after: Afterwards, stops: StopRequests
 ) -> Saves:
-    tell, survival = _teller(after), staged_survival()
+    tell, survival, stager = _teller(after), staged_survival(), Stager(process.control, making.check_staging)
     tell(logging.INFO, f"{session.run.number}: {survival}; {making.budget.why}")
     return BackgroundSaves(
         process=process,
         address=lambda request: Target.of(_address(session, request)),
-        slots=Slots(process, making.budget.bytes, 2 if plan.stage is None else 3, tell),
+        slots=Slots(process, making.budget.bytes, 2 if plan.stage is None else 3, tell, stager),
         survives=str(survival.survives),
-        check_staging=making.check_staging,
         tell=tell,
         fallback=lambda: _inline(session, plan, making, after, stops),
         progress=making.progress or _nobody,

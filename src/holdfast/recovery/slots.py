@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.errors import SaveFailed
 from holdfast.packs.format import BLOCK, aligned
+from holdfast.records import Kind
+from holdfast.saver import SaveRequest
 from holdfast.saver.arena import Layout
+from holdfast.saver.control import Intent
 from holdfast.saver.handle import SaverProcess
 from holdfast.saver.memory import PIECE, Slab
 from holdfast.saver.planning import MemoryPlan, plan_memory
 from holdfast.state import Snapshot
+from holdfast.state.stager import Stager
 from holdfast.state.staging import Destination
 from holdfast.trees import Lifetime
 
@@ -32,12 +36,14 @@ class Slots:
         budget: bytes that may be taken.
         wanted: slots, at most.
         tell: told of the plan, with a level of `logging`.
+        stager: who copies into the slots.
     """
 
     process: SaverProcess
     budget: int
     wanted: int
     tell: Callable[[int, str], None]
+    stager: Stager
     plan: MemoryPlan | None = None
     layout: Layout | None = None
     _destinations: dict[int, Destination] = field(default_factory=dict)
@@ -54,9 +60,9 @@ class Slots:
         return range(self.plan.slots if self.plan else 0)
 
     def free(self, slot: int) -> bool:
-        """Whether nothing is in a slot that somebody may still read."""
+        """Whether nothing is in a slot that somebody may still read, or is still writing."""
         row = self.process.control.row(slot)
-        return row is None or not row.pending
+        return (row is None or not row.pending) and not self.stager.writing(self.process.slabs.get(slot))
 
     # Before
 
@@ -72,6 +78,8 @@ class Slots:
         if self.layout is not None and self.layout.specs == specs:
             return
         self.settle()
+        for slab in self.process.slabs.values():
+            self.stager.unpin(slab)
         self._skeleton = len(snapshot.skeleton.encode())
         self.layout = layout = Layout(specs)
         self._plan(layout, snapshot)
@@ -132,6 +140,34 @@ class Slots:
             known = self._destinations[slot] = Destination(slab, layout)
         return known
 
+    def copy(self, slot: int, staged: Sequence[int], snapshot: Snapshot, request: SaveRequest) -> None:
+        """Copies the large tensors at the places ``staged`` into a free slot.
+
+        Of a save that nobody has asked for, what lives on devices may still be copied when this returns. Whoever asks
+        wants a private copy when the call is over.
+
+        Raises:
+            SaveFailed: there is no memory, a device has failed, or the state changed meanwhile.
+        """
+        destination = self.destination(slot, staged, snapshot)
+        sources = [snapshot.tensors[place][1] for place in staged]
+        late = request.kind in (Kind.REGULAR, Kind.BEST)
+        self.stager.copy(destination, staged, sources, step=request.step, late=late)
+
+    def write(self, slot: int, intent: Intent, document: bytes) -> None:
+        """Writes the document behind the tensors.
+
+        Raises:
+            SaveFailed: it is longer than it was thought to become.
+        """
+        slab, layout = self.process.slabs[slot], self.layout
+        assert layout is not None
+        if slab.length < layout.length + len(document):
+            raise SaveFailed(f"the values of this state ({len(document)} bytes) do not fit beside it; save again")
+        slab.reserve(layout.length, len(document))
+        slab.memory[layout.length : layout.length + len(document)] = document
+        self.process.control.describe(slot, intent, slab.serial, layout.length, document)
+
     def _slab(self, slot: int, layout: Layout, snapshot: Snapshot) -> Slab:
         """The memory of a free slot, long enough; touched only where it is used."""
         document = aligned(self._document(snapshot), BLOCK)
@@ -140,6 +176,7 @@ class Slots:
             self._destinations.pop(slot, None)
             self._frozen.discard(slot)
             self.process.control.unseal(slot)
+            self.stager.unpin(slab)
             slab = Slab.make(layout.slab_bytes() + document)
             self.process.add_slab(slot, slab)
         return slab
@@ -169,7 +206,12 @@ class Slots:
                 slab.release(begin, slab.length - begin)
                 self._frozen.discard(slot)
 
-    def close(self) -> None:
-        """Lets go of what looks at the memory; the saver process lets go of the memory itself."""
+    def close(self, seconds: float) -> None:
+        """Lets go of what looks at the memory; the saver process lets go of the memory itself.
+
+        Args:
+            seconds: how long a copy that is under way is waited for.
+        """
         self.settle()
+        self.stager.close(seconds)
         self._destinations = {}

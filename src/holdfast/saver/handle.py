@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO
@@ -49,8 +48,6 @@ class SaverProcess:
     """How many savers there were."""
     codec: str | None = None
     """What ``codec="auto"`` has turned out to be."""
-    _asides: deque[messages.AddMetrics | messages.AddTag] = field(default_factory=deque)
-    """Not answered yet: they are in no shared memory, so the next saver is told again."""
     _process: subprocess.Popen[bytes] | None = None
     _channel: Channel | None = None
     _errors: IO[bytes] | None = None
@@ -89,8 +86,6 @@ class SaverProcess:
                 self._process = starting.start(other.fileno(), self._errors)
             self._channel = channel
             self._introduce()
-            for aside in self._asides:
-                channel.send(aside)
         except (OSError, Closed) as error:
             channel.close()
             raise SaveFailed(f"the saver process could not be started: {error}") from error
@@ -106,8 +101,6 @@ class SaverProcess:
 
     def send(self, message: messages.ToSaver, descriptors: list[int] | None = None) -> None:
         """Tells the saver; what is lost with a dead one, the next one is told or finds in the control words."""
-        if isinstance(message, messages.AddMetrics | messages.AddTag):
-            self._asides.append(message)
         if self._channel is not None:
             with contextlib.suppress(Closed):
                 self._channel.send(message, descriptors)
@@ -131,8 +124,6 @@ class SaverProcess:
                 self._deaths = 0
             elif isinstance(message[0], messages.Chosen):
                 self.codec = message[0].codec
-            elif isinstance(message[0], messages.Noted) and self._asides:
-                self._asides.popleft()
         return found
 
     def wait(self, seconds: float) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from holdfast.catalog.holds import find_saves
 from holdfast.catalog.journal import JournalWriter
@@ -52,6 +53,7 @@ def main(descriptor: int) -> None:
     slabs = {serial: Slab(fd, length, serial) for (serial, length), fd in zip(hello.slabs, slab_fds, strict=True)}
     listener = _Listener(channel, orders, slabs, pidfd=pidfd, wake=wake, hello=hello)
     worker = _worker(hello, channel, orders, Control(Slab(control_fd, LENGTH)), slabs)
+    worker.stand()
     threading.Thread(target=listener.run, name="holdfast-listen", daemon=True).start()
     with contextlib.suppress(Closed):
         channel.send(messages.Ready(pid=os.getpid()))
@@ -64,7 +66,6 @@ def _worker(
     store = open_store(hello.url, visibility=hello.visibility)
     launch, ballast = with_ballast(Launch(store.run(hello.run), hello.launch))
     run, store = launch.run, launch.run.store
-    standing = _take_over(launch)
     pace = Pace(hello.nice, orders.hurry)
     journal = JournalWriter(store, run.number, f"saver-{hello.launch}-{os.getpid()}")
     return Worker(
@@ -75,7 +76,6 @@ def _worker(
             chosen=_chosen(channel, journal),
             ballast=ballast,
             pace=pace,
-            standing=standing,
             damaged=set(map(ObjectName, hello.quarantined)),
         ),
         following=Following(run=run, keep=parse(hello.keep), pace=pace),
@@ -85,7 +85,7 @@ def _worker(
         slabs=slabs,
         channel=channel,
         orders=orders,
-        standing=standing,
+        take_over=partial(_take_over, launch),
         pause_when_full=hello.on_full == "pause",
     )
 

@@ -137,10 +137,6 @@ class Progress(_Message, frozen=True, kw_only=True):
     total: int
 
 
-class Noted(_Message, frozen=True, kw_only=True):
-    """The oldest `AddMetrics` or `AddTag` that was not answered yet is done with, well or not."""
-
-
 class Chosen(_Message, frozen=True, kw_only=True):
     """``codec="auto"`` is decided, for the whole launch: a saver that is started later need not try again."""
 
@@ -160,7 +156,7 @@ class Said(_Message, frozen=True, kw_only=True):
 
 
 ToSaver = Hello | NewSlab | Staged | Hurry | AddMetrics | AddTag | Rescue | Goodbye
-ToTrainer = Ready | Committed | GivenUp | Followed | Noted | Progress | Chosen | Noted | Alive | Said
+ToTrainer = Ready | Committed | GivenUp | Followed | Noted | Progress | Chosen | Alive | Said
 Message = ToSaver | ToTrainer
 
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)

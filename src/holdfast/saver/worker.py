@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -108,7 +108,8 @@ class Worker:
     """By serial number."""
     channel: Channel
     orders: Orders
-    standing: Standing
+    take_over: Callable[[], Standing]
+    """Announces this saver, after one that has died perhaps."""
     pause_when_full: bool
     unfollowed: deque[tuple[int, Record]] = field(default_factory=deque)
     trying: Trying = field(init=False)
@@ -128,6 +129,15 @@ class Worker:
             wait=self.orders.pause,
         )
 
+    def stand(self) -> None:
+        """Announces this saver, if it is not announced; where that fails now it is tried again before each save."""
+        if self.saving.standing is not None:
+            return
+        try:
+            self.saving.standing = self.take_over()
+        except StorageError as error:
+            self.say(logging.ERROR, f"the saver could not announce itself: {error}")
+
     def run(self) -> None:
         """Until nothing more can come."""
         self._find_unfollowed()
@@ -146,17 +156,23 @@ class Worker:
             self._persist(row)
         elif self.orders.asides:
             self._aside(self.orders.asides.popleft())
-            self.tell(messages.Noted())
         elif self.unfollowed:
             if self.orders.orphaned:
-                self.standing.end()  # whoever waits for this saver need not wait for what follows
+                self._leave()  # whoever waits for this saver need not wait for what follows
             self._follow(*self.unfollowed.popleft())
         else:
             return not self.orders.ending and self._reread()
         return True
 
+    def _leave(self) -> None:
+        try:
+            if self.saving.standing is not None:
+                self.saving.standing.end()
+        except StorageError as error:
+            self.say(logging.WARNING, f"a later launch takes this saver for one at work: {error}")
+
     def _end(self) -> None:
-        self.standing.end()
+        self._leave()
         self._flush_journal()
         self.channel_flush()
 
@@ -189,6 +205,7 @@ class Worker:
     def _persist(self, row: Row) -> None:
         if not self.control.taken(row):
             return
+        self.stand()
         try:
             request, shape, job = self._read(row)
             request = self._rescued(request) if row.intent is Intent.RESERVE else request

@@ -18,7 +18,8 @@ from holdfast.saver.memory import Slab
 from holdfast.state.staging import Destination
 
 if TYPE_CHECKING:
-    from holdfast.state.staging_cuda import CudaStaging, Lost
+    from holdfast.state.flights import Lost
+    from holdfast.state.staging_cuda import CudaStaging
 
 
 @dataclass(slots=True)
@@ -82,9 +83,9 @@ class Stager:
         """Generations that came to nothing after they were handed over; once each."""
         return [] if self._devices is None else self._devices.lost()
 
-    def unpin(self, slab: Slab) -> None:
-        """Before the memory of a slab goes."""
-        if self._devices is not None:
+    def unpin(self, slab: Slab | None) -> None:
+        """Before the memory of a slab goes, or is given back in part; nothing may be writing into it."""
+        if self._devices is not None and slab is not None:
             self._devices.unpin(slab)
 
     def forget(self) -> None:

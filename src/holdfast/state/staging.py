@@ -1,8 +1,8 @@
 """Copying large tensors into staging memory, segment by segment, as fast as memory allows.
 
 The destinations are made once per layout: tensors over shared memory, one for
-each segment. A save then is one call that copies a list of tensors onto
-another, on all threads that torch has.
+each segment. What is plain memory on both sides is moved; torch copies the
+rest (other devices, other memory orders).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from holdfast.packs.buffers import address
 from holdfast.saver.arena import Layout, gaps, placed
 from holdfast.saver.memory import Slab
 from holdfast.state import tensors
+from holdfast.state.moving import as_move, run
 from holdfast.trees import SEGMENT_BYTES, TensorSpec, item_bytes
 
 _PLAIN = frozenset(("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"))
@@ -41,14 +42,19 @@ class Destination:
 
     def copy(self, places: Sequence[int], sources: Sequence[Tensor], *, non_blocking: bool = False) -> None:
         """Copies the large tensors at ``places`` of the layout; on the CPU the copy is complete when it returns."""
-        into, out_of = [], []
+        moves, into, out_of, alive = [], [], [], []
         for place, source in zip(places, sources, strict=True):
-            into += self._segments(place)
-            out_of += list(_cut(self.layout.specs[place], source))
-        if not into:
-            return  # torch refuses empty lists
-        with torch.no_grad():
-            torch._foreach_copy_(into, out_of, non_blocking=non_blocking)
+            for segment, piece in zip(self._segments(place), _cut(self.layout.specs[place], source), strict=True):
+                if (move := as_move(segment, piece)) is not None:
+                    moves.append(move)
+                    alive.append(piece)
+                else:
+                    into.append(segment)
+                    out_of.append(piece)
+        run(moves)
+        if into:  # torch refuses empty lists
+            with torch.no_grad():
+                torch._foreach_copy_(into, out_of, non_blocking=non_blocking)
 
     def differing(self, places: Sequence[int], sources: Sequence[Tensor]) -> list[str]:
         """Names of the tensors whose live bytes are not those that were staged."""

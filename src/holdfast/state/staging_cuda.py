@@ -14,20 +14,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from holdfast.errors import SaveFailed
-from holdfast.saver.arena import Layout, placed
+from holdfast.saver.arena import Layout
 from holdfast.saver.control import LENGTH, Control
 from holdfast.saver.memory import Slab
-from holdfast.state import tensors
-from holdfast.state.fingerprints import Fingerprints, Pending
+from holdfast.state.comparing import AtBoundary
+from holdfast.state.flights import Flight, Lost, Split, split
 from holdfast.state.lazy import StepLog, Watch, lazy_places, memory_of
 from holdfast.state.pinning import Pinning, Range, pinned_ranges
 from holdfast.state.staging import Destination
@@ -46,67 +46,6 @@ CAPTURE_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.00005, 0.005
 
 
-class Lost(NamedTuple):
-    """A generation that is not what it should be."""
-
-    generation: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Which of some tensors are copied when; places in the order given."""
-
-    host: tuple[int, ...]
-    eager: Mapping[int, tuple[int, ...]]
-    """Per device: before the save returns."""
-    lazy: Mapping[int, tuple[int, ...]]
-    """Per device: while the training goes on."""
-
-
-def split(devices: Sequence[int | None], lazy: Iterable[int]) -> Split:
-    """Sorts places by device and haste. Pure.
-
-    Example:
-        >>> found = split([0, None, 1, 0], lazy={3})
-        >>> found.host, found.eager, found.lazy
-        ((1,), {0: (0,), 1: (2,)}, {0: (3,), 1: ()})
-    """
-    late, known = set(lazy), sorted({device for device in devices if device is not None})
-    on = {device: [place for place, one in enumerate(devices) if one == device] for device in known}
-    return Split(
-        host=tuple(place for place, device in enumerate(devices) if device is None),
-        eager={device: tuple(place for place in places if place not in late) for device, places in on.items()},
-        lazy={device: tuple(place for place in places if place in late) for device, places in on.items()},
-    )
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A generation that devices may still be copying."""
-
-    destination: Destination
-    lazy: tuple[int, ...]
-    """Places in the layout."""
-    sources: tuple[Tensor, ...]
-    """Of these. Their memory would be given to somebody else if the program let go of them."""
-    events: dict[int, Any] = field(default_factory=dict)
-    """The last copy of each device."""
-    sealed: Any = None
-    """The event of the seal."""
-    slot: int = -1
-    generation: int = 0
-    boundary: Pending | None = None
-    """Fingerprints of the sources at the boundary, to compare with."""
-    why: str | None = None
-    """Why it is not what it should be."""
-
-    @property
-    def last(self) -> list[Any]:
-        """What has to happen until nothing of it is under way."""
-        return list(self.events.values()) if self.sealed is None else [self.sealed]
-
-
 @dataclass(slots=True, eq=False)
 class CudaStaging:
     """Copies a state that lives on devices, at least in part. Belongs to one thread, but for the hook.
@@ -123,8 +62,7 @@ class CudaStaging:
     _layouts: dict[int, Layout] = field(default_factory=dict)
     _log: StepLog = field(default_factory=StepLog)
     _watch: Watch = field(default_factory=Watch)
-    _fingerprints: Fingerprints = field(default_factory=Fingerprints)
-    _flight: _Flight | None = None
+    _flight: Flight | None = None
     _lost: list[Lost] = field(default_factory=list)
     _pid: int = field(default_factory=os.getpid)
 
@@ -159,11 +97,11 @@ class CudaStaging:
         devices = [self.streams.device_of(tensor) for tensor in sources]
         lazy = self._chosen(destination, places, sources, devices, step, late=late)
         under_way = [places[place] for place in sorted(lazy)]
-        self._flight = flight = _Flight(destination, tuple(under_way), tuple(sources[place] for place in sorted(lazy)))
+        self._flight = flight = Flight(destination, tuple(under_way), tuple(sources[place] for place in sorted(lazy)))
         try:
             if self.check and lazy:
                 # In order with what the training does before and after, as nothing on another stream would be.
-                flight.boundary = self._fingerprints.begin(list(map(_row_major, flight.sources)), by_device=True)
+                flight.boundary = AtBoundary(destination, flight.lazy, flight.sources)
             self._copy(flight, places, sources, split(devices, lazy))
         except RuntimeError as error:
             self._mark_ends(flight, devices)
@@ -274,7 +212,7 @@ class CudaStaging:
             return frozenset()
         return lazy_places(list(map(memory_of, sources)), optimizers, steps=steps, steady=steady)
 
-    def _copy(self, flight: _Flight, places: Sequence[int], sources: Sequence[Tensor], order: Split) -> None:
+    def _copy(self, flight: Flight, places: Sequence[int], sources: Sequence[Tensor], order: Split) -> None:
         def copy(chosen: Sequence[int], *, non_blocking: bool) -> None:
             into, out_of = [places[at] for at in chosen], [sources[at] for at in chosen]
             flight.destination.copy(into, out_of, non_blocking=non_blocking)
@@ -293,7 +231,7 @@ class CudaStaging:
         copy(order.host, non_blocking=False)
         self._await_all(urgent)
 
-    def _mark_ends(self, flight: _Flight, devices: Sequence[int | None]) -> None:
+    def _mark_ends(self, flight: Flight, devices: Sequence[int | None]) -> None:
         """After a failure somewhere in between: what was begun may still be written."""
         try:
             for device in {device for device in devices if device is not None}:
@@ -338,7 +276,7 @@ class CudaStaging:
             # The step will fail of the same error, and the training hears of it there.
             logger.debug("before a step: %s", error)
 
-    def _hold_back(self, flight: _Flight, *, captured: bool) -> None:
+    def _hold_back(self, flight: Flight, *, captured: bool) -> None:
         """The step comes after the copies; as far as possible without making the host wait."""
         if captured:
             self._examine(flight)
@@ -353,7 +291,7 @@ class CudaStaging:
                     self.streams.wait(self.streams.current(device), event)
             self.settle(0)
 
-    def _await_seal(self, flight: _Flight) -> None:
+    def _await_seal(self, flight: Flight) -> None:
         """While a graph is recorded CUDA must not be asked for anything, but memory may be looked at."""
         end = time.monotonic() + CAPTURE_SECONDS
         while flight.sealed is not None and not self._is_sealed(flight):
@@ -364,22 +302,24 @@ class CudaStaging:
         if flight.sealed is None:
             flight.why = "a CUDA graph was recorded before it could be compared"
 
-    def _is_sealed(self, flight: _Flight) -> bool:
+    def _is_sealed(self, flight: Flight) -> bool:
         row = self.control.row(flight.slot)
         return row is not None and row.generation == flight.generation
 
     # The end of a copy
 
-    def _land(self, flight: _Flight) -> None:
+    def _land(self, flight: Flight) -> None:
         """Nothing of it is under way any more."""
         self._examine(flight)
         if flight.boundary is not None and flight.why is None and flight.generation:
-            self._compare(flight, flight.boundary)
+            flight.why = flight.boundary.difference()
+            if flight.why is None:
+                self.control.seal(flight.slot, flight.generation)
         self._flight = None
         if flight.why is not None and flight.generation:
             self._lost.append(Lost(flight.generation, flight.why))
 
-    def _examine(self, flight: _Flight) -> None:
+    def _examine(self, flight: Flight) -> None:
         """Whether anybody was seen to write what was still being copied."""
         specs = flight.destination.layout.specs
         late = {specs[place].name for place in flight.lazy}
@@ -389,31 +329,3 @@ class CudaStaging:
                 f"{', '.join(changed[:5])} changed between the boundary and the step, while it may have been copied; "
                 "from now on the loop waits for copies of it"
             )
-
-    def _compare(self, flight: _Flight, boundary: Pending) -> None:
-        """Whether what was staged, and what is there now, is what was there at the boundary."""
-        for place, source, was in zip(flight.lazy, flight.sources, boundary.read(), strict=True):
-            spec = flight.destination.layout.specs[place]
-            staged = _staged(flight.destination, place)
-            if self._print(staged.to(source.device)) != was:
-                flight.why = f"what was staged is not the live state: {spec.name} changed during the copy"
-                return
-            if self._print(source) != was:
-                flight.why = f"{spec.name} was written between the boundary and the step, so a copy of it may be torn"
-                return
-        self.control.seal(flight.slot, flight.generation)
-
-    def _print(self, tensor: Tensor) -> bytes:
-        return self._fingerprints.begin([_row_major(tensor)], by_device=True).read()[0]
-
-
-def _row_major(tensor: Tensor) -> Tensor:
-    return tensors.plain(tensor).resolve_conj().resolve_neg().contiguous()
-
-
-def _staged(destination: Destination, place: int) -> Tensor:
-    """A tensor as it lies in a slot: its segments, one after the other."""
-    spec, offset = destination.layout.specs[place], destination.layout.offsets[place]
-    memory = torch.frombuffer(destination.slab.memory, dtype=torch.uint8)
-    pieces = [memory[one.offset : one.offset + one.span.length] for one in placed(spec, offset)]
-    return torch.cat(pieces).view(tensors.dtype_of(spec.dtype)).reshape(spec.shape)

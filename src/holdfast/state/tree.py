@@ -116,7 +116,7 @@ class Collector:
             if entry.tensor.numel():
                 storage = entry.tensor.untyped_storage()
                 by_storage[str(entry.tensor.device), storage.data_ptr()].append(entry)
-        for entries in by_storage.values():
+        for entries in filter(_several, by_storage.values()):
             yield from _overlapping(sorted(entries, key=lambda entry: _span(entry.tensor)))
 
 
@@ -149,6 +149,10 @@ def local(tensor: Tensor, path: str) -> Tensor:
     if mesh.size() != 1:
         raise UnsupportedTensor(f"{path} is a DTensor over {mesh.size()} ranks; only states of one rank can be stored")
     return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
+
+
+def _several(entries: list[_Entry]) -> bool:
+    return len(entries) > 1
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

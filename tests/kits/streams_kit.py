@@ -33,10 +33,12 @@ class SimEvent:
 class SimStreams:
     """See `holdfast.state.streams.Streams`."""
 
-    def __init__(self, seed=0, *, prompt=False, eager=False):
+    def __init__(self, seed=0, *, prompt=False, eager=False, everywhere=None):
         self.random, self.prompt = random.Random(seed), prompt
         self.eager = eager
         """Whether other operations run, too, when somebody asks for one."""
+        self.everywhere = everywhere
+        """The device of tensors that were not placed."""
         self.homes, self.registered, self.registrations = {}, {}, 0
         self.streams = {}
         self.recording = self.broken = self.stuck = False
@@ -72,7 +74,8 @@ class SimStreams:
         return self.recording
 
     def device_of(self, tensor):
-        return self.homes.get(tensor.untyped_storage().data_ptr()) if not self._on_host(tensor) else None
+        home = self.homes.get(tensor.untyped_storage().data_ptr(), self.everywhere)
+        return None if home == "pinned" else home
 
     def pinned(self, tensor):
         return self.homes.get(tensor.untyped_storage().data_ptr()) == "pinned"
@@ -129,9 +132,6 @@ class SimStreams:
         del self.registered[start]
 
     # Within
-
-    def _on_host(self, tensor):
-        return self.homes.get(tensor.untyped_storage().data_ptr()) in (None, "pinned")
 
     def _is_registered(self, start, length):
         return any(a <= start and start + length <= a + b for a, b in self.registered.items())
