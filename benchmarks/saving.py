@@ -21,11 +21,12 @@ from harness.driver import Failed, Worker, scratch
 from harness.memory import Sampler, used
 from harness.report import machine, spread, table
 
+RAW = ["raw", "raw-huge"]
 REFERENCES = ["copy", "raw"]
 OURS = ["holdfast", "holdfast-inline"]
 PEERS = ["torch.save", "safetensors", "dcp-async", "torchsnapshot-async", "torch_checkpointing", "lm-resiliency"]
 ALL = {
-    "gpt2": [*REFERENCES, *OURS, *PEERS, "dcp", "torchsnapshot", "lm-resiliency-memory"],
+    "gpt2": [*REFERENCES, "raw-huge", *OURS, *PEERS, "dcp", "torchsnapshot", "lm-resiliency-memory"],
     "lora": [*REFERENCES, *OURS, *(name for name in PEERS if name != "torch.save")],
 }
 TITLES = {
@@ -113,7 +114,7 @@ def _saves(all_of: dict[str, Measured], ways: dict[str, type]) -> str:
     copy, raw = (_median(all_of, name, "stall" if name == "copy" else "durable") for name in ("copy", "raw"))
     rows = []
     for name, one in sorted(all_of.items(), key=lambda item: item[1].last):
-        if one.stall and name != "raw":
+        if one.stall and name not in RAW:
             durable = ways[name].durable
             middle = statistics.median(one.durable)
             rows.append(
@@ -127,8 +128,9 @@ def _saves(all_of: dict[str, Measured], ways: dict[str, type]) -> str:
                     "" if one.saving is None else f"{one.saving / 1e9:.2f}",
                 ]
             )
-    if "raw" in all_of and all_of["raw"].durable:
-        rows.append([ways["raw"].label, "", "", "", spread(all_of["raw"].durable), "1.0x", ""])
+    for name in (name for name in RAW if name in all_of and all_of[name].durable):
+        durable = all_of[name].durable
+        rows.append([ways[name].label, "", "", "", spread(durable), f"{statistics.median(durable) / raw:.1f}x", ""])
     head = ["", "call s", "stall s", "copy_", "durable s", "raw", "memory GB"]
     return table(head, rows)
 
@@ -138,9 +140,9 @@ def _loads(all_of: dict[str, Measured], ways: dict[str, type]) -> str:
     rows = []
     for name, one in sorted(all_of.items(), key=lambda item: statistics.median(item[1].cold or [float("inf")])):
         if one.cold:
-            memory = "" if one.loading is None or name == "raw" else f"{one.loading / 1e9:.2f}"
+            memory = "" if one.loading is None or name in RAW else f"{one.loading / 1e9:.2f}"
             ratio = f"{statistics.median(one.cold) / raw:.1f}x"
-            rows.append([ways[name].label, spread(one.cold), ratio, "" if name == "raw" else spread(one.warm), memory])
+            rows.append([ways[name].label, spread(one.cold), ratio, "" if name in RAW else spread(one.warm), memory])
     return table(["", "cold s", "raw", "warm s", "memory GB"], rows)
 
 

@@ -12,6 +12,7 @@ from adapters.base import Adapter
 ADAPTERS = {
     "copy": "adapters.reference:Copy",
     "raw": "adapters.reference:Raw",
+    "raw-huge": "adapters.reference:RawHuge",
     "none": "adapters.reference:Nothing",
     "holdfast": "adapters.holdfast:Process",
     "holdfast-inline": "adapters.holdfast:Inline",

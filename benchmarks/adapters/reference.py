@@ -45,10 +45,13 @@ class Raw(Adapter):
     label = "raw direct I/O"
     how = f"O_DIRECT, {THREADS} threads, pieces of 8 MiB, preallocated, fsync of file and folder"
     checked = False
+    huge = False
 
     def prepare(self) -> None:
         self.starts = range(0, self.job.bytes, BLOCK)
         memory = mmap.mmap(-1, len(self.starts) * BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if self.huge:
+            memory.madvise(mmap.MADV_HUGEPAGE)
         at = 0
         for tensor in self.job.flat().values():
             memory[at : at + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
@@ -67,3 +70,11 @@ class Raw(Adapter):
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
         list(self.pool.map(lambda at: os.preadv(fd, [self.memory[at : at + BLOCK]], at), self.starts))
         os.close(fd)
+
+
+class RawHuge(Raw):
+    """The same from huge pages, which the kernel pins with 512 times fewer steps."""
+
+    label = "raw direct I/O, huge pages"
+    how = "MADV_HUGEPAGE"
+    huge = True

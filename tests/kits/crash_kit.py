@@ -170,7 +170,7 @@ def unresumed(store: Path, run: str, report: Path) -> str | None:
     def resume() -> str:
         torch.set_num_threads(1)
         model = Toy()
-        with Checkpointer(store, run=run, state={"model": model}, save=every(steps=1)) as ckpt:
+        with Checkpointer(store, run=run, state={"model": model}, save=every(steps=1), saver="inline") as ckpt:
             for first in ckpt.steps((step or 0) + 9):
                 return "" if step in (None, first) and (not first or model.is_at(first)) else f"at {first}, not {step}"
         return "it did not go on"

@@ -1,7 +1,7 @@
 """A disk that fails when it is told to, under a trainer or a saver process alike; and small disks that are really full.
 
 What is to fail lies in a folder as files, so that a test can tell another process: ``write`` with ``EIO`` in it fails
-all writes as long as it is there, ``write-1`` only one of them. Imported by savers, so it knows neither torch nor pytest.
+all writes as long as it is there, ``write-1`` only one of them. Savers import this, so it knows no torch and no pytest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from holdfast.storage import opening
 from holdfast.storage.local import LocalStorage
 from holdfast.testing.faults import HookedFiles, Op
 
+MUCH = 64 * 1024
+"""Bytes of a write that only packs are."""
+
 
 class ToldFiles(HookedFiles):
     """Fails, or takes its time, as the files in a folder say."""
@@ -28,6 +31,8 @@ class ToldFiles(HookedFiles):
         self._orders, self._slow = orders, threading.Lock()
 
     def around(self, event, run):
+        if event.op is Op.WRITE and (event.length or 0) >= MUCH:
+            (self._orders / "much-was-written").touch()
         if (found := self._told(event.op)) is not None:
             if found.startswith("sleep"):
                 with self._slow:  # one after the other, whatever the number of threads
@@ -55,7 +60,7 @@ class Faults:
         orders.mkdir(exist_ok=True)
 
     def tell(self, op: Op, what: str, *, times: int | None = None) -> None:
-        """Events of a kind fail with an error, such as ``EIO``, or take so long (``sleep 0.1``); always, or so often."""
+        """Events of a kind fail with an error (``EIO``), or take so long (``sleep 0.1``); always, or so often."""
         names = [str(op)] if times is None else [f"{op}-{number}" for number in range(times)]
         for name in names:
             (self.orders / name).write_text(what)
@@ -64,6 +69,11 @@ class Faults:
         """All is well again."""
         for path in self.orders.iterdir():
             path.unlink(missing_ok=True)
+
+    @property
+    def much_was_written(self) -> bool:
+        """Whether the bytes of any pack were written."""
+        return (self.orders / "much-was-written").exists()
 
     def prelude(self, *more: str) -> str:
         """Code that installs such a disk in a saver process; see `holdfast.saver.starting.prelude`."""

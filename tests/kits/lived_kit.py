@@ -1,7 +1,8 @@
 """Stores that have lived, and the works that are recorded or killed on them.
 
 All of it happens in forked children: whoever held anything is dead when the
-store is looked at, as after a real crash.
+store is looked at, as after a real crash. Trainings save in line, for it is
+the file operations of the child that are recorded, counted and failed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def train(store: Path, run: str, to: int, keep=None) -> None:
     """Trains on to a step, with a checkpoint at every step."""
     torch.set_num_threads(1)
     model = Toy()
-    with Checkpointer(store, run=run, state={"model": model}, save=every(steps=1), keep=keep or latest(9)) as ckpt:
+    options = {"save": every(steps=1), "keep": keep or latest(9), "saver": "inline"}
+    with Checkpointer(store, run=run, state={"model": model}, **options) as ckpt:
         for step in ckpt.steps(to):
             model.be_at(step + 1)
             ckpt.log(loss=1 / (step + 1))
@@ -124,7 +126,7 @@ def make_wasteful(store: Path) -> None:
     """As `make_lived`, and all that a gc is for: a policy, a pack that will be mostly dead, a save that was killed."""
     make_lived(store)
     train(store, "third", 3)
-    with Checkpointer(store, run="third", state={"model": Toy()}, keep=latest(1)) as ckpt:
+    with Checkpointer(store, run="third", state={"model": Toy()}, keep=latest(1), saver="inline") as ckpt:
         ckpt.restore()
     cut_off(KillBefore(Op.LINK, "/records/"), lambda: train(store, "second", 5))
 

@@ -11,7 +11,6 @@ import ctypes
 import logging
 import os
 import secrets
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from torch import nn
 from toy_training import ended, forked
 
 import holdfast
-from holdfast import Checkpointer
 from holdfast.catalog.verify import verify
 from holdfast.ids import Digest
 from holdfast.records import Record
@@ -209,20 +207,34 @@ def _for_ever() -> Iterator[None]:
         yield
 
 
-# Ends
+# Savers that wait
+
+_GATE = """
+import os, time
+from holdfast.storage import opening
+from holdfast.storage.local import LocalStorage
+from holdfast.testing.faults import HookedFiles, Op
+
+class Gate(HookedFiles):
+    def around(self, event, run):
+        while event.op in (Op.LINK, Op.RENAME_NEW) and "/records/" in str(event.target) and not os.path.exists({gate!r}):
+            time.sleep(0.005)
+        return run()
+
+files = Gate()
+opening.LocalStorage = lambda root, **options: LocalStorage(root, files=files, **options)
+"""
 
 
-def killed(pid: int) -> None:
-    """SIGKILL, and the end of the process."""
-    os.kill(pid, signal.SIGKILL)
-    code = ended(pid)
-    assert code == -signal.SIGKILL, f"the trainer had ended before it was killed: {code}"
+def gated(gate: Path) -> str:
+    """For `holdfast.saver.starting.prelude`: a saver that publishes nothing before ``gate`` exists."""
+    return _GATE.format(gate=str(gate))
+
+
+# What happened
 
 
 def resumed(store: Path, launch: int) -> tuple[int, str] | None:
     """Step and id of the record that a launch began with."""
     start = next(one for one in holdfast.open(store).run(1).starts() if one.launch == launch)
     return (start.resumed_from.step, start.resumed_from.id) if start.resumed_from else None
-
-
-__all__ = [name for name in dir() if not name.startswith("_") and name not in ("annotations", "Checkpointer")]

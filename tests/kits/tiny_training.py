@@ -79,9 +79,17 @@ def launched(
     then: Callable[[int, Checkpointer], Any] = lambda step, ckpt: None,
     **options: Any,
 ) -> Trained:
-    """One launch of the script: builds everything anew, trains up to ``total`` steps, calls ``then`` after each."""
+    """One launch of the script: builds everything anew, trains up to ``total`` steps, calls ``then`` after each.
+
+    It saves in line unless told otherwise: file operations of this very process are what is failed and counted.
+    """
     model, optimizer = tiny()
-    settings: dict[str, Any] = {"run": "toy", "save": every(steps=2), "keep": holdfast.latest(3)} | options
+    settings: dict[str, Any] = {
+        "run": "toy",
+        "save": every(steps=2),
+        "keep": holdfast.latest(3),
+        "saver": "inline",
+    } | options
     with Checkpointer(store, state={"model": model, "optimizer": optimizer}, **settings) as ckpt:
         done = Trained(ckpt, model, optimizer)
         for step in ckpt.steps(total):

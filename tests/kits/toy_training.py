@@ -62,6 +62,7 @@ def train(store: Path, *, steps: int = STEPS, workers: int = 0, pause: Callable[
         state={"model": model, "optimizer": optimizer, "scheduler": scheduler},
         save=every(steps=SAVE_EVERY),
         keep=latest(2),
+        saver="inline",  # kills and faults are counted in file events of this very process
     ) as ckpt:
         ckpt.values.setdefault("seen", [])
         for micro, (step, (x, y)) in enumerate(ckpt.batches(loader, total_steps=steps), start=1):

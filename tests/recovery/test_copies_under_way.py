@@ -9,8 +9,8 @@ import torch
 import torch.optim.swa_utils
 from staged_kit import Family, check_store, record_at, resumed
 from streams_kit import Failed, SimStreams
-from toy_training import ended, forked
 from torch import nn
+from toy_training import ended, forked
 
 import holdfast
 from holdfast import Checkpointer, every
@@ -24,6 +24,7 @@ class Training:
     """A model with a frozen base, running means and an average of its weights, all of it on one simulated device."""
 
     def __init__(self, folder, *, devices=True, **options):
+        torch.set_num_threads(1)  # forked children have none of the others
         torch.manual_seed(1)
         self.model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH))
         self.model.register_parameter("base", nn.Parameter(torch.rand(WIDTH, WIDTH), requires_grad=False))

@@ -173,14 +173,13 @@ class Checkpoints:
             raise SaveFailed(f"{target.address} was damaged when it was read back; look after the disk, and save again")
         return self.last
 
-    def drain(self, seconds: float = SILENT_SECONDS) -> None:
-        """Waits until nothing is in flight; errors as in `listen`."""
-        finished = self._saves.drain(seconds)
+    def drain(self) -> None:
+        """Waits until nothing is in flight, as long as it gets on; errors as in `listen`."""
+        finished = self._saves.drain(SILENT_SECONDS)
         self.listen()
         if not finished:
-            logger.error(
-                "saves are still in flight after %.0f s without any progress; they go on by themselves", seconds
-            )
+            text = "saves are still in flight after %.0f s without any progress; they go on by themselves"
+            logger.error(text, SILENT_SECONDS)
 
     def check(self) -> None:
         """Refuses an end that looks good and is not.

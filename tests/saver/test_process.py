@@ -1,0 +1,411 @@
+"""The saver as a process: what it has, what it does not have, and whom it outlives."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from memory_watch import held
+from staged_kit import Family, Notes, awaited, check_store, gated, heard, saver_of, staging_memory
+from tiny_training import Stop, launched, records_of, steps_of
+from toy_training import KILLED, ended, forked
+
+import holdfast
+from holdfast import Checkpointer, every
+from holdfast.errors import HoldfastError, InvalidInput, SaveFailed
+from holdfast.records import Kind
+from holdfast.saver import starting
+
+MIB = 1 << 20
+NEVER = every(steps=10**6)
+
+
+class Trainer:
+    """A trainer in a process of its own that does what a test says at the end of each step."""
+
+    def __init__(self, place: Path) -> None:
+        self.store, self.log, self.gate = place / "store", place / "log", place / "gate"
+        self.notes, self.family = Notes(place / "notes"), Family()
+        self.pid = 0
+
+    def start(self, then: Callable[[int, Checkpointer], Any], *, gate: bool = False, **options: Any) -> None:
+        """Starts it; with ``gate`` its saver publishes nothing before `open` is called."""
+
+        def work() -> None:
+            starting.prelude = gated(self.gate) if gate else ""
+            launched(self.store, 10**6, then=then, **({"saver": "process", "save": NEVER} | options))
+
+        self.pid = forked(self.family.of(heard(work, self.log)))
+
+    def open(self) -> None:
+        self.gate.touch()
+
+    def await_note(self, *words: object) -> None:
+        awaited(lambda: [str(word) for word in words] in self.notes.read(), f"the trainer notes {words}")
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        assert ended(self.pid) == KILLED
+
+    @property
+    def saver(self) -> psutil.Process:
+        found = saver_of(self.pid)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[Trainer]:
+    made = Trainer(tmp_path)
+    yield made
+    for one in made.family.savers():
+        one.kill()
+
+
+def save_and_sleep(trainer: Trainer, at: int = 1) -> Callable[[int, Checkpointer], None]:
+    """Saves when a step is complete; at the next one tells, and sleeps for ever."""
+
+    def then(step: int, ckpt: Checkpointer) -> None:
+        if step == at:
+            ckpt.save()
+        elif step == at + 1:
+            trainer.notes.add("saved")
+            time.sleep(600)
+
+    return then
+
+
+# What it is
+
+
+def test_a_saver_is_small_and_knows_no_torch(trainer: Trainer) -> None:
+    trainer.start(save_and_sleep(trainer))
+    trainer.await_note("saved")
+    awaited(lambda: records_of(trainer.store), "a record")
+    saver, has = trainer.saver, held(trainer.saver.pid)
+    assert has.rss - has.shared_memory < 150 * MIB
+    mapped = {Path(one.path).name for one in saver.memory_maps()}
+    assert not [name for name in mapped if "torch" in name or "cuda" in name]
+    trainer.kill()
+
+
+def test_a_saver_has_a_session_of_its_own_and_its_main_thread_the_usual_priority(trainer: Trainer) -> None:
+    trainer.start(save_and_sleep(trainer))
+    trainer.await_note("saved")
+    pid = trainer.saver.pid
+    assert os.getsid(pid) == pid != os.getsid(trainer.pid)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+    assert trainer.saver.cwd() == "/"
+    trainer.kill()
+
+
+def test_a_saver_inherits_no_descriptor(trainer: Trainer, tmp_path: Path) -> None:
+    """Not even those that are meant to be inherited."""
+    (tmp_path / "opened").touch()
+
+    def then(step: int, ckpt: Checkpointer) -> None:
+        save_and_sleep(trainer)(step, ckpt)
+
+    def work() -> None:
+        listening = socket.create_server(("127.0.0.1", 0))
+        kept = [listening, (tmp_path / "opened").open(), *map(os.fdopen, os.pipe())]
+        for one in kept:
+            os.set_inheritable(one.fileno(), True)
+        trainer.notes.add("has", *(os.readlink(f"/proc/self/fd/{one.fileno()}") for one in kept))
+        launched(trainer.store, 10**6, then=then, saver="process", save=NEVER)
+
+    trainer.pid = forked(trainer.family.of(work))
+    trainer.await_note("saved")
+    (theirs,) = (set(words[1:]) for words in trainer.notes.read() if words[0] == "has")
+    folder = Path(f"/proc/{trainer.saver.pid}/fd")
+    has = {os.readlink(link) for link in folder.iterdir() if link.is_symlink()}
+    assert len(theirs) == 3
+    assert not theirs & has
+    assert [os.readlink(folder / str(number)) for number in (0, 1)] == ["/dev/null"] * 2
+    trainer.kill()
+
+
+TRAP = """
+import os
+with open(os.environ["TRAP"], "a") as file:
+    file.write(__name__ + "\\n")
+raise ImportError("this is the user's own module")
+"""
+
+SCRIPT = """
+import os, sys
+folder = sys.path.pop(0)
+import torch
+from holdfast import Checkpointer, every
+from holdfast.saver import starting
+sys.path.insert(0, folder)  # as it is when a script is run; the trainer has imported what it needs
+os.environ["PYTHONPATH"] = folder
+starting.prelude = {prelude!r}
+model = torch.nn.Linear(64, 64)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with Checkpointer({store!r}, state={{"model": model, "optimizer": optimizer}}, save=every(steps=2)) as ckpt:
+    for step in ckpt.steps(5):
+        model(torch.ones(1, 64)).sum().backward()
+        optimizer.step()
+        if step == {kill_at}:
+            print("a line", flush=True)
+            os.kill(os.getpid(), 9)
+"""
+
+
+def script(tmp_path: Path, *, kill_at: int, prelude: str = "") -> list[str]:
+    """The command line of a training script that may kill itself."""
+    path = tmp_path / "train.py"
+    path.write_text(textwrap.dedent(SCRIPT.format(store=str(tmp_path / "store"), kill_at=kill_at, prelude=prelude)))
+    return [sys.executable, str(path)]
+
+
+def test_modules_of_the_user_are_not_taken_for_those_of_python_or_of_libraries(tmp_path: Path) -> None:
+    """Hazard 19: in the working folder, in the script's folder, and in PYTHONPATH."""
+    for name in ("types", "token", "blake3", "msgspec", "json", "socket", "psutil", "holdfast"):
+        (tmp_path / f"{name}.py").write_text(TRAP)
+    env = {**os.environ, "TRAP": str(tmp_path / "sprung")}
+    done = subprocess.run(script(tmp_path, kill_at=-1), cwd=tmp_path, env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert not (tmp_path / "sprung").exists()
+    assert steps_of(tmp_path / "store") == [2, 4, 5]
+    assert {record.survives for record in records_of(tmp_path / "store")} == {"process"}
+
+
+def test_whoever_waits_for_the_output_of_a_killed_trainer_does_not_wait_for_its_saver(tmp_path: Path) -> None:
+    """Hazard 19: the saver holds none of it open, and is still at work when the caller has all the output."""
+    family, gate = Family(), tmp_path / "gate"
+
+    def work() -> None:
+        command = script(tmp_path, kill_at=3, prelude=gated(gate))
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (KILLED, b"a line\n"), done.stderr.decode()
+        assert family.savers(), "the saver has outlived its trainer"
+        gate.touch()
+
+    assert ended(forked(family.of(work))) == 0
+    family.await_savers_end()
+    assert steps_of(tmp_path / "store") == [2]
+    check_store(tmp_path / "store")
+
+
+# Whom it outlives
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_to_everybody_does_not_end_a_saver(trainer: Trainer, number: signal.Signals) -> None:
+    trainer.start(save_and_sleep(trainer), gate=True)
+    trainer.await_note("saved")
+    saver = trainer.saver
+    saver.send_signal(number)
+    trainer.kill()
+    saver.send_signal(number)
+    trainer.open()
+    trainer.family.await_savers_end()
+    assert steps_of(trainer.store) == [2]
+    check_store(trainer.store)
+
+
+def c_fork() -> int:
+    """A child that Python does not know of: it keeps every descriptor, as one would that was forked by a library."""
+    pid = int(ctypes.CDLL(None).fork())
+    if pid == 0:
+        ctypes.CDLL(None).pause()
+        os._exit(0)
+    return pid
+
+
+def test_the_end_of_the_trainer_is_noticed_while_a_child_holds_its_sockets(trainer: Trainer) -> None:
+    """Hazard 19: end-of-file comes only when the last holder has closed them; a pidfd tells at once."""
+
+    def then(step: int, ckpt: Checkpointer) -> None:
+        if step == 1:
+            trainer.notes.add("child", c_fork())
+        save_and_sleep(trainer)(step, ckpt)
+
+    trainer.start(then)
+    trainer.await_note("saved")
+    trainer.kill()
+    trainer.family.await_savers_end()
+    (child,) = (int(words[1]) for words in trainer.notes.read() if words[0] == "child")
+    assert staging_memory(child), "the child has outlived them, with all that it inherited"
+    os.kill(child, signal.SIGKILL)
+    assert steps_of(trainer.store) == [2]
+    check_store(trainer.store)
+
+
+# Forked children
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Does ``work`` in a child of the trainer, forked by Python; gives its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def test_a_forked_child_has_no_part_in_the_saver(trainer: Trainer) -> None:
+    """It may not save, holds no staging memory, and keeps nobody alive."""
+
+    def child(ckpt: Checkpointer) -> None:
+        with pytest.raises(InvalidInput, match="belongs to the process that made it"):
+            ckpt.save()
+        trainer.notes.add("child", os.getpid())
+        time.sleep(600)
+
+    def then(step: int, ckpt: Checkpointer) -> None:
+        if step == 1:
+            ckpt.save()
+        elif step == 2:
+            in_child(lambda: child(ckpt))
+            ckpt.save()
+        elif step == 3:
+            trainer.notes.add("saved")
+            time.sleep(600)
+
+    trainer.start(then)
+    trainer.await_note("saved")
+    awaited(lambda: any(words[0] == "child" for words in trainer.notes.read()), "the child was refused")
+    (pid,) = (int(words[1]) for words in trainer.notes.read() if words[0] == "child")
+    assert staging_memory(trainer.pid)
+    assert staging_memory(pid) == []
+    trainer.kill()
+    trainer.family.await_savers_end()
+    os.kill(pid, signal.SIGKILL)
+    assert steps_of(trainer.store) == [2, 3]
+    check_store(trainer.store)
+
+
+def test_a_forked_child_that_leaves_the_block_ends_nothing(trainer: Trainer) -> None:
+    """A helper process that raises, or returns out of the loop, runs the ends of all its parent's blocks."""
+
+    def then(step: int, ckpt: Checkpointer) -> None:
+        if step == 1:
+            ckpt.save()
+            pid = os.fork()
+            if pid == 0:
+                raise Stop
+            os.waitpid(pid, 0)
+            trainer.notes.add("saver", saver_of(os.getpid()).pid)
+        elif step == 3:
+            trainer.notes.add("saver", saver_of(os.getpid()).pid)
+            raise KeyboardInterrupt if ckpt.save(wait="durable") else AssertionError
+
+    trainer.start(then, save=every(steps=1))
+    assert ended(trainer.pid) == 70
+    savers = [words[1] for words in trainer.notes.read()]
+    assert len(savers) == 2
+    assert savers[0] == savers[1]
+    assert "has died" not in trainer.log.read_text()
+    assert steps_of(trainer.store) == [1, 2, 3]
+    check_store(trainer.store)
+
+
+def test_a_signal_to_a_forked_child_tells_the_saver_nothing(trainer: Trainer) -> None:
+    """It has inherited the handler and the wakeup descriptor; its saver would take it for a signal to the trainer."""
+
+    def then(step: int, ckpt: Checkpointer) -> None:
+        if step == 3:
+            pid = in_child(lambda: time.sleep(600))
+            time.sleep(0.2)  # the child comes to its sleep, or is killed before, which hides what this looks for
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(0.5)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            trainer.notes.add("saved")
+            time.sleep(600)
+
+    trainer.start(then, stage=every(steps=1))
+    trainer.await_note("saved")
+    assert records_of(trainer.store) == []
+    trainer.kill()
+    trainer.family.await_savers_end()
+    assert [record.kind for record in records_of(trainer.store)] == [Kind.PREEMPTED]
+    assert "killed" in records_of(trainer.store)[0].reason
+
+
+# When it dies
+
+
+def test_a_saver_that_cannot_even_start_is_said_and_fails_the_saves(tmp_path: Path, caplog) -> None:
+    """Its last words are in the log of the trainer, and a training that saves nothing does not end well."""
+
+    def then(step: int, ckpt: Checkpointer) -> None:
+        if step == 1:
+            ckpt.save()
+        if step == 2:
+            with pytest.raises(HoldfastError):
+                ckpt.save(wait="durable")
+                raise Stop
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(starting, "prelude", "raise RuntimeError('no saver today')")
+        with pytest.raises(SaveFailed, match="no saver process"):
+            launched(tmp_path / "s", 4, saver="process", save=every(steps=1), on_save_error="warn")
+    assert "no saver today" in caplog.text
+    assert "no other one is started" in caplog.text
+    assert holdfast.open(tmp_path / "s").run(1).records() == []
+
+
+def test_an_idle_saver_that_dies_is_replaced_before_the_next_save_returns(trainer: Trainer) -> None:
+    def then(step: int, ckpt: Checkpointer) -> None:
+        if step == 1:
+            trainer.notes.add("up")
+            awaited(trainer.gate.exists, "the saver was killed")
+            ckpt.save()
+        elif step == 2:
+            trainer.notes.add("saved")
+            time.sleep(600)
+
+    trainer.start(then)
+    trainer.await_note("up")
+    awaited(lambda: list(trainer.store.glob("catalog/runs/001/holds/saver-*")), "the saver stands by")
+    first = trainer.saver
+    first.kill()
+    trainer.open()
+    trainer.await_note("saved")
+    assert trainer.saver.pid != first.pid
+    assert f"the saver process {first.pid} has died: SIGKILL" in trainer.log.read_text()
+    trainer.kill()
+    trainer.family.await_savers_end()
+    assert steps_of(trainer.store) == [2]
+    check_store(trainer.store)
+
+
+def test_the_end_of_a_training_is_the_end_of_its_saver(tmp_path: Path) -> None:
+    launched(tmp_path / "s", 4, saver="process")
+    assert [one for one in psutil.Process().children() if "holdfast.saver" in " ".join(one.cmdline())] == []
+    assert steps_of(tmp_path / "s") == [2, 4]
+    check_store(tmp_path / "s")
+
+
+# When time is short
+
+
+def test_a_signal_while_all_staging_memory_is_taken_does_not_wait(trainer: Trainer) -> None:
+    """Hazard 25: the newest state takes the place of one that nobody has begun to save."""
+
+    def then(step: int, ckpt: Checkpointer) -> None:
+        if step == 3:
+            trainer.notes.add("full")
+            awaited(trainer.gate.with_name("signal").exists, "the signal was sent")
+
+    trainer.start(then, gate=True, save=every(steps=1))
+    awaited(lambda: "given up" in trainer.log.read_text(), "the place of one that waits is taken")
+    trainer.open()
+    assert ended(trainer.pid) == 0
