@@ -14,6 +14,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,7 @@ PATIENCE = 60.0
 """Seconds after which something that should happen is taken for never happening."""
 
 _MARK = "HOLDFAST_TEST_FAMILY"
+_STAGING = "/memfd:holdfast"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -139,13 +141,14 @@ def saver_of(pid: int) -> psutil.Process | None:
 
 
 def staging_memory(pid: int) -> list[str]:
-    """What a process has of staging memory: mappings and descriptors."""
-    try:
-        maps = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/memfd:holdfast" in line]
-        links = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()]
-    except OSError:
-        return []
-    return maps + [link for link in links if "memfd:holdfast" in link]
+    """What a process has of staging memory: mappings and descriptors; nothing, if it has ended."""
+    found: list[str] = []
+    with suppress(OSError):
+        found += [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if _STAGING in line]
+    for link in [*Path(f"/proc/{pid}/fd").glob("*")]:
+        with suppress(OSError):
+            found += [where] if _STAGING in (where := os.readlink(link)) else []
+    return found
 
 
 # What is left in the store
@@ -217,7 +220,8 @@ from holdfast.testing.faults import HookedFiles, Op
 
 class Gate(HookedFiles):
     def around(self, event, run):
-        while event.op in (Op.LINK, Op.RENAME_NEW) and "/records/" in str(event.target) and not os.path.exists({gate!r}):
+        is_commit = event.op in (Op.LINK, Op.RENAME_NEW) and "/records/" in str(event.target)
+        while is_commit and not os.path.exists({gate!r}):
             time.sleep(0.005)
         return run()
 

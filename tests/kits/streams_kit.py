@@ -10,6 +10,9 @@ from collections import deque
 
 from holdfast.packs.buffers import address
 
+_LOOKS = 8
+"""How often somebody may ask for an event without waiting for it."""
+
 
 class Failed(RuntimeError):
     """An error that a device does not recover from."""
@@ -22,6 +25,8 @@ class SimStream:
 
 
 class SimEvent:
+    asked = 0
+
     def __init__(self, stream):
         self.stream, self.index = stream, stream.put
 
@@ -100,7 +105,8 @@ class SimStreams:
     def finished(self, event):
         self._allowed()
         self.asked += 1
-        if not self.stuck:
+        event.asked += 1
+        if not self.stuck and event.asked > _LOOKS:
             if self.eager:
                 for _ in range(self.random.randrange(3)):
                     self.advance()
@@ -173,3 +179,9 @@ class SimStreams:
 def covered(sim, slab, start, length):
     """Whether a range of a slab is pinned in one piece."""
     return sim._is_registered(address(slab.memory) + start, length)
+
+
+def touched(sim, slab, start, length):
+    """Whether any byte of a range of a slab is pinned."""
+    start += address(slab.memory)
+    return any(a < start + length and start < a + b for a, b in sim.registered.items())

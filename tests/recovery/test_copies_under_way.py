@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.optim.swa_utils
 from staged_kit import Family, check_store, record_at, resumed
-from streams_kit import Failed, SimStreams
+from streams_kit import Failed, SimStreams, touched
 from torch import nn
 from toy_training import ended, forked
 
 import holdfast
 from holdfast import Checkpointer, every
+from holdfast.saver.memory import Slab
 from holdfast.state.staging_cuda import CudaStaging
 from holdfast.state.step_hook import STEP_HOOK
 
@@ -23,15 +24,17 @@ WIDTH, STEPS = 40, 8
 class Training:
     """A model with a frozen base, running means and an average of its weights, all of it on one simulated device."""
 
-    def __init__(self, folder, *, devices=True, **options):
+    def __init__(self, folder, *, devices=True, frozen=False, **options):
         torch.set_num_threads(1)  # forked children have none of the others
         torch.manual_seed(1)
         self.model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH))
-        self.model.register_parameter("base", nn.Parameter(torch.rand(WIDTH, WIDTH), requires_grad=False))
+        if frozen:
+            self.model.register_parameter("base", nn.Parameter(torch.rand(WIDTH, WIDTH), requires_grad=False))
         self.ema = torch.optim.swa_utils.AveragedModel(self.model)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=0.01)
-        state = {"model": self.model, "optimizer": self.optimizer, "ema": self.ema}
+        self.extra = nn.Module()
+        state = {"model": self.model, "optimizer": self.optimizer, "ema": self.ema, "extra": self.extra}
         options = {"save": every(steps=1), "saver": "process"} | options
         self.ckpt = Checkpointer(folder, run="r", state=state, **options)
         self.sim = SimStreams(prompt=True, everywhere=0)
@@ -59,7 +62,9 @@ class Training:
 
     @property
     def under_way(self):
-        return self.staging._flight is not None
+        """Whether a save has returned, and not all of its copies are complete."""
+        flight = self.staging._flight
+        return flight is not None and not all(event.happened for event in flight.events.values())
 
 
 def digests(folder):
@@ -73,13 +78,17 @@ def nothing_left():
     assert not STEP_HOOK.installed
 
 
-@pytest.mark.parametrize("options", [{}, {"check_staging": True}, {"stage": every(steps=1), "save": every(steps=3)}])
+WAYS = [{}, {"frozen": True}, {"check_staging": True}, {"stage": every(steps=1), "save": every(steps=3)}]
+
+
+@pytest.mark.parametrize("options", WAYS)
 def test_checkpoints_are_those_of_a_training_that_waits_for_its_copies(tmp_path, options):
     keep = {"keep": every(steps=1)}
-    Training(tmp_path / "inline", devices=False, **keep, **options, saver="inline").run()
+    steps = 20 if "frozen" in options else STEPS  # in 16 saves each frozen tensor has its turn to be copied
+    Training(tmp_path / "inline", devices=False, **keep, **options, saver="inline").run(steps)
     under_way = []
     one = Training(tmp_path / "late", **keep, **options)
-    one.run(before=lambda step: under_way.append(one.under_way))
+    one.run(steps, before=lambda step: under_way.append(one.under_way))
     assert any(under_way)
     assert digests(tmp_path / "late") == digests(tmp_path / "inline")
     assert len(digests(tmp_path / "late")) >= STEPS // 3
@@ -200,14 +209,24 @@ def test_a_restore_waits_for_copies_that_are_under_way(tmp_path):
     assert set(seen) <= {1, 2, 3, 4, 5}
 
 
-def test_a_structure_that_changes_is_pinned_anew(tmp_path):
-    one = Training(tmp_path)
+def test_a_structure_that_changes_is_pinned_anew_and_nothing_pinned_is_given_back(tmp_path, monkeypatch):
+    one = Training(tmp_path, stage=every(steps=1))
+    one.extra.register_buffer("more", torch.ones(1 << 20))
+    given_back = []
+
+    def release(slab, start, length, release=Slab.release):
+        given_back.append(touched(one.sim, slab, start, length))
+        release(slab, start, length)
+
+    monkeypatch.setattr(Slab, "release", release)
 
     def before(step):
         if step == 4:
-            one.model.register_buffer("more", torch.ones(9, WIDTH))
+            assert one.under_way
+            del one.extra.more
 
     one.run(before=before)
+    assert given_back == [False] * len(given_back) != []
     assert one.sim.registrations > 3
     assert one.sim.registered == {}
     check_store(tmp_path)

@@ -69,8 +69,6 @@ class BackgroundSaves:
     """What was asked for, by number, and is not in the store yet, as far as is known."""
     _asked: int = 0
     _generation: int = 0
-    _replaced: list[Row] = field(default_factory=list)
-    """Reserves to give up once the newer one is complete."""
     _pieces: Saves | None = None
     _heard: float = 0.0
     """When the saver was heard last."""
@@ -136,10 +134,8 @@ class BackgroundSaves:
     def reserve(self, snapshot: Snapshot, request: SaveRequest) -> None:
         """Copies the state beside the one that is in reserve, and only then gives that one up."""
         self.prepare(snapshot)
-        older = self._reserves()
         slot = self._reserve_slot()
         if slot is not None and self._stage(slot, snapshot, request, Intent.RESERVE):
-            self._replaced = older
             self._landed()
 
     def _stage(self, slot: int, snapshot: Snapshot, request: SaveRequest, intent: Intent) -> bool:
@@ -231,14 +227,11 @@ class BackgroundSaves:
 
     def _landed(self) -> None:
         """Takes what has become of a copy that was under way; a reserve is given up once a newer one is complete."""
-        complete = self.slots.stager.settle(0)
+        self.slots.stager.settle(0)
         for generation, why in self.slots.stager.lost():
             self._lost(generation, why)
-        if complete:
-            newest = max((row.generation for row in self._reserves()), default=0)
-            for row in (one for one in self._replaced if one.generation < newest):
-                self._taken_back(row)
-            self._replaced = []
+        for row in self._reserves()[:-1]:  # as they are now: the slot of an older one may have been used again
+            self._taken_back(row)
 
     def _lost(self, generation: int, why: str) -> None:
         flown = self._flying.get(generation)

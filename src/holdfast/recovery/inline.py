@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,10 @@ class InlineSaves:
         """Nothing is remembered of it."""
 
     def close(self, seconds: float) -> None:
-        """Nothing is left to do."""
+        """Gives the ballast up: the process may go on for long, and the disk be unmounted."""
+        if self._saving.ballast is not None:
+            with contextlib.suppress(OSError):  # on a disk that has failed; the descriptor is closed all the same
+                self._saving.ballast.drop()
 
     def _follow(self, record: Record) -> None:
         try:

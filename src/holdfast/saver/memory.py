@@ -23,7 +23,8 @@ from holdfast.saver.forks import blind, same_file
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _POPULATE_WRITE = 23
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
-_PRIVATE_NOTHING_HERE = 0x02 | 0x10 | 0x20 | 0x4000
+_READ_WRITE = 0x1 | 0x2
+_ZEROS_HERE = 0x02 | 0x10 | 0x20 | 0x4000
 """MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE."""
 _serials = itertools.count(1)
 
@@ -113,14 +114,14 @@ class Slab:
         os.close(self.descriptor)
 
     def left_behind(self) -> None:
-        """For a forked child: it has no part in this memory, and whatever still looks at it there faults.
+        """For a forked child: it has no part in this memory, and whatever still looks at it there sees zeros.
 
         Raises:
             OSError: its descriptors could not be let go.
         """
         address, length = ctypes.c_void_p(self.address), ctypes.c_size_t(self.length)
         # Not unmapped: something else would be mapped there, and be lost when the map is collected as garbage.
-        _LIBC.mmap(address, length, 0, _PRIVATE_NOTHING_HERE, -1, ctypes.c_int64(0))
+        _LIBC.mmap(address, length, _READ_WRITE, _ZEROS_HERE, -1, ctypes.c_int64(0))
         blind(list(same_file(self.descriptor)))
 
     def _reserve(self, start: int) -> None:
