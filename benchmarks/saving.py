@@ -11,6 +11,7 @@ import argparse
 import random
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +185,9 @@ def main() -> None:
                 for name in (name for name in names if not found[name].error):
                     place = folder / name
                     place.mkdir()
+                    began = time.monotonic()
                     measure(name, place, options, found[name], memory=number == 0)
+                    print(f"{state}, round {number + 1}, {name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
         flag = " --quick" if args.quick else ""
         print(report(state, found, args.rounds, f"python benchmarks/saving.py --state {state}{flag}"), flush=True)
 

