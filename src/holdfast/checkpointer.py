@@ -60,13 +60,11 @@ class Checkpointer:
         codec: "raw", "zstd", "openzl" (for floats), or "auto": decided once, by what the storage turns out to bear.
         saver: "process": the loop waits for a copy in memory only, and once that exists the checkpoint is made even if
             this process is killed; "inline": the loop waits until it is durable and verified.
-        stage: when to keep a state in memory beside the saves, such as ``every(steps=10)``: what is lost when this
-            process dies is no more than that.
+        stage: when to keep a state in memory beside the saves, such as ``every(steps=10)``, for if this process dies.
         ram_budget: memory for copies, as bytes or text ("8GB"); by default half of what is available.
         on_save_error: how many failed saves in a row are borne (3), "raise" for none, "warn" for any number, or a
             `holdfast.tolerate`. If the last save has failed, `close` raises.
-        on_full: "skip" a save when the disk is full after retention has freed what it may, or "pause" until there is
-            room.
+        on_full: a disk without room even after retention: "skip" the save, or "pause" until there is some.
         check_staging: compare every copy with the live tensors; for debugging, at the price of one more pass.
         progress: show a progress bar of saves on standard error.
 
@@ -313,7 +311,7 @@ class Checkpointer:
             self._release()
 
     def supersede(self) -> None:
-        """Another Checkpointer of this process has taken over the run; this one is over."""
+        """Another Checkpointer of this process has taken over the run."""
         self._superseded = True
         self._release()
 
@@ -324,9 +322,11 @@ class Checkpointer:
         if type_ is None:
             self.close()
             return
-        if self._training:
-            self._training.interrupted(e)
-        self._release()
+        try:
+            if self._training:
+                self._training.interrupted(e)
+        finally:
+            self._release()
 
     def _begin(self, total: int | None, loader: object = None) -> Training:
         if self.looping:

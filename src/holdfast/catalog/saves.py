@@ -22,7 +22,16 @@ from holdfast.catalog.sources import read_sources
 from holdfast.catalog.standing import Standing
 from holdfast.catalog.tombstones import Tombstones, await_clear, read_tombstones
 from holdfast.clock import utc_now
-from holdfast.errors import Damaged, Fenced, ObjectExists, ObjectMissing, RecordConflict, SaveFailed, StorageError
+from holdfast.errors import (
+    Damaged,
+    Fenced,
+    ObjectExists,
+    ObjectMissing,
+    RecordConflict,
+    SaveFailed,
+    StorageError,
+    StorageFull,
+)
 from holdfast.ids import Digest, ObjectName, Order, RecordAddress, RecordId, nonce
 from holdfast.packs.footer import Footer
 from holdfast.packs.index import SegmentIndex
@@ -131,6 +140,9 @@ class SaveAttempt:
             create_once(self._store.storage, record.name, record)
         except ObjectExists:
             raise _taken(self) from None
+        except StorageFull:
+            self._tried = False  # it is certain that it is not there: nothing has to be settled, all can be tried again
+            raise
         self._published = record
         _release(self)
         return record

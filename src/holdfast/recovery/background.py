@@ -14,14 +14,14 @@ from typing import Any
 
 import msgspec
 
-from holdfast import errors
-from holdfast.errors import SaveFailed
+from holdfast.errors import Damaged, SaveFailed, StorageError
 from holdfast.records import Record, Target
+from holdfast.recovery.asides import Asides
+from holdfast.recovery.in_flight import InFlight, error_of
 from holdfast.recovery.inline import shape_of
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome, Saves
 from holdfast.recovery.slots import Slots
 from holdfast.saver import SaveRequest, messages
-from holdfast.saver.asides import pack_metrics
 from holdfast.saver.control import Intent, Row
 from holdfast.saver.handle import SaverProcess
 from holdfast.saver.jobs import encode_job
@@ -34,20 +34,11 @@ logger = logging.getLogger(__name__)
 SLOT_SECONDS = 600.0
 """How long a save waits for a place in memory while earlier ones are being saved; then it has failed."""
 
+STOPPING_SECONDS = 10.0
+"""How long a training that is to stop waits for saves that do not get on."""
+
 READY_SECONDS = 30.0
 """How long a save waits for a saver that is just being started, and a rescue for a copy that is under way."""
-
-
-@dataclass(slots=True)
-class _InFlight:
-    """A save that was handed over."""
-
-    intent: Intent
-    target: Target
-    frozen: Mapping[int, bytes]
-    """Fingerprints of the frozen tensors, by place in the layout."""
-    names: Mapping[int, str]
-    committed: Record | None = None
 
 
 @dataclass(slots=True)
@@ -60,20 +51,23 @@ class BackgroundSaves:
     survives: str
     tell: Callable[[int, str], None]
     progress: Callable[[messages.Progress], None]
+    read: Callable[[Target], Record | None]
+    """Reads a record whose name is known to be published."""
+    stopping: Callable[[], bool]
+    """Whether the training was asked to stop: then there is no time to wait for a disk that is full."""
     fallback: Callable[[], Saves]
     """Makes saves in this process, piece by piece, where the state does not fit into memory a second time."""
     _frozen: FrozenTensors = field(default_factory=FrozenTensors)
-    _flying: dict[int, _InFlight] = field(default_factory=dict)
+    _flying: dict[int, InFlight] = field(default_factory=dict)
     _outcomes: list[Outcome] = field(default_factory=list)
-    _asides: dict[int, messages.AddMetrics | messages.AddTag] = field(default_factory=dict)
-    """What was asked for, by number, and is not in the store yet, as far as is known."""
-    _asked: int = 0
+    _asides: Asides = field(init=False)
     _generation: int = 0
     _pieces: Saves | None = None
     _heard: float = 0.0
     """When the saver was heard last."""
     _gets_on: float = 0.0
     """When it was heard last that a save gets on: waiting for a full disk is not that."""
+    _unread: list[messages.Committed] = field(default_factory=list)
     _starts: int = 0
     _rescue: messages.Rescue | None = None
     """What was asked for at the end."""
@@ -84,6 +78,7 @@ class BackgroundSaves:
 
     def __post_init__(self) -> None:
         self._starts = self.process.starts
+        self._asides = Asides(self.process.send)
 
     @property
     def reserves(self) -> bool:
@@ -119,10 +114,8 @@ class BackgroundSaves:
 
     def _await_saver(self) -> None:
         """Only a launch that finds a saver standing by waits for what it finishes; one that starts takes a moment."""
-        end = time.monotonic() + READY_SECONDS
-        while not self.process.ready and not self.process.lost and time.monotonic() < end:
-            self.process.wait(0.5)
-            self._listen()
+        if not self.process.await_ready(READY_SECONDS, self._listen):
+            self.tell(logging.WARNING, f"the saver has not come up in {READY_SECONDS:.0f} s: a kill now loses the save")
 
     def _save_in_pieces(self, snapshot: Snapshot, request: SaveRequest) -> None:
         if not self.drain(SLOT_SECONDS):
@@ -161,7 +154,7 @@ class BackgroundSaves:
         self._generation += 1
         names = {place: layout.specs[place].name for place in prints}
         self.slots.stager.seal(slot, self._generation)
-        self._flying[self._generation] = _InFlight(intent, self.address(request), prints, names)
+        self._flying[self._generation] = InFlight(intent, self.address(request), prints, names)
         return True
 
     def _unknown(self, prints: Mapping[int, bytes]) -> bool:
@@ -198,6 +191,8 @@ class BackgroundSaves:
                     raise SaveFailed("there is no saver process any more; see what was said when it died")
                 if time.monotonic() >= max(began, self._heard) + SLOT_SECONDS:
                     raise SaveFailed(f"earlier saves hold all staging memory and say nothing for {SLOT_SECONDS:.0f} s")
+                if self.stopping() and time.monotonic() >= max(began, self._gets_on) + STOPPING_SECONDS:
+                    raise SaveFailed("the training is to stop, and earlier saves hold all staging memory and wait")
                 self.process.wait(0.5)
                 self._listen()
         finally:
@@ -231,7 +226,10 @@ class BackgroundSaves:
         for generation, why in self.slots.stager.lost():
             self._lost(generation, why)
         for row in self._reserves()[:-1]:  # as they are now: the slot of an older one may have been used again
-            self._taken_back(row)
+            try:
+                self._taken_back(row)
+            except SaveFailed as error:  # the saver was stopped right there: there will be another time
+                self.tell(logging.WARNING, str(error))
 
     def _lost(self, generation: int, why: str) -> None:
         flown = self._flying.get(generation)
@@ -253,7 +251,7 @@ class BackgroundSaves:
         flown = self._flying.pop(row.generation, None)
         if row.intent is Intent.SAVE and flown is not None:
             text = f"{flown.target.address} was given up for a newer one, for time is short"
-            self._outcomes.append(GivenUp(target=flown.target, error=SaveFailed(text)))
+            self._outcomes.append(GivenUp(target=flown.target, error=SaveFailed(text), on_purpose=True))
         return True
 
     # What the saver says
@@ -280,20 +278,15 @@ class BackgroundSaves:
     def _busy(self) -> bool:
         rescued = self._rescued if self._rescued > self._saved else 0
         reserves = {row.generation for row in self._reserves()} - {rescued}
-        return bool(self._asides) or any(generation not in reserves for generation in self._flying)
+        return self._asides.waiting or any(generation not in reserves for generation in self._flying)
 
     def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
         """After the record is committed."""
-        self._aside(messages.AddMetrics(target=target, metrics=pack_metrics(dict(metrics)), number=self._asked + 1))
+        self._asides.add_metrics(target, metrics, after=self._generation)
 
     def add_tag(self, target: Target, tag: str) -> None:
         """After the record is committed."""
-        self._aside(messages.AddTag(target=target, tag=tag, number=self._asked + 1))
-
-    def _aside(self, message: messages.AddMetrics | messages.AddTag) -> None:
-        self._asked = message.number
-        self._asides[message.number] = message
-        self.process.send(message)
+        self._asides.add_tag(target, tag, after=self._generation)
 
     def rescue(self, kind: str, reason: str) -> None:
         """The newest reserve, if nothing newer was saved, becomes a checkpoint."""
@@ -320,22 +313,23 @@ class BackgroundSaves:
             self._taken_back(row)
 
     def _listen(self) -> None:
-        for message in self.process.received():
+        unread, self._unread = self._unread, []
+        for message in (*unread, *self.process.received()):
             self._hear(message)
         if self.process.starts != self._starts:
             self._starts = self.process.starts
             self._forget_unfollowed()
             self._ask_again()
-        if self.process.lost and (self._flying or self._asides):
+        if self.process.lost and (self._flying or self._asides.waiting):
             self._lose_all()
         self._landed()
         self.slots.give_back()
 
     def _ask_again(self) -> None:
         """The saver that died may have heard what was asked for, and done nothing of it."""
-        wanted: list[messages.ToSaver] = [*self._asides.values(), *([self._rescue] if self._rescue else [])]
-        for message in wanted:
-            self.process.send(message)
+        self._asides.again()
+        if self._rescue is not None:
+            self.process.send(self._rescue)
 
     def _hear(self, message: messages.Message) -> None:
         self._heard = time.monotonic()
@@ -348,7 +342,7 @@ class BackgroundSaves:
         elif isinstance(message, messages.Followed):
             self._followed(message)
         elif isinstance(message, messages.Noted):
-            self._asides.pop(message.number, None)
+            self._asides.noted(message.number)
         elif isinstance(message, messages.Progress):
             self.progress(message)
         elif isinstance(message, messages.Chosen):
@@ -360,17 +354,29 @@ class BackgroundSaves:
         flown = self._flying.get(message.generation)
         if flown is None or flown.committed is not None:
             return
-        record = unseal(flown.target.address.name, message.record, Record)
+        if (record := self._record(flown.target, message)) is None:
+            return
         flown.committed, self._saved = record, message.generation
         self._frozen.committed(flown.target, {flown.names[place]: found for place, found in flown.frozen.items()})
         self._outcomes.append(Committed(record=record))
+
+    def _record(self, target: Target, message: messages.Committed) -> Record | None:
+        """The record that was committed; None: it cannot be read right now, and is asked for again."""
+        if message.record:
+            return unseal(target.address.name, message.record, Record)
+        try:
+            return self.read(target)
+        except (StorageError, Damaged) as error:
+            self.tell(logging.WARNING, f"{target.address} is committed, and cannot be read back yet: {error}")
+            self._unread.append(message)
+            return None
 
     def _given_up(self, message: messages.GivenUp) -> None:
         flown = self._flying.pop(message.generation, None)
         if message.restage:
             self._frozen.forget()
         if flown is not None:
-            self._outcomes.append(GivenUp(target=flown.target, error=_error(message.kind, message.text)))
+            self._outcomes.append(GivenUp(target=flown.target, error=error_of(message.kind, message.text)))
 
     def _followed(self, message: messages.Followed) -> None:
         flown = self._flying.pop(message.generation, None)
@@ -387,9 +393,9 @@ class BackgroundSaves:
             if flown.committed is None:
                 text = f"{flown.target.address} was not saved: there is no saver process any more"
                 self._outcomes.append(GivenUp(target=flown.target, error=SaveFailed(text)))
-        for aside in self._asides.values():
-            self.tell(logging.ERROR, f"{aside.target.address} was not given its metrics or name: there is no saver")
-        self._flying, self._asides = {}, {}
+        for target in self._asides.lost():
+            self.tell(logging.ERROR, f"{target.address} was not given its metrics or name: there is no saver")
+        self._flying = {}
         for row in self.process.control.rows():
             self.process.control.done(row)
 
@@ -399,9 +405,3 @@ class BackgroundSaves:
         for generation, flown in list(self._flying.items()):
             if flown.committed is not None and generation not in there:
                 del self._flying[generation]
-
-
-def _error(kind: str, text: str) -> errors.HoldfastError:
-    """An error of the saver process, as if it had been raised here."""
-    found = next((one for one in vars(errors).values() if getattr(one, "kind", None) == kind), errors.SaveFailed)
-    return found(text) if isinstance(found, type) and issubclass(found, errors.HoldfastError) else SaveFailed(text)

@@ -167,6 +167,8 @@ class Checkpoints:
             if not self._saves.drain(SILENT_SECONDS):
                 raise SaveFailed(f"{target.address}: nothing was heard of it for {SILENT_SECONDS:.0f} s")
             self.listen()
+            if not self._settled(target):
+                raise SaveFailed(f"nobody knows what became of {target.address}; look into the store")
         if self.last is None or Target.of(self.last.address) != target:
             self._raise(self._failure or SaveFailed(f"{target.address} was not saved"))
         if self._unsound is not None and self._unsound.address == target.address:
@@ -180,6 +182,11 @@ class Checkpoints:
         if not finished:
             text = "saves are still in flight after %.0f s without any progress; they go on by themselves"
             logger.error(text, SILENT_SECONDS)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the newest save has failed."""
+        return self._failure is not None
 
     def check(self) -> None:
         """Refuses an end that looks good and is not.
@@ -213,8 +220,12 @@ class Checkpoints:
         self._after.note("failed", f"{by} at step {step}")
 
     def close(self, seconds: float) -> None:
-        """Lets the saver go."""
+        """Lets the saver go; what it says last is said, for nobody waits for it any more."""
         self._saves.close(seconds)
+        try:
+            self.listen()
+        except HoldfastError as error:
+            logger.error("heard at the very end: %s", error)
 
     def _settled(self, target: Target) -> bool:
         return self._newest != target or (self.last is not None and Target.of(self.last.address) == target)
@@ -232,22 +243,37 @@ class Checkpoints:
 
     def _take(self, outcome: Outcome) -> HoldfastError | None:
         if isinstance(outcome, GivenUp):
-            return self._given_up(outcome.target, outcome.error)
-        if isinstance(outcome, Committed):
+            if not outcome.on_purpose:
+                return self._given_up(outcome.target, outcome.error)
+            self._made_way(outcome)
+        elif isinstance(outcome, Committed):
             self._committed(outcome.record)
         else:
             self._followed(outcome)
         return None
 
     def _committed(self, record: Record) -> None:
-        self.last = record
-        self._session.parent = record.address
+        if self._is_newer(record):
+            self.last = record
+            self._session.parent = record.address
         self._failures, self._failure, self._good_at = 0, None, time.monotonic()
         self._tags.pop(Target.of(record.address), None)
         self._after.measured(Target.of(record.address), record.metrics)
         for text in record.anomalies:
             logger.warning("%s: %s", record.address, text)
         logger.info("saved %s: %s; %s", record.address, record.reason, sentence(record))
+
+    def _is_newer(self, record: Record) -> bool:
+        """Whether the line goes on from it: not if it was staged before a restore, or is older and came late."""
+        if record.timeline != self._session.timeline:
+            return False
+        last = self.last
+        same = last is not None and (last.run, last.launch, last.timeline) == (
+            record.run,
+            record.launch,
+            record.timeline,
+        )
+        return last is None or not same or record.step > last.step
 
     def _followed(self, outcome: Followed) -> None:
         self._after.gone(outcome.deleted)
@@ -258,6 +284,13 @@ class Checkpoints:
             self._unsound = None
         if outcome.problem and outcome.record is not None:
             self._after.note("damaged", f"{outcome.record.address}: {outcome.problem}")
+
+    def _made_way(self, outcome: GivenUp) -> None:
+        """A save that was not begun yet had to make way for a newer one: no failure, but it will not be."""
+        logger.warning("%s", outcome.error)
+        self._after.note("skipped", str(outcome.error))
+        self._after.gone([outcome.target.id])
+        self._not_tagged(outcome.target, self._tags.pop(outcome.target, ()))
 
     def _given_up(self, target: Target, error: HoldfastError) -> HoldfastError | None:
         """The error, if it must end the training."""

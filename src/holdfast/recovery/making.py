@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast.catalog.runs import read_record
 from holdfast.errors import InvalidInput
 from holdfast.ids import RecordAddress
 from holdfast.packs.codec import Codec, check_available
 from holdfast.policy.tolerance import Tolerance, tolerance_of
-from holdfast.records import Target
+from holdfast.records import Record, Target
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.background import BackgroundSaves
 from holdfast.recovery.checkpoints import Checkpoints
@@ -170,7 +171,6 @@ def _process(session: Session, plan: Plan, making: Making, after: Afterwards) ->
             codec=making.codec,
             nice=NICE,
             on_full="pause" if making.pause_when_full else "skip",
-            quarantined=sorted(map(str, quarantined_packs(session.store))),
             visibility=session.store.visibility,
         )
 
@@ -190,9 +190,16 @@ def _in_process(
         slots=Slots(process, making.budget.bytes, 2 if plan.stage is None else 3, tell, stager),
         survives=str(survival.survives),
         tell=tell,
+        read=lambda target: _read(session, target),
+        stopping=lambda: stops.asked is not None,
         fallback=lambda: _inline(session, plan, making, after, stops),
         progress=making.progress or _nobody,
     )
+
+
+def _read(session: Session, target: Target) -> Record | None:
+    found = read_record(session.store, target.address)
+    return found if isinstance(found, Record) else None
 
 
 def _teller(after: Afterwards) -> Callable[[int, str], None]:

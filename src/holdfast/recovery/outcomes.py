@@ -25,6 +25,8 @@ class GivenUp:
 
     target: Target
     error: HoldfastError
+    on_purpose: bool = False
+    """Whether it had to make way for a newer one: no failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

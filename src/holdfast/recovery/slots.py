@@ -173,6 +173,7 @@ class Slots:
         document = aligned(self._document(snapshot), BLOCK)
         slab = self.process.slabs.get(slot)
         if slab is None or slab.length < layout.length + document:
+            self.settle()  # nobody sets memory aside in a slab that goes
             self._destinations.pop(slot, None)
             self._frozen.discard(slot)
             self.process.control.unseal(slot)

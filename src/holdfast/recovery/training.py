@@ -67,6 +67,7 @@ class Training:
         self._whole = Whole(objects=objects, values=values, files=files)
         self._checkpoints, self._after = checkpoints, after
         self._nonces = Nonces()
+        self._latest: tuple[Kind, str, int] = (Kind.MANUAL, "", -1)
         self._save_trigger = Trigger(plan.save, after)
         self._stage_trigger = None if plan.stage is None else Trigger(plan.stage, after)
         self.progress = Progress(objects.values(), values, accumulate)
@@ -112,11 +113,7 @@ class Training:
             self._whole.check()
 
     def restore_from(self, reference: str | None) -> None:
-        """Restores a named checkpoint, or the newest one of this line again, as a new timeline.
-
-        Raises:
-            NothingToResume: none is named, and this launch began from zero and has saved nothing yet.
-        """
+        """Restores a named checkpoint, or the newest one of this line again, as a new timeline."""
         self.settle()
         self._checkpoints.drain()
         asked = self._session.named(reference).address if reference else None
@@ -329,7 +326,7 @@ class Training:
         """The checkpoint of this boundary; there is one at most, so an existing one is returned."""
         if (here := self._checkpoints.here(self.step)) is not None:
             return here
-        began = time.monotonic()
+        began, self._latest = time.monotonic(), (kind, reason, self.step)
         target = Target.of(self._session.address(self.step))
         snapshot = self._snapshot()
         self._satisfied(self.step, self._moment().epochs)
@@ -365,12 +362,14 @@ class Training:
         """The ``final`` checkpoint, if the total was reached; whatever is in flight is waited for.
 
         Raises:
-            HoldfastError: the last save has failed.
-            SaveFailed: the last checkpoint was damaged when it was read back, and no later save wrote it again.
+            HoldfastError: the last save has failed, or was damaged when it was read back.
         """
         self.settle()
         self._save_final()
         self._checkpoints.drain()
+        if self._checkpoints.failed and self._latest[2] == self.step:
+            self._save(*self._latest[:2])  # once more, before the state is gone for good
+            self._checkpoints.drain()
         self._checkpoints.check()
 
     def _save_final(self) -> None:
@@ -393,7 +392,7 @@ class Training:
         self._checkpoints.interrupted(type(error).__name__, self.step, dropped)
 
     def close(self) -> None:
-        """Lets the saver and the loader go, and writes the journal."""
+        """Lets saver and loader go, and writes the journal."""
         self._checkpoints.close(CLOSE_SECONDS)
         self._after.close()
         if self._position is not None:

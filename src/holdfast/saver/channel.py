@@ -11,7 +11,8 @@ import threading
 import time
 from collections import deque
 
-from holdfast.saver.messages import Alive, Message, Progress, decode, encode
+from holdfast.errors import InvalidInput
+from holdfast.saver.messages import Alive, Message, Progress, Said, decode, encode
 
 LONGEST = 128 * 1024
 """Bytes of a message."""
@@ -53,12 +54,20 @@ class Channel:
 
         Raises:
             Closed: the other side is gone.
+            InvalidInput: longer than `LONGEST`: the other side could not take it.
         """
+        if (length := len(encode(message))) > LONGEST:
+            raise InvalidInput(f"a message of {length} bytes between trainer and saver; at most {LONGEST} are taken")
         with self._lock:
-            if self._out and (isinstance(message, Progress | Alive) or len(self._out) >= _WAITING):
+            self._flush()
+            if self._out and (isinstance(message, Progress | Alive) or self._crowded(message)):
                 return
             self._out.append((message, descriptors or []))
             self._flush()
+
+    def _crowded(self, message: Message) -> bool:
+        """Whether a line of the log has to go; what becomes of saves is never dropped."""
+        return isinstance(message, Said) and len(self._out) >= _WAITING
 
     def flush(self, seconds: float = 0.0) -> bool:
         """Sends what was kept; whether nothing is left. Raises as `send`."""

@@ -87,6 +87,10 @@ class Control:
         found = [row for row in map(self.row, range(SLOTS)) if row is not None]
         return sorted(found, key=lambda row: row.generation)
 
+    def finished(self) -> int:
+        """The newest generation that the saver is through with, saved or not."""
+        return max(self._words[slot * _WORDS + 8] for slot in range(SLOTS))
+
     def unseal(self, slot: int) -> None:
         """Says that nothing is in a slot; before anything in it is changed."""
         self._words[slot * _WORDS] = 0

@@ -133,6 +133,14 @@ class SaverProcess:
         else:
             self._channel.wait(seconds)
 
+    def await_ready(self, seconds: float, listen: Callable[[], None]) -> bool:
+        """Waits until the saver stands by, or there is none any more; False: it takes longer."""
+        end = time.monotonic() + seconds
+        while not self.ready and not self.lost and time.monotonic() < end:
+            self.wait(0.5)
+            listen()
+        return self.ready or self.lost
+
     @property
     def lost(self) -> bool:
         """Whether no saver runs, and none will be started."""

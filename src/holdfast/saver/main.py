@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import threading
+import traceback
 from collections.abc import Callable
 from functools import partial
 
@@ -18,7 +19,6 @@ from holdfast.catalog.launches import Launch
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.standing import Standing, find_standing, saver_is_dead, stand
 from holdfast.catalog.store import open_store
-from holdfast.ids import ObjectName
 from holdfast.packs.codec import Codec
 from holdfast.packs.parallel import Pace
 from holdfast.policy import parse
@@ -29,9 +29,11 @@ from holdfast.saver.channel import Channel, Closed, close_all
 from holdfast.saver.control import LENGTH, Control
 from holdfast.saver.following import Following
 from holdfast.saver.memory import Slab
+from holdfast.saver.orders import Orders
+from holdfast.saver.readback import quarantined_packs
 from holdfast.saver.rereading import Rereading
 from holdfast.saver.saving import Saving
-from holdfast.saver.worker import Orders, Worker
+from holdfast.saver.worker import Worker
 
 HELLO_SECONDS = 30.0
 WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
@@ -53,11 +55,21 @@ def main(descriptor: int) -> None:
     slabs = {serial: Slab(fd, length, serial) for (serial, length), fd in zip(hello.slabs, slab_fds, strict=True)}
     listener = _Listener(channel, orders, slabs, pidfd=pidfd, wake=wake, hello=hello)
     worker = _worker(hello, channel, orders, Control(Slab(control_fd, LENGTH)), slabs)
-    worker.stand()
-    threading.Thread(target=listener.run, name="holdfast-listen", daemon=True).start()
-    with contextlib.suppress(Closed):
-        channel.send(messages.Ready(pid=os.getpid()))
+    threading.Thread(target=_surely(listener.run), name="holdfast-listen", daemon=True).start()
     worker.run()
+
+
+def _surely(work: Callable[[], None]) -> Callable[[], None]:
+    """A saver that cannot hear its trainer would outlive it for ever: it ends, and another one begins."""
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    return run
 
 
 def _worker(
@@ -76,7 +88,7 @@ def _worker(
             chosen=_chosen(channel, journal),
             ballast=ballast,
             pace=pace,
-            damaged=set(map(ObjectName, hello.quarantined)),
+            damaged=quarantined_packs(store),
         ),
         following=Following(run=run, keep=parse(hello.keep), pace=pace),
         rereading=Rereading(store=store, pace=pace),
@@ -169,8 +181,7 @@ class _Listener:
             received = self._channel.receive()
             if received is not None:
                 self._take(*received)
-            else:
-                self._channel.flush()
+            self._channel.flush()
         except Closed:
             self._open = False
             return False

@@ -32,7 +32,6 @@ class Hello(_Message, frozen=True, kw_only=True):
     codec: str
     nice: int
     on_full: str
-    quarantined: list[str] = []
     visibility: float = 0.0
     slabs: list[tuple[int, int]] = []
     """Serial number and length of the slabs whose descriptors follow those of control, pidfd and wake."""
@@ -65,6 +64,8 @@ class AddMetrics(_Message, frozen=True, kw_only=True):
     """Tagged JSON."""
     number: int = 0
     """For `Noted`; 0: nobody waits for it."""
+    after: int = 0
+    """The generation that has to be done first, also if its stream has not sealed it yet."""
 
 
 class AddTag(_Message, frozen=True, kw_only=True):
@@ -74,6 +75,8 @@ class AddTag(_Message, frozen=True, kw_only=True):
     tag: str
     number: int = 0
     """For `Noted`; 0: nobody waits for it."""
+    after: int = 0
+    """As for metrics."""
 
 
 class Rescue(_Message, frozen=True, kw_only=True):
@@ -98,7 +101,7 @@ class Committed(_Message, frozen=True, kw_only=True):
 
     generation: int
     record: bytes
-    """Sealed."""
+    """Sealed; empty if it is too long for a message: then it is read in the store."""
 
 
 class GivenUp(_Message, frozen=True, kw_only=True):

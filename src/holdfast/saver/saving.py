@@ -18,7 +18,7 @@ from holdfast.catalog.runs import read_record
 from holdfast.catalog.saves import SaveAttempt, begin_save
 from holdfast.catalog.standing import Standing
 from holdfast.clock import utc_now
-from holdfast.errors import Damaged, NotFound, SaveFailed
+from holdfast.errors import Damaged, NotFound, SaveFailed, StorageError, StorageFull
 from holdfast.ids import Digest, ObjectName, RecordAddress
 from holdfast.packs.codec import Codec
 from holdfast.packs.parallel import THREADS, Pace
@@ -30,13 +30,16 @@ from holdfast.saver.jobs import Content, Positions, SaveRequest, Shape
 from holdfast.saver.noticing import Notices, noticed, tensors_of_segments
 from holdfast.trees import Lifetime, Manifest
 
-
 _RECENT = 4
 """More than there are slots."""
 
 
 def _nobody(codec: Codec, text: str) -> None:
     pass
+
+
+PUBLISH_PAUSES = (0.1, 0.5)
+"""Seconds before the publication of a record is tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +99,8 @@ class Saving:
             state = _manifest(shape, digests)
             trained = parent is not None and parent.order.step < request.step
             said = noticed(state, self._read(parent), notices, trained=trained)
-            record = attempt.publish(
+            record = _published(
+                attempt,
                 Record(
                     **attempt.target.fields(),
                     epoch=request.epoch,
@@ -119,7 +123,7 @@ class Saving:
                     config_digest=request.config_digest,
                     owner=attempt.owner,
                     attempt=attempt.nonce,
-                )
+                ),
             )
         self.last = Saved(record=record, manifest=state)
         self.recent.append(self.last)
@@ -240,6 +244,21 @@ class Saving:
             writing=sum(part.write_seconds for part in parts),
             durable=passed,
         )
+
+
+def _published(attempt: SaveAttempt, record: Record) -> Record:
+    """Publishes; a failure that proves nothing is followed by the same request, which finds its own record.
+
+    Given up in between, the name would be taken for good, and the state could not be saved any more.
+    """
+    for pause in PUBLISH_PAUSES:
+        try:
+            return attempt.publish(record)
+        except StorageFull:
+            raise
+        except StorageError:
+            time.sleep(pause)
+    return attempt.publish(record)
 
 
 class Restage(SaveFailed):

@@ -58,7 +58,9 @@ class Trying:
                 if failures >= ATTEMPTS:
                     raise
                 self.said(logging.WARNING, f"the save of step {request.step} is tried again: {error}")
-                self.wait(self.draw(0, FIRST_PAUSE * 2 ** (failures - 1)))
+                pause = self.draw(0, FIRST_PAUSE * 2 ** (failures - 1))
+                if not self.wait(pause):
+                    time.sleep(pause)  # the trainer is gone: this is the only copy of the state
 
     def _make_room(self, error: StorageFull, full: _Full) -> None:
         """Removes what retention allows without counting on the new checkpoint; then waits, or gives up.

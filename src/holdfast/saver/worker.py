@@ -8,7 +8,7 @@ When the trainer is gone, what is sealed is finished, and the saver ends.
 from __future__ import annotations
 
 import logging
-import threading
+import os
 import time
 import traceback
 from collections import deque
@@ -35,12 +35,13 @@ from holdfast.records import Kind, Record, Target
 from holdfast.saver import messages
 from holdfast.saver.arena import StagedContent, kept_digests
 from holdfast.saver.asides import add_metrics_of, add_tag_of
-from holdfast.saver.channel import Channel, Closed
+from holdfast.saver.channel import LONGEST, Channel, Closed
 from holdfast.saver.control import Control, Intent, Row
 from holdfast.saver.figures import figures
 from holdfast.saver.following import Followed, Following
 from holdfast.saver.jobs import Content, Job, SaveRequest, Shape, decode_job
 from holdfast.saver.memory import Slab
+from holdfast.saver.orders import Orders
 from holdfast.saver.rereading import Rereading
 from holdfast.saver.saving import Restage, Saving
 from holdfast.saver.trying import Trying
@@ -50,49 +51,10 @@ logger = logging.getLogger(__name__)
 
 JOURNAL_SECONDS = 30.0
 """How long events wait to be written together; at the end, and after a failure, they wait for nothing."""
+PROGRESS_SECONDS = 0.1
+"""How often it is told how far a save is."""
 ALIVE_SECONDS = 1.0
 """How often it is told that something without figures gets on."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Orders:
-    """What the trainer has asked for; filled by the thread that listens. Thread-safe."""
-
-    changed: threading.Event = field(default_factory=threading.Event)
-    asides: deque[messages.AddMetrics | messages.AddTag] = field(default_factory=deque)
-    rescue: messages.Rescue | None = None
-    """Save what is in reserve."""
-    over: bool = False
-    """Nothing more will be staged."""
-    orphaned: bool = False
-    """The trainer is gone."""
-    hurry: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def ending(self) -> bool:
-        """Whether nobody will stage anything any more."""
-        return self.over or self.orphaned
-
-    def wait(self, seconds: float) -> None:
-        """Until something changes, or has changed since the last wait."""
-        self.changed.wait(seconds)
-        self.changed.clear()
-
-    def pause(self, seconds: float) -> bool:
-        """Waits all of it, unless the end has come: then False."""
-        end = time.monotonic() + seconds
-        while not self.ending and (left := end - time.monotonic()) > 0:
-            self.wait(left)
-        return not self.ending
-
-    def notify(self) -> None:
-        """Something has changed."""
-        self.changed.set()
-
-    def calm(self) -> None:
-        """There is nothing to do: what was urgent is done, whoever has said so, unless more has come meanwhile."""
-        if not self.changed.is_set():
-            self.hurry.clear()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,6 +82,8 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.following.progress = self.rereading.progress = self._alive
+        done = (row.generation for row in self.control.rows() if not row.pending and row.intent is Intent.SAVE)
+        self.committed = max(done, default=0)  # what an earlier saver has done
         self.trying = Trying(
             saving=self.saving,
             following=self.following,
@@ -137,31 +101,34 @@ class Worker:
             self.saving.standing = self.take_over()
         except StorageError as error:
             self.say(logging.ERROR, f"the saver could not announce itself: {error}")
+        else:
+            self.tell(messages.Ready(pid=os.getpid()))
 
     def run(self) -> None:
         """Until nothing more can come."""
+        self.stand()
         self._find_unfollowed()
-        while True:
-            if self._step():
-                continue
-            if self.orders.ending:
-                break
-            self.orders.calm()
-            self.orders.wait(1.0)
+        # What is sealed is looked at after the orders: what was sealed before the end came is not overlooked.
+        while self._step(self.orders.ending, self.orders.orphaned, len(self.orders.asides)):
+            self.channel_flush(0.0)
         self._end()
 
-    def _step(self) -> bool:
-        """The most urgent thing that there is to do; False: nothing."""
+    def _step(self, ending: bool, orphaned: bool, asides: int) -> bool:
+        """Does the most urgent thing that there is to do, or waits for one; False: nothing more can come."""
         if (row := self._next()) is not None:
             self._persist(row)
-        elif self.orders.asides:
+        elif asides and (ending or self.orders.asides[0].after <= self.control.finished()):
             self._aside(self.orders.asides.popleft())
         elif self.unfollowed:
-            if self.orders.orphaned:
+            if orphaned:
                 self._leave()  # whoever waits for this saver need not wait for what follows
             self._follow(*self.unfollowed.popleft())
-        else:
-            return not self.orders.ending and self._reread()
+        elif ending:
+            return False
+        elif not self._reread():
+            self.stand()
+            self.orders.calm()
+            self.orders.wait(1.0)
         return True
 
     def _leave(self) -> None:
@@ -174,7 +141,7 @@ class Worker:
     def _end(self) -> None:
         self._leave()
         self._flush_journal()
-        self.channel_flush()
+        self.channel_flush(1.0)
 
     # What is staged
 
@@ -197,15 +164,21 @@ class Worker:
         if asked is not None or not (self.orders.orphaned or self.orders.rescue):
             return asked
         reserve = [row for row in rows if row.intent is Intent.RESERVE and row.generation > self.committed]
-        found = reserve[-1] if reserve else None
-        if found is None:
-            self.orders.rescue = None
-        return found
+        if reserve:
+            return reserve[-1]
+        self.orders.rescue = None
+        return None
 
     def _persist(self, row: Row) -> None:
-        if not self.control.taken(row):
-            return
+        rescue = self.orders.rescue
         self.stand()
+        try:
+            if not self.control.taken(row):
+                return
+        except SaveFailed as error:
+            self.say(logging.WARNING, str(error))
+            self.orders.wait(1.0)
+            return
         try:
             request, shape, job = self._read(row)
             request = self._rescued(request) if row.intent is Intent.RESERVE else request
@@ -214,22 +187,27 @@ class Worker:
         except Exception as error:  # one save that fails must not end the saver, whatever it is
             self._given_up(row, error)
         finally:
-            if row.intent is Intent.RESERVE:
-                self.orders.rescue = None
+            if row.intent is Intent.RESERVE and self.orders.rescue is rescue:
+                self.orders.rescue = None  # else another one has come meanwhile
             self.control.done(row)
 
     def _save(self, row: Row, request: SaveRequest, shape: Shape, content: Content) -> None:
         total = sum(segment.data.nbytes for one in shape.lifetimes for segment in content.segments(one))
-        done = 0
+        done, told = 0, 0.0
 
         def progress(count: int) -> None:
-            nonlocal done
+            nonlocal done, told
             done += count
+            if done < total and time.monotonic() - told < PROGRESS_SECONDS:
+                return
+            told = time.monotonic()
             self.tell(messages.Progress(generation=row.generation, done=done, total=total))
 
         self.saving.progress = progress
         record = self.trying.save(request, shape, content)
-        self.tell(messages.Committed(generation=row.generation, record=seal(record.name, record)))
+        sealed = seal(record.name, record)
+        fits = len(sealed) < LONGEST // 2
+        self.tell(messages.Committed(generation=row.generation, record=sealed if fits else b""))
         self.journal.add("saved", f"{record.address}: {record.reason}", **figures(record))
         self.committed = row.generation
         self.unfollowed.append((row.generation, record))
@@ -381,9 +359,9 @@ class Worker:
         """A line for the trainer's log."""
         self.tell(messages.Said(level=level, text=text[:8000]))
 
-    def channel_flush(self) -> None:
+    def channel_flush(self, seconds: float) -> None:
         """Gives what was not sent yet a moment."""
         try:
-            self.channel.flush(1.0)
+            self.channel.flush(seconds)
         except Closed:
             return

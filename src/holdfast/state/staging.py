@@ -36,9 +36,6 @@ class Destination:
 
     def __post_init__(self) -> None:
         self._memory = torch.frombuffer(self.slab.memory, dtype=torch.uint8)
-        for spec, offset in zip(self.layout.specs, self.layout.offsets, strict=True):
-            for gap in gaps(spec, offset):
-                self.slab.memory[gap] = bytes(gap.stop - gap.start)  # what another layout has left there
 
     def copy(self, places: Sequence[int], sources: Sequence[Tensor], *, non_blocking: bool = False) -> None:
         """Copies the large tensors at ``places`` of the layout; on the CPU the copy is complete when it returns."""
@@ -66,6 +63,9 @@ class Destination:
 
     def _segments(self, place: int) -> list[Tensor]:
         if place not in self._views:
+            # Only now is the memory of this tensor sure to be set aside, and what another layout left in it goes.
+            for gap in gaps(self.layout.specs[place], self.layout.offsets[place]):
+                self.slab.memory[gap] = bytes(gap.stop - gap.start)
             self._views[place] = list(self._made(place))
         return self._views[place]
 
