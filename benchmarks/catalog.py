@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import psutil
@@ -152,32 +150,39 @@ class Training:
     """Saves into one run as a Checkpointer with ``keep=latest(n)`` does: save, read back, retention."""
 
     def __init__(self, store: Store, run: int, keep: int) -> None:
-        from holdfast.recovery.afterwards import Afterwards
-        from holdfast.saver import InlineSaver
+        from holdfast.saver import Saving
+        from holdfast.saver.following import Following
 
         opened = holdfast.open(store.url).run(run)
         launch = begin_launch(opened, policies={"keep": f"latest({keep})"})
         head = max(opened.records(), key=lambda one: one.step, default=None)
         launch.record_start(0, head.address if head else None, "bench")
-        session: Any = SimpleNamespace(store=opened.store, run=opened, launch=launch)  # what Afterwards asks of one
-        self.after = Afterwards(session, latest(keep))
-        self.saver = InlineSaver(launch, codec=Codec.RAW)
+        self.after = Following(run=opened, keep=latest(keep))
+        self.saver = Saving(launch=launch, codec=Codec.RAW)
         self.parent: RecordAddress | None = head.address if head else None
         self.step = 10_000_000
 
     def save(self) -> tuple[float, float]:
+        from holdfast.recovery.inline import LiveContent, shape_of
         from holdfast.saver import SaveRequest
         from holdfast.state import capture
 
         self.step += 1
         state = capture({}, {"step": self.step, "weight": np.full(4096, self.step, "float32")})
         request = SaveRequest(
-            timeline=0, step=self.step, epoch=None, kind=Kind.REGULAR, reason="bench", parent=self.parent
+            timeline=0,
+            step=self.step,
+            epoch=None,
+            kind=Kind.REGULAR,
+            reason="bench",
+            parent=None if self.parent is None else Target.of(self.parent),
+            attempt=nonce(),
+            began=time.monotonic(),
         )
         began = time.perf_counter()
-        record = self.saver.save(state, request)
+        record = self.saver.save(request, shape_of(state), LiveContent(state))
         saved = time.perf_counter()
-        self.after.saved(record)
+        self.after.follow(record)
         self.parent = record.address
         return saved - began, time.perf_counter() - saved
 

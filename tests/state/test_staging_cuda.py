@@ -542,7 +542,8 @@ def test_another_layout_in_the_same_slab_is_pinned_anew_and_never_what_it_gives_
     assert len(one.sim.registered) == 1
 
 
-def test_cuts_fall_between_segments_on_pages_and_everything_trained_is_covered():
+@pytest.mark.parametrize("page", [4096, 65536])
+def test_cuts_fall_between_segments_on_pages_and_everything_trained_is_covered(page):
     generator = torch.Generator().manual_seed(7)
     for _ in range(30):
         counts = torch.randint(1, 200_000, (20,), generator=generator).tolist()
@@ -552,8 +553,8 @@ def test_cuts_fall_between_segments_on_pages_and_everything_trained_is_covered()
             for n, (count, kind) in enumerate(zip(counts, kinds, strict=True))
         ]
         layout = Layout(tuple(specs))
-        ranges = pinned_ranges(layout, piece=300_000, page=4096)
-        assert all(one.start % 4096 == one.length % 4096 == 0 for one in ranges)
+        ranges = pinned_ranges(layout, piece=300_000, page=page)
+        assert all(one.start % page == one.length % page == 0 for one in ranges)
         for spec, offset in zip(specs, layout.offsets, strict=True):
             for piece in pinning.placed(spec, offset):
                 inside = [r for r in ranges if r.start <= piece.offset and piece.offset + piece.span.length <= sum(r)]

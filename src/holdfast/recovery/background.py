@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 SLOT_SECONDS = 600.0
 """How long a save waits for a place in memory while earlier ones are being saved; then it has failed."""
-
 STOPPING_SECONDS = 10.0
 """How long a training that is to stop waits for saves that do not get on."""
 
@@ -57,6 +56,7 @@ class BackgroundSaves:
     """Whether the training was asked to stop: then there is no time to wait for a disk that is full."""
     fallback: Callable[[], Saves]
     """Makes saves in this process, piece by piece, where the state does not fit into memory a second time."""
+    reserves: bool = True
     _frozen: FrozenTensors = field(default_factory=FrozenTensors)
     _flying: dict[int, InFlight] = field(default_factory=dict)
     _outcomes: list[Outcome] = field(default_factory=list)
@@ -80,17 +80,8 @@ class BackgroundSaves:
         self._starts = self.process.starts
         self._asides = Asides(self.process.send)
 
-    @property
-    def reserves(self) -> bool:
-        """A reserve outlives this process."""
-        return True
-
     def prepare(self, snapshot: Snapshot) -> None:
-        """Makes the slots for this structure, if there are none for it yet, and touches their memory.
-
-        Raises:
-            SaveFailed: there is no memory, or a device still copies an earlier state.
-        """
+        """Makes the slots for this structure, if there are none for it yet, and touches their memory."""
         if not self.slots.stager.settle(SLOT_SECONDS):
             raise SaveFailed(f"a device has not finished its copy of an earlier state for {SLOT_SECONDS:.0f} s")
         self._landed()
@@ -299,6 +290,8 @@ class BackgroundSaves:
 
     def close(self, seconds: float) -> None:
         """Lets the saver finish and end; one that takes longer finishes without this process."""
+        if self._pieces is not None:
+            self._pieces.close(seconds)
         self.slots.close(seconds)
         for row in self._reserves():
             self._taken_back(row)  # the training has ended well, or what mattered of it was rescued

@@ -301,7 +301,7 @@ class Training:
         target = self._save_asked()
         if target is not None and durable:
             return self._checkpoints.await_durable(target)
-        return self.last if target is not None and not self._checkpoints.in_flight else None
+        return self.last if self.last is not None and target == Target.of(self.last.address) else None
 
     def _save_asked(self) -> Target | None:
         target = None

@@ -55,21 +55,15 @@ def main(descriptor: int) -> None:
     slabs = {serial: Slab(fd, length, serial) for (serial, length), fd in zip(hello.slabs, slab_fds, strict=True)}
     listener = _Listener(channel, orders, slabs, pidfd=pidfd, wake=wake, hello=hello)
     worker = _worker(hello, channel, orders, Control(Slab(control_fd, LENGTH)), slabs)
-    threading.Thread(target=_surely(listener.run), name="holdfast-listen", daemon=True).start()
+    threading.excepthook = _end_with_thread
+    threading.Thread(target=listener.run, name="holdfast-listen", daemon=True).start()
     worker.run()
 
 
-def _surely(work: Callable[[], None]) -> Callable[[], None]:
+def _end_with_thread(args: threading.ExceptHookArgs) -> None:
     """A saver that cannot hear its trainer would outlive it for ever: it ends, and another one begins."""
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-
-    return run
+    traceback.print_exception(args.exc_value)
+    os._exit(1)
 
 
 def _worker(
