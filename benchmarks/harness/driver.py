@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,7 +61,7 @@ class Worker:
         silent = not timer.is_alive()
         timer.cancel()
         if not line:
-            raise Failed(f"silent for {PATIENCE:.0f} s" if silent else f"died, exit code {self._process.wait()}")
+            raise Failed(f"silent for {PATIENCE:.0f} s" if silent else "died without a word")
         said: dict[str, Any] = json.loads(line)
         if said["at"] == "failed":
             raise Failed(self._short(said["error"]))
@@ -76,9 +77,8 @@ class Worker:
         started = below(self.pid)
         with suppress(OSError):
             self.tell("")
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(20)
-        self._kill()
+        self._ended(20)
+        self._kill()  # before it is waited for: until then its number, and that of its group, is nobody else's
         self._process.wait()
         for process in psutil.wait_procs(started, timeout=20)[1]:  # daemons with a session of their own
             with suppress(psutil.NoSuchProcess):
@@ -89,6 +89,13 @@ class Worker:
     def errors(self) -> str:
         self._errors.seek(0)
         return self._errors.read()
+
+    def _ended(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return
+            time.sleep(0.01)
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 import torch.optim.swa_utils
-from staged_kit import Family, check_store, record_at, resumed
+from staged_kit import Family, awaited, check_store, record_at, resumed
 from streams_kit import Failed, SimStreams, touched
 from torch import nn
 from toy_training import ended, forked
@@ -223,6 +223,8 @@ def test_a_structure_that_changes_is_pinned_anew_and_nothing_pinned_is_given_bac
     def before(step):
         if step == 4:
             assert one.under_way
+            rows = one.saves.process.control.rows
+            awaited(lambda: not any(row.pending for row in rows()), "the saver is through with all that is sealed")
             del one.extra.more
 
     one.run(before=before)

@@ -103,9 +103,10 @@ def test_what_is_taken_is_what_was_said_and_not_more(tmp_path, monkeypatch, capl
     with opened(tmp_path / "s", model, optimizer) as ckpt:
         for step in ckpt.steps(6):
             if step == 2:
+                settled(ckpt)
                 hold.touch()
             if step == 4:
-                hold.unlink()
+                hold.unlink()  # two of them are in flight
             model.step(optimizer)
         peak = saves_of(ckpt).slots.plan.peak
     assert len(found) == 6
@@ -259,6 +260,8 @@ def test_values_may_grow_between_two_saves(tmp_path):
         for step in ckpt.steps(3):
             model.step(optimizer)
             ckpt.values["text"] += "x" * (40 * MIB if step == 1 else 10)
+        settled(ckpt)
+        assert 40 * MIB < taken(ckpt) <= saves_of(ckpt).slots.plan.peak
     assert steps_of(tmp_path / "s") == [1, 2, 3]
     check_store(tmp_path / "s")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from holdfast.recovery.session import Session
 
 logger = logging.getLogger(__name__)
 
+JOURNAL_SECONDS = 30.0
+"""How long events wait to be written together: each time makes one more object."""
+
 
 class Afterwards:
     """Belongs to one launch; not thread-safe."""
@@ -27,6 +31,7 @@ class Afterwards:
         writer = f"{socket.gethostname().lower()}-{os.getpid()}-{session.launch.number}"
         self._journal = JournalWriter(session.store, session.run.number, _writer_name(writer))
         self._metrics: dict[RecordId, Mapping[str, Any]] = {}
+        self._flushed = time.monotonic()
 
     def resumed(self, record: Record) -> None:
         """Takes the metrics of the line that is continued, for `best`."""
@@ -73,11 +78,17 @@ class Afterwards:
         add_mark(self._session.store, record.address, MarkKind.FINAL, by="checkpointer")
 
     def note(self, kind: str, message: str, **data: Any) -> None:
-        """One line of the journal; written at the next restore, failure or end."""
+        """One line of the journal; written by `flush` or at the end."""
         self._journal.add(kind, message, **data)
+
+    def flush(self) -> None:
+        """Writes the journal, if that was not done for a while: where the loop waits anyway."""
+        if time.monotonic() - self._flushed >= JOURNAL_SECONDS:
+            self.close()
 
     def close(self) -> None:
         """Writes the journal; a failure is logged, for nothing depends on it."""
+        self._flushed = time.monotonic()
         try:
             self._journal.flush()
         except StorageError as error:

@@ -17,6 +17,7 @@ import msgspec
 from holdfast.errors import Damaged, SaveFailed, StorageError
 from holdfast.records import Record, Target
 from holdfast.recovery.asides import Asides
+from holdfast.recovery.bars import Bar
 from holdfast.recovery.in_flight import InFlight, error_of
 from holdfast.recovery.inline import shape_of
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome, Saves
@@ -49,7 +50,7 @@ class BackgroundSaves:
     slots: Slots
     survives: str
     tell: Callable[[int, str], None]
-    progress: Callable[[messages.Progress], None]
+    progress: Bar
     read: Callable[[Target], Record | None]
     """Reads a record whose name is known to be published."""
     stopping: Callable[[], bool]
@@ -347,6 +348,7 @@ class BackgroundSaves:
         flown = self._flying.get(message.generation)
         if flown is None or flown.committed is not None:
             return
+        self.progress.close()
         if (record := self._record(flown.target, message)) is None:
             return
         flown.committed, self._saved = record, message.generation
@@ -366,6 +368,7 @@ class BackgroundSaves:
 
     def _given_up(self, message: messages.GivenUp) -> None:
         flown = self._flying.pop(message.generation, None)
+        self.progress.close()
         if message.restage:
             self._frozen.forget()
         if flown is not None:

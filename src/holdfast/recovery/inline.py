@@ -14,6 +14,7 @@ from holdfast.errors import BeingDeleted, Conflict, Damaged, SaveFailed, Storage
 from holdfast.ids import Digest, RecordId, TagName
 from holdfast.packs.segment import Segment
 from holdfast.records import Record, Target
+from holdfast.recovery.bars import Bar
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome
 from holdfast.saver import SaveRequest, Saving, Shape, messages
 from holdfast.saver.figures import figures
@@ -46,11 +47,14 @@ def shape_of(snapshot: Snapshot) -> Shape:
     return Shape(snapshot.skeleton, snapshot.values_bytes, snapshot.inline, snapshot.anomalies)
 
 
-class Note(Protocol):
-    """Writes a line of the journal."""
+class Journal(Protocol):
+    """See `holdfast.recovery.afterwards.Afterwards`."""
 
-    def __call__(self, kind: str, message: str, **data: Any) -> None:
-        """See `holdfast.recovery.afterwards.Afterwards.note`."""
+    def note(self, kind: str, message: str, **data: Any) -> None:
+        """Takes one line."""
+
+    def flush(self) -> None:
+        """Writes what was taken, if that was not done for a while."""
 
 
 @dataclass(slots=True)
@@ -59,8 +63,8 @@ class InlineSaves:
 
     trying: Trying
     rereading: Rereading
-    note: Note
-    progress: Callable[[messages.Progress], None]
+    journal: Journal
+    progress: Bar
     survives: str = "nothing"
     reserves: bool = False
     _outcomes: list[Outcome] = field(default_factory=list)
@@ -72,35 +76,30 @@ class InlineSaves:
     def save(self, snapshot: Snapshot, request: SaveRequest, *, urgent: bool) -> None:
         """Saves, with everything that follows."""
         shape = shape_of(snapshot)
-        self._saving.progress = self._reports(sum(spec.nbytes for spec in shape.large))
+        self._count += 1
+        self._saving.progress = self._report
         try:
             record = self.trying.save(request, shape, LiveContent(snapshot))
         except (StorageError, SaveFailed, Conflict) as error:
             self._outcomes.append(GivenUp(target=Target.of(self._saving.address(request)), error=error))
             return
+        finally:
+            self.progress.close()
         self._outcomes.append(Committed(record=record))
-        self.note("saved", f"{record.address}: {record.reason}", **figures(record))
+        self.journal.note("saved", f"{record.address}: {record.reason}", **figures(record))
         for text in record.anomalies:
-            self.note("anomaly", f"{record.address}: {text}")
+            self.journal.note("anomaly", f"{record.address}: {text}")
         for tag in request.tags:
             self.add_tag(Target.of(record.address), tag)
         self._follow(record)
+        self.journal.flush()
 
     @property
     def _saving(self) -> Saving:
         return self.trying.saving
 
-    def _reports(self, total: int) -> Callable[[int], None]:
-        """What takes the bytes of one save as they are done with."""
-        self._count += 1
-        generation, done = self._count, 0
-
-        def report(count: int) -> None:
-            nonlocal done
-            done += count
-            self.progress(messages.Progress(generation=generation, done=done, total=total))
-
-        return report
+    def _report(self, done: int, total: int) -> None:
+        self.progress(messages.Progress(generation=self._count, done=done, total=total))
 
     def reserve(self, snapshot: Snapshot, request: SaveRequest) -> None:
         """Nothing that this process holds would outlive it."""
@@ -170,13 +169,13 @@ class InlineSaves:
         if problems:
             text = f"{problems[0].message}; checkpoints rely on it, so the next save writes it again"
             logger.error("%s", text)
-            self.note("damaged", text)
+            self.journal.note("damaged", text)
             self._saving.damaged.add(problems[0].object)
             self._outcomes.append(Followed(record=None, problem=text))
 
     def _not_noted(self, text: str) -> None:
         logger.error("%s", text)
-        self.note("not noted", text)
+        self.journal.note("not noted", text)
 
     def deleted(self, ids: Sequence[RecordId]) -> None:
         """These records had to go, to make room."""
@@ -190,9 +189,9 @@ def inline_saves(
     *,
     pause_when_full: bool,
     said: Callable[[int, str], None],
-    note: Note,
+    journal: Journal,
     wait: Callable[[float], bool],
-    progress: Callable[[messages.Progress], None],
+    progress: Bar,
 ) -> InlineSaves:
     """Saves in this process.
 
@@ -202,7 +201,7 @@ def inline_saves(
         rereading: reads old packs back, one after a save at most.
         pause_when_full: whether a full disk is waited for.
         said: told, with a level of `logging`, what somebody should hear.
-        note: writes a line of the journal.
+        journal: is told what becomes of the saves.
         wait: see `holdfast.saver.trying.Trying.wait`.
         progress: told how far a save is.
     """
@@ -213,5 +212,5 @@ def inline_saves(
     trying = Trying(
         saving=saving, following=following, pause_when_full=pause_when_full, said=said, deleted=deleted, wait=wait
     )
-    saves = InlineSaves(trying, rereading, note, progress)
+    saves = InlineSaves(trying, rereading, journal, progress)
     return saves

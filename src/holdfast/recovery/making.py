@@ -18,6 +18,7 @@ from holdfast.policy.tolerance import Tolerance, tolerance_of
 from holdfast.records import Record, Target
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.background import BackgroundSaves
+from holdfast.recovery.bars import Bar, NoBar
 from holdfast.recovery.checkpoints import Checkpoints
 from holdfast.recovery.inline import inline_saves
 from holdfast.recovery.launcher import staged_survival
@@ -30,7 +31,7 @@ from holdfast.saver.ballast import with_ballast
 from holdfast.saver.following import Following
 from holdfast.saver.handle import SaverProcess
 from holdfast.saver.memory_limits import Budget, budget
-from holdfast.saver.messages import Hello, Progress
+from holdfast.saver.messages import Hello
 from holdfast.saver.readback import quarantined_packs
 from holdfast.saver.rereading import Rereading
 from holdfast.state.stager import Stager
@@ -53,7 +54,7 @@ class Making:
     check_staging: bool
     tolerance: Tolerance
     pause_when_full: bool
-    progress: Callable[[Progress], None] | None = None
+    progress: Bar
 
 
 def making_of(
@@ -82,11 +83,11 @@ def making_of(
         check_staging=check_staging,
         tolerance=tolerance_of(on_save_error),
         pause_when_full=on_full == "pause",
-        progress=_progress_bar() if progress else None,
+        progress=_progress_bar() if progress else NoBar(),
     )
 
 
-def _progress_bar() -> Callable[[Progress], None]:
+def _progress_bar() -> Bar:
     from holdfast.recovery.progress_bar import ProgressBar  # for those who ask for it; others need not import rich
 
     return ProgressBar()
@@ -143,9 +144,9 @@ def _inline(session: Session, plan: Plan, making: Making, after: Afterwards, sto
         Rereading(store=launch.run.store),
         pause_when_full=making.pause_when_full,
         said=_teller(after),
-        note=after.note,
+        journal=after,
         wait=_pausing(stops),
-        progress=making.progress or _nobody,
+        progress=making.progress,
     )
 
 
@@ -193,7 +194,7 @@ def _in_process(
         read=lambda target: _read(session, target),
         stopping=lambda: stops.asked is not None,
         fallback=lambda: _inline(session, plan, making, after, stops),
-        progress=making.progress or _nobody,
+        progress=making.progress,
     )
 
 
@@ -218,7 +219,3 @@ def _address(session: Session, request: SaveRequest) -> RecordAddress:
 def _url(session: Session) -> str:
     url = session.store.url
     return url if "://" in url else str(Path(url).absolute())
-
-
-def _nobody(progress: Progress) -> None:
-    pass

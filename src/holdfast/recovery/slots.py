@@ -51,6 +51,8 @@ class Slots:
     """Slots with memory for frozen tensors."""
     _skeleton: int = 0
     """Bytes of the structure in a document."""
+    _room: int = 0
+    """Bytes for a document that are in the plan."""
     _warming: threading.Thread | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -75,7 +77,7 @@ class Slots:
             SaveFailed: there is no memory that can be shared.
         """
         specs = tuple(spec for spec, _ in snapshot.tensors)
-        if self.layout is not None and self.layout.specs == specs:
+        if self.layout is not None and self.layout.specs == specs and self._document(snapshot) <= self._room:
             return
         self.settle()
         for slab in self.process.slabs.values():
@@ -88,8 +90,9 @@ class Slots:
         self._warm(layout, snapshot)
 
     def _plan(self, layout: Layout, snapshot: Snapshot) -> None:
+        self._room = self._document(snapshot) * 5 // 4
         # The document begins anywhere in a piece, and ends anywhere in another one.
-        slot = aligned(layout.trained, PIECE) + aligned(self._document(snapshot), PIECE) + PIECE
+        slot = aligned(layout.trained, PIECE) + aligned(self._room, PIECE) + PIECE
         frozen = aligned(layout.length - layout.frozen_from, PIECE)
         plan = plan_memory(trained=slot, frozen=frozen, budget=self.budget, wanted=self.wanted)
         if self.plan is None or plan.peak != self.plan.peak:

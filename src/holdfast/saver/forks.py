@@ -43,7 +43,8 @@ def _in_child() -> None:
     _parents.clear()
 
 
-os.register_at_fork(after_in_child=_in_child)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def blind(descriptors: Iterable[int]) -> None:

@@ -58,8 +58,8 @@ class Saving:
     codec: Codec = Codec.RAW
     threads: int = THREADS
     pace: Pace | None = None
-    progress: Callable[[int], None] | None = None
-    """Told of raw bytes as they are done with, by one thread at a time."""
+    progress: Callable[[int, int], None] | None = None
+    """Told how many raw bytes of how many are done with, by one thread at a time; a second try begins anew."""
     standing: Standing | None = None
     """What entitles a saver whose trainer is gone to finish, although a newer launch waits."""
     undecided: bool = False
@@ -163,6 +163,7 @@ class Saving:
         """Writes the segments, lifetime by lifetime."""
         positions, owners = Positions(shape.large), tensors_of_segments(shape.large)
         written: dict[Lifetime, Written] = {}
+        progress = _reporting(self.progress, _staged(shape, kept))
         for lifetime, places in positions.by_lifetime.items():
             tensors = [owners[place] for place in places if place not in kept]
             part = write_segments(
@@ -172,7 +173,7 @@ class Saving:
                 known=attempt.known,
                 codec=self.codec,
                 threads=self.threads,
-                progress=self.progress,
+                progress=progress,
                 expected=self._likely(shape, lifetime),
                 pace=self.pace,
                 inspect=notices.inspector(tensors),
@@ -272,6 +273,24 @@ def _check_kept(attempt: SaveAttempt, kept: Mapping[int, Digest]) -> None:
             f"{attempt.address}: {len(lost)} segments of frozen tensors were taken for stored and are in no pack; "
             "they are staged again with the next save"
         )
+
+
+def _staged(shape: Shape, kept: Mapping[int, Digest]) -> int:
+    """Bytes that are there to be hashed."""
+    starts = Positions(shape.large).starts
+    return sum(spec.nbytes for spec, start in zip(shape.large, starts, strict=True) if start not in kept)
+
+
+def _reporting(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    return report
 
 
 def _in_packs(written: Written) -> int:

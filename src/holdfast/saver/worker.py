@@ -192,12 +192,10 @@ class Worker:
             self.control.done(row)
 
     def _save(self, row: Row, request: SaveRequest, shape: Shape, content: Content) -> None:
-        total = sum(segment.data.nbytes for one in shape.lifetimes for segment in content.segments(one))
-        done, told = 0, 0.0
+        told = 0.0
 
-        def progress(count: int) -> None:
-            nonlocal done, told
-            done += count
+        def progress(done: int, total: int) -> None:
+            nonlocal told
             if done < total and time.monotonic() - told < PROGRESS_SECONDS:
                 return
             told = time.monotonic()
