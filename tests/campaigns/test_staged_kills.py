@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,7 @@ class Samples(Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if self.endless is not None and index >= self.endless and first(self.stuck):
-            time.sleep(600)
+            time.sleep(90)
         return torch.full((64,), index / len(self)) + torch.randn(64) / 10
 
 
@@ -163,7 +164,7 @@ def suffer(place: Path, case: Case, undisturbed: dict[int, str]) -> None:
     """One kill, one relaunch, and all that must hold of them."""
     family = Family()
     victim = Trainer(place, "victim", family)
-    kill(victim, case)
+    workers = kill(victim, case)
     staged = victim.notes.digests()
     assert staged.keys() == {0, *case.saves}
     if case.relaunch is None:
@@ -182,10 +183,12 @@ def suffer(place: Path, case: Case, undisturbed: dict[int, str]) -> None:
     for earlier in staged:
         record_at(heir.store, earlier)
     check_store(heir.store)
-    check_workers(victim, case)
+    check_workers(workers, case)
 
 
-def kill(victim: Trainer, case: Case) -> None:
+def kill(victim: Trainer, case: Case) -> list[psutil.Process]:
+    """Trains and kills; gives the loader workers that there were."""
+
     def work() -> str:
         os.setpgid(0, 0)
         return victim.train(case.workers, case)
@@ -193,19 +196,22 @@ def kill(victim: Trainer, case: Case) -> None:
     pid = forked(victim.family.of(work))
     try:
         awaited(lambda: case.last in victim.notes.digests(), "the last save is staged")
+        workers = [psutil.Process(pid) for pid in victim.workers]
         time.sleep(case.wait)
     finally:
         (os.killpg if case.group else os.kill)(pid, signal.SIGKILL)
     assert ended(pid) == KILLED
+    return workers
 
 
-def check_workers(victim: Trainer, case: Case) -> None:
-    """Workers may outlive the trainer; of the staging memory they hold nothing."""
-    assert len(victim.workers) == case.workers
-    held = {pid: staging_memory(pid) for pid in victim.workers}
-    alive = [pid for pid in victim.workers if psutil.pid_exists(pid)]
-    for pid in alive:
-        os.kill(pid, signal.SIGKILL)
+def check_workers(workers: list[psutil.Process], case: Case) -> None:
+    """They may outlive the trainer; of the staging memory they hold nothing."""
+    assert len(workers) == case.workers
+    held = {one.pid: staging_memory(one.pid) for one in workers if one.is_running()}
+    alive = [one for one in workers if one.is_running()]
+    for one in alive:
+        with suppress(psutil.NoSuchProcess):  # torch ends them, too, once they look
+            one.kill()
     assert alive or not case.stuck or case.group, "the one that is stuck has outlived all of it"
     assert not any(held.values()), held
 

@@ -11,7 +11,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from holdfast.saver import starting
 
 MIB = 1 << 20
 NEVER = every(steps=10**6)
+NOT_FOR_EVER = 90.0
+"""Seconds after which a child ends that a test that failed has left behind."""
 
 
 class Trainer:
@@ -229,7 +230,7 @@ def c_fork() -> int:
     """A child that Python does not know of: it keeps every descriptor, as one would that was forked by a library."""
     pid = int(ctypes.CDLL(None).fork())
     if pid == 0:
-        ctypes.CDLL(None).pause()
+        time.sleep(NOT_FOR_EVER)
         os._exit(0)
     return pid
 
@@ -274,7 +275,7 @@ def test_a_forked_child_has_no_part_in_the_saver(trainer: Trainer) -> None:
         with pytest.raises(InvalidInput, match="belongs to the process that made it"):
             ckpt.save()
         trainer.notes.add("child", os.getpid())
-        time.sleep(600)
+        time.sleep(NOT_FOR_EVER)
 
     def then(step: int, ckpt: Checkpointer) -> None:
         if step == 1:
@@ -329,7 +330,7 @@ def test_a_signal_to_a_forked_child_tells_the_saver_nothing(trainer: Trainer) ->
 
     def then(step: int, ckpt: Checkpointer) -> None:
         if step == 3:
-            pid = in_child(lambda: time.sleep(600))
+            pid = in_child(lambda: time.sleep(NOT_FOR_EVER))
             time.sleep(0.2)  # the child comes to its sleep, or is killed before, which hides what this looks for
             os.kill(pid, signal.SIGTERM)
             time.sleep(0.5)
