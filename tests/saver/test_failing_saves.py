@@ -19,6 +19,7 @@ from tiny_training import launched, one_step, steps_of, tiny
 
 import holdfast
 from holdfast import Checkpointer, every, latest
+from holdfast.catalog.marks import read_record_marks
 from holdfast.catalog.tags import delete_tag, read_tags
 from holdfast.catalog.verify import verify
 from holdfast.errors import SaveFailed, StorageFull, StorageUnavailable
@@ -433,6 +434,8 @@ def test_a_saver_that_stands_still_is_not_waited_for_and_the_exit_code_says_so(t
         os.kill(stopped[0], signal.SIGCONT)
     assert "without any progress" in caplog.text
     awaited(lambda: steps_of(tmp_path / "s") == [2, 4], "the saver goes on by itself")
+    store = holdfast.open(tmp_path / "s")
+    assert not any(read_record_marks(store, one.address).final for one in store.run(1).records())
 
 
 def test_a_saver_that_begins_while_the_disk_fails_saves_once_it_is_well(tmp_path, monkeypatch, caplog):

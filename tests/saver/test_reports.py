@@ -15,7 +15,7 @@ from tiny_training import launched, records_of
 from torch import nn
 
 import holdfast
-from holdfast import Checkpointer, every
+from holdfast import Checkpointer, every, latest
 from holdfast.catalog.journal import read_journal
 from holdfast.errors import StorageUnavailable
 from holdfast.recovery import bars
@@ -38,7 +38,7 @@ def saver(request, caplog):
 def events(store, kind):
     """Of one kind, in the order in which they were written."""
     opened = holdfast.open(store)
-    return [entry.event for entry in read_journal(opened, opened.runs()[0].number).entries if entry.event.kind == kind]
+    return [entry.event for entry in read_journal(opened, opened.run(1).number).entries if entry.event.kind == kind]
 
 
 # Figures
@@ -154,12 +154,19 @@ def test_a_second_try_begins_its_progress_anew(tmp_path, monkeypatch):
     assert seen.reports[-1].done == seen.reports[-1].total
 
 
+def no_bar_is_left():
+    refreshing = [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
+    for thread in refreshing:
+        thread.join(10)
+    return not any(thread.is_alive() for thread in refreshing)
+
+
 def test_a_bar_is_shown_on_standard_error_and_leaves_it_in_order(tmp_path, saver, capsys):
     launched(tmp_path / "s", 2, saver=saver, progress=True)
     shown = capsys.readouterr()
     assert "saving" in shown.err
     assert shown.out == ""
-    assert not [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
+    assert no_bar_is_left()
 
 
 def test_a_bar_of_a_save_that_failed_does_not_stay(capsys):
@@ -167,7 +174,7 @@ def test_a_bar_of_a_save_that_failed_does_not_stay(capsys):
     bar(Progress(generation=1, done=1, total=9))
     bar.close()
     bar.close()
-    assert not [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
+    assert no_bar_is_left()
     assert "saving" in capsys.readouterr().err
 
 
@@ -189,12 +196,13 @@ class Even(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(10, 1024, 1024))
+        self.weight = nn.Parameter((torch.arange(10 << 20) // 1000).float())
 
 
 def auto(store, steps, saver, *, then=lambda step, ckpt: None):
     model = Even()
-    with Checkpointer(store, run="r", state={"model": model}, save=every(steps=1), codec="auto", saver=saver) as ckpt:
+    settings = {"run": "r", "save": every(steps=1), "keep": latest(99), "codec": "auto", "saver": saver}
+    with Checkpointer(store, state={"model": model}, **settings) as ckpt:
         for step in ckpt.steps(steps):
             ckpt._training._checkpoints.drain()
             then(step, ckpt)

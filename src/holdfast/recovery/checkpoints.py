@@ -57,7 +57,7 @@ class Checkpoints:
 
     def resumed(self, record: Record | None) -> None:
         """The line goes on from another record."""
-        self.last, self._newest = record, None
+        self.last, self._newest, self._unsound = record, None, None
         self._saves.restored()
         if record is not None:
             self._after.resumed(record)

@@ -380,7 +380,7 @@ class Training:
             self._checkpoints.drain()  # what it becomes decides whether there is anything left to do
         if self.last is not None and self.last.step == self.step and self._after.is_final(self.last):
             return
-        if self._checkpoints.here(self.step) is not None and self.last is not None:
+        if self._checkpoints.here(self.step) is not None and self.last is not None and not self._checkpoints.in_flight:
             self._after.finished(self.last)
         else:
             self._save(Kind.FINAL, f"the end: {self.step} steps")
