@@ -70,6 +70,7 @@ class BackgroundSaves:
     """When it was heard last that a save gets on: waiting for a full disk is not that."""
     _unread: list[messages.Committed] = field(default_factory=list)
     _starts: int = 0
+    _closed: bool = False
     _rescue: messages.Rescue | None = None
     """What was asked for at the end."""
     _rescued: int = 0
@@ -91,11 +92,7 @@ class BackgroundSaves:
     # Saving
 
     def save(self, snapshot: Snapshot, request: SaveRequest, *, urgent: bool) -> None:
-        """Copies the state and hands it over.
-
-        Raises:
-            SaveFailed: no saver, no memory, or no place in it for too long.
-        """
+        """Copies the state and hands it over."""
         self.prepare(snapshot)
         if self.slots.usable:
             self._stage(self._await_slot(urgent), snapshot, request, Intent.SAVE)
@@ -296,6 +293,7 @@ class BackgroundSaves:
         self.slots.close(seconds)
         for row in self._reserves():
             self._taken_back(row)  # the training has ended well, or what mattered of it was rescued
+        self._closed = True  # what is in flight then goes on without this process
         if not self.process.close(seconds, self._hear):
             self.tell(logging.WARNING, f"the saver is still at work after {seconds:.0f} s; it finishes by itself")
 
@@ -314,7 +312,7 @@ class BackgroundSaves:
             self._starts = self.process.starts
             self._forget_unfollowed()
             self._ask_again()
-        if self.process.lost and (self._flying or self._asides.waiting):
+        if self.process.lost and not self._closed and (self._flying or self._asides.waiting):
             self._lose_all()
         self._landed()
         self.slots.give_back()
