@@ -20,7 +20,7 @@ from holdfast.saver.arena import Layout
 from holdfast.saver.control import LENGTH, Control, Intent
 from holdfast.saver.memory import Slab
 from holdfast.state import pinning, staging_cuda
-from holdfast.state.pinning import pinned_ranges
+from holdfast.state.pinning import Pinning, Range, pinned_ranges
 from holdfast.state.stager import Stager
 from holdfast.state.staging import Destination
 from holdfast.state.staging_cuda import CudaStaging
@@ -452,6 +452,16 @@ def test_a_device_that_fails_loses_what_it_was_copying_and_nothing_hangs(rig):
     STEP_HOOK._before_step(optimizer, (), {})  # the step itself will say what is wrong
 
 
+def test_a_device_that_fails_after_a_copy_was_complete_does_not_cost_it(rig):
+    one = rig(eager=False, names=[("a", 0)])
+    generation = one.ready(Steps(one, ["a"])).save()
+    one.sim.finish()
+    one.sim.broken = True
+    assert one.stager.settle(10)
+    assert one.stager.lost() == []
+    assert one.sealed(generation)
+
+
 def test_a_device_that_hangs_is_not_waited_for_for_ever(rig, monkeypatch):
     one = rig(eager=False, names=[("a", 0), ("buffer", 0)])
     optimizer = Steps(one, ["a"])
@@ -514,6 +524,13 @@ def test_what_cannot_be_pinned_is_said_once_and_copied_while_the_save_waits(rig,
     assert caplog.text.count("could not be pinned") == 1
     assert one.torn == []
     assert one.stager.lost() == []
+
+
+def test_a_slab_is_pinned_as_a_whole_or_not_at_all():
+    sim, slab = SimStreams(), Slab.make(3 * 4096)
+    sim.refuses = lambda length: length == 8192
+    assert not Pinning(sim).pin(slab, [Range(0, 4096), Range(4096, 8192)], 0)
+    assert sim.registered == {}
 
 
 def test_seals_are_written_by_the_host_if_their_memory_cannot_be_pinned(rig, caplog):

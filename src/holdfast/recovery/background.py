@@ -337,8 +337,6 @@ class BackgroundSaves:
             self._asides.noted(message.number)
         elif isinstance(message, messages.Progress):
             self.progress(message)
-        elif isinstance(message, messages.Chosen):
-            logger.info("%s", message.text)
         elif isinstance(message, messages.Said):
             logger.log(message.level, "%s", message.text)
 

@@ -100,7 +100,8 @@ def _chosen(channel: Channel, journal: JournalWriter) -> Callable[[Codec, str], 
     def chosen(codec: Codec, text: str) -> None:
         journal.add("codec", text)
         with contextlib.suppress(Closed):
-            channel.send(messages.Chosen(codec=str(codec), text=text))
+            channel.send(messages.Chosen(codec=str(codec)))
+            channel.send(messages.Said(level=logging.INFO, text=text))
 
     return chosen
 

@@ -144,7 +144,6 @@ class Chosen(_Message, frozen=True, kw_only=True):
     """``codec="auto"`` is decided, for the whole launch: a saver that is started later need not try again."""
 
     codec: str
-    text: str
 
 
 class Alive(_Message, frozen=True, kw_only=True):

@@ -79,6 +79,8 @@ class Worker:
     """The newest generation that this saver has made a checkpoint of."""
     flushed: float = field(default_factory=time.monotonic)
     alive: float = 0.0
+    refused: bool = False
+    """Whether it was said that it cannot be announced."""
 
     def __post_init__(self) -> None:
         self.following.progress = self.rereading.progress = self._alive
@@ -100,7 +102,9 @@ class Worker:
         try:
             self.saving.standing = self.take_over()
         except StorageError as error:
-            self.say(logging.ERROR, f"the saver could not announce itself: {error}")
+            if not self.refused:
+                self.say(logging.ERROR, f"the saver could not announce itself, and goes on trying: {error}")
+            self.refused = True
         else:
             self.tell(messages.Ready(pid=os.getpid()))
 

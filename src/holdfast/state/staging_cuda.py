@@ -145,7 +145,8 @@ class CudaStaging:
             if not self._await(flight.last, seconds):
                 return False
         except RuntimeError as error:
-            flight.why = f"the device has failed before the copy was complete: {error}"
+            if not self._is_sealed(flight):  # else only what came after the copy has failed
+                flight.why = f"the device has failed before the copy was complete: {error}"
         self._land(flight)
         return True
 
@@ -303,7 +304,7 @@ class CudaStaging:
             flight.why = "a CUDA graph was recorded before it could be compared"
 
     def _is_sealed(self, flight: Flight) -> bool:
-        row = self.control.row(flight.slot)
+        row = self.control.row(flight.slot) if flight.sealed is not None else None
         return row is not None and row.generation == flight.generation
 
     # The end of a copy
@@ -321,10 +322,11 @@ class CudaStaging:
 
     def _examine(self, flight: Flight) -> None:
         """Whether anybody was seen to write what was still being copied."""
+        changed = self._watch.end()
+        if not changed or flight.why is not None:
+            return
         specs = flight.destination.layout.specs
-        late = {specs[place].name for place in flight.lazy}
-        changed = sorted(late.intersection(self._watch.end()))
-        if changed and flight.why is None:
+        if changed := sorted({specs[place].name for place in flight.lazy}.intersection(changed)):
             flight.why = (
                 f"{', '.join(changed[:5])} changed between the boundary and the step, while it may have been copied; "
                 "from now on the loop waits for copies of it"
