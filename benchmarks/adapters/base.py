@@ -65,6 +65,9 @@ class Adapter:
     def finish(self, path: Path) -> None:
         """Comes back when the library says that it is done."""
 
+    def unload(self) -> None:
+        """Before every load, and not timed: what an earlier one has left goes."""
+
     def load(self) -> None:
         """The newest checkpoint, into the tensors of the job."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -60,9 +61,11 @@ class Holdfast(Adapter):
         self.wait()
         return self.watch.seen if self.watch else 0.0
 
+    def unload(self) -> None:
+        self.checkpointer.close()
+
     def load(self) -> None:
         """As after a restart; every byte is verified."""
-        self.checkpointer.close()
         self.checkpointer = self.checkpointer_of()
         self.checkpointer.restore()
 
@@ -73,7 +76,7 @@ class Holdfast(Adapter):
 
     def forget(self) -> None:
         """Retention does that; it and the reading back, which follow a save, are waited for."""
-        while self.watch and not self.watch.verified():
+        while self.watch and not self.watch.followed(self.keep):
             time.sleep(0.01)
 
     def stop(self) -> None:
@@ -96,7 +99,8 @@ class Watch(threading.Thread):
 
     def __init__(self, store: Path, step: int) -> None:
         super().__init__(daemon=True)
-        self._run, self._step = store / "catalog" / "runs" / "001", f".{step:012}-"
+        self._store, self._step = store, f".{step:012}-"
+        self._run = store / "catalog" / "runs" / "001"
         self._until = time.monotonic() + 120
         self.id, self.seen = "", 0.0
         self.start()
@@ -104,15 +108,25 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while not self.id and time.monotonic() < self._until:
             time.sleep(0.002)
-            self.id = self._found()
+            self.id = next((name for name in self._records() if self._step in name), "")
         self.seen = time.perf_counter()
 
-    def verified(self) -> bool:
-        return any((self._run / "marks" / self.id).glob("verified-*"))
+    def followed(self, keep: int) -> bool:
+        """Whether it was read back, and what it replaces is gone, packs included."""
+        id_ = self.id.partition("-")[2].removesuffix(".json")
+        verified = any((self._run / "marks" / id_).glob("verified-*"))
+        return verified and len(self._records()) <= keep and not self._unused()
 
-    def _found(self) -> str:
-        names = [one.name for one in (self._run / "records").glob(f"*{self._step}*")]
-        return names[0].partition("-")[2].removesuffix(".json") if names else ""
+    def _unused(self) -> set[str]:
+        """Packs that no record needs."""
+        needed = {name for one in holdfast.open(self._store).run(1).records() for name in one.packs}
+        return {f"data/runs/001/{name}" for name in os.listdir(self._store / "data/runs/001")} - needed
+
+    def _records(self) -> list[str]:
+        try:
+            return os.listdir(self._run / "records")
+        except FileNotFoundError:
+            return []
 
 
 class Inline(Holdfast):

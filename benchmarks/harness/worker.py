@@ -88,6 +88,7 @@ def private_save(one: Adapter) -> None:
 def one_load(one: Adapter, prepare: Callable[[list[Path]], None]) -> float:
     for tensor in one.job.flat().values():
         tensor.zero_()
+    one.unload()
     prepare(one.files())
     settle()
     return seconds(lambda: (one.load(), settle()))

@@ -79,7 +79,6 @@ class BackgroundSaves:
     """The newest generation that is a checkpoint: an older reserve is of no use."""
 
     def __post_init__(self) -> None:
-        self._starts = self.process.starts
         self._asides = Asides(self.process.send)
 
     def prepare(self, snapshot: Snapshot) -> None:
@@ -299,6 +298,7 @@ class BackgroundSaves:
 
     def restored(self) -> None:
         """The state is another one: nothing is known of its frozen tensors, and no reserve is of this line."""
+        self.process.begin()  # not before: it would have taken a processor from the loading
         self._frozen.forget()
         self.slots.stager.forget()
         for row in self._reserves():

@@ -56,7 +56,7 @@ class Checkpoints:
         return newest if newest is not None and newest == Target.of(self.address(step)) else None
 
     def resumed(self, record: Record | None) -> None:
-        """The line goes on from another record."""
+        """The line goes on from another record, or begins."""
         self.last, self._newest, self._unsound = record, None, None
         self._saves.restored()
         if record is not None:

@@ -101,7 +101,7 @@ def _one_of(name: str, given: str, allowed: Sequence[str]) -> None:
 def open_checkpoints(
     session: Session, plan: Plan, making: Making, after: Afterwards, stops: StopRequests
 ) -> Checkpoints:
-    """The checkpoints of this launch, with whoever makes them; a saver process is started and not waited for."""
+    """The checkpoints of this launch, with whoever makes them."""
     if _can_have_saver(session, making):
         process = _process(session, plan, making, after)
         stops.wake = process.wake
@@ -175,9 +175,7 @@ def _process(session: Session, plan: Plan, making: Making, after: Afterwards) ->
             visibility=session.store.visibility,
         )
 
-    process = SaverProcess(introduce, _teller(after))
-    process.start()
-    return process
+    return SaverProcess(introduce, _teller(after))
 
 
 def _in_process(

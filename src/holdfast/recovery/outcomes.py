@@ -84,7 +84,7 @@ class Saves(Protocol):
         """What was kept in reserve becomes a checkpoint."""
 
     def restored(self) -> None:
-        """The state was replaced by another checkpoint's."""
+        """The training begins, or goes on from another checkpoint: from now on there may be something to save."""
 
     def close(self, seconds: float) -> None:
         """Ends, after what is in flight was finished."""

@@ -111,6 +111,7 @@ class Training:
         record = self._session.resume(self._load)
         if record is None:
             self._whole.check()
+            self._checkpoints.resumed(None)
 
     def restore_from(self, reference: str | None) -> None:
         """Restores a named checkpoint, or the newest one of this line again, as a new timeline."""
@@ -134,6 +135,7 @@ class Training:
         not_loaded = self._read(record, only).not_loaded
         if self.unbegun:
             self._session.begin_with_parts(record, only)
+            self._checkpoints.resumed(None)
         return not_loaded
 
     def _read(self, record: Record, only: tuple[str, ...] | None = None) -> Loaded:
@@ -254,9 +256,8 @@ class Training:
             return
         if reason := trigger.due(self._moment(), self._metrics):
             began = time.monotonic()
-            self._checkpoints.reserve(
-                self._snapshot(), self._request(Kind.REGULAR, f"kept in reserve, {reason}", began)
-            )
+            request = self._request(Kind.REGULAR, f"kept in reserve, {reason}", began)
+            self._checkpoints.reserve(self._snapshot(), request)
             trigger.satisfied(self.step, self._moment().epochs)
 
     @property

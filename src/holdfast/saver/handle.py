@@ -71,6 +71,11 @@ class SaverProcess:
         assert self._wake is not None
         return self._wake[1]
 
+    def begin(self) -> None:
+        """Starts the first saver, if that was not done; errors as in `start`."""
+        if not self.starts:
+            self.start()
+
     def start(self) -> None:
         """Starts a saver and tells it everything; does not wait for it.
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from holdfast import values
 from holdfast.errors import Corrupt, StateError, UnsupportedTensor, UnsupportedValue
-from holdfast.state.tensors import dtype_name
+from holdfast.state.tensors import dtype_name, is_stock
 from holdfast.values import Json
 
 _COMPRESSED = {
@@ -49,9 +49,8 @@ def split(tensor: Tensor, path: str) -> Split | None:
         UnsupportedTensor: a quantisation or a sharding that cannot be stored.
     """
     # As a plain bool: the type guard of torch contradicts Tensor, and what follows would count as unreachable.
-    if bool(is_traceable_wrapper_subclass(tensor)):
+    if not is_stock(tensor) and bool(is_traceable_wrapper_subclass(tensor)):
         return _split_subclass(tensor)
-    tensor = tensor.detach()
     if tensor.layout == torch.sparse_coo:
         facts: dict[str, Json] = {"$": "sparse_coo", "shape": list(tensor.shape), "coalesced": tensor.is_coalesced()}
         return Split(facts, {"indices": tensor._indices(), "values": tensor._values()})

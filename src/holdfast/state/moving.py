@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 _ALONE_BELOW = 4 * 1024 * 1024
 """Bytes in all for which another thread is not worth being started."""
@@ -28,23 +27,19 @@ class Move(NamedTuple):
     length: int
 
 
-def as_move(into: Tensor, source: Tensor) -> Move | None:
-    """The move that copies ``source``, of the same dtype and number of elements; None: it takes more than that."""
-    if not (source.is_cpu and source.is_contiguous() and source.dtype == into.dtype):
-        return None
-    return Move(into.data_ptr(), source.data_ptr(), source.numel() * source.element_size())
+def run(moves: Iterable[Move], length: int) -> None:
+    """Makes all moves, ``length`` bytes in all, on as many threads as torch has; complete when it returns.
 
-
-def run(moves: Sequence[Move]) -> None:
-    """Makes all moves, on as many threads as torch has; complete when it returns."""
-    threads = torch.get_num_threads() if sum(move.length for move in moves) >= _ALONE_BELOW else 1
+    ``moves`` is asked by one thread at a time, while others are moving: working out the next one costs nothing then.
+    """
     queue, lock = iter(moves), threading.Lock()
 
     def work() -> None:
         while (move := _next(queue, lock)) is not None:
             ctypes.memmove(*move)  # lets the other threads run
 
-    others = [threading.Thread(target=work, name="holdfast-copy") for _ in range(min(threads, len(moves)) - 1)]
+    count = torch.get_num_threads() if length >= _ALONE_BELOW else 1
+    others = [threading.Thread(target=work, name="holdfast-copy") for _ in range(count - 1)]
     for thread in others:
         thread.start()
     try:
@@ -54,6 +49,6 @@ def run(moves: Sequence[Move]) -> None:
             thread.join()
 
 
-def _next(queue: Iterable[Move], lock: threading.Lock) -> Move | None:
+def _next(queue: Iterator[Move], lock: threading.Lock) -> Move | None:
     with lock:
-        return next(iter(queue), None)
+        return next(queue, None)

@@ -1,8 +1,8 @@
 """Copying large tensors into staging memory, segment by segment, as fast as memory allows.
 
-The destinations are made once per layout: tensors over shared memory, one for
-each segment. What is plain memory on both sides is moved; torch copies the
-rest (other devices, other memory orders).
+What is plain memory on both sides is moved; torch copies the rest (other
+devices, other memory orders) into tensors over shared memory, one for each
+segment, which are made once per layout.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from holdfast.errors import SaveFailed
 from holdfast.packs.buffers import address
-from holdfast.saver.arena import Layout, gaps, placed
+from holdfast.saver.arena import Layout, Placed, gaps, placed
 from holdfast.saver.memory import Slab
 from holdfast.state import tensors
-from holdfast.state.moving import as_move, run
+from holdfast.state.moving import Move, run
 from holdfast.trees import SEGMENT_BYTES, TensorSpec, item_bytes
 
 _PLAIN = frozenset(("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"))
@@ -32,6 +32,7 @@ class Destination:
     slab: Slab
     layout: Layout
     _memory: Tensor = field(init=False)
+    _places: dict[int, list[Placed]] = field(init=False, default_factory=dict)
     _views: dict[int, list[Tensor]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -39,19 +40,22 @@ class Destination:
 
     def copy(self, places: Sequence[int], sources: Sequence[Tensor], *, non_blocking: bool = False) -> None:
         """Copies the large tensors at ``places`` of the layout; on the CPU the copy is complete when it returns."""
-        moves, into, out_of, alive = [], [], [], []
-        for place, source in zip(places, sources, strict=True):
-            for segment, piece in zip(self._segments(place), _cut(self.layout.specs[place], source), strict=True):
-                if (move := as_move(segment, piece)) is not None:
-                    moves.append(move)
-                    alive.append(piece)
-                else:
-                    into.append(segment)
-                    out_of.append(piece)
-        run(moves)
+        pairs = list(zip(places, sources, strict=True))
+        plain = [(place, source) for place, source in pairs if _in_order(source)]
+        run(self._moves(plain), sum(self.layout.specs[place].nbytes for place, _ in plain))
+        others = [(place, source) for place, source in pairs if not _in_order(source)]
+        into = [piece for place, _ in others for piece in self._segments(place)]
         if into:  # torch refuses empty lists
+            out_of = [piece for place, source in others for piece in _cut(self.layout.specs[place], source)]
             with torch.no_grad():
                 torch._foreach_copy_(into, out_of, non_blocking=non_blocking)
+
+    def _moves(self, pairs: Sequence[tuple[int, Tensor]]) -> Iterator[Move]:
+        begin = self._memory.data_ptr()
+        for place, source in pairs:
+            at = source.data_ptr()
+            for span, offset in self._pieces(place):
+                yield Move(begin + offset, at + span.start, span.length)
 
     def differing(self, places: Sequence[int], sources: Sequence[Tensor]) -> list[str]:
         """Names of the tensors whose live bytes are not those that were staged."""
@@ -61,11 +65,19 @@ class Destination:
             if not all(map(_same, self._segments(place), _cut(self.layout.specs[place], source)))
         ]
 
-    def _segments(self, place: int) -> list[Tensor]:
-        if place not in self._views:
+    def _pieces(self, place: int) -> list[Placed]:
+        """Where the segments of a tensor go; what is behind them is zero."""
+        if place not in self._places:
+            spec, offset = self.layout.specs[place], self.layout.offsets[place]
             # Only now is the memory of this tensor sure to be set aside, and what another layout left in it goes.
-            for gap in gaps(self.layout.specs[place], self.layout.offsets[place]):
+            for gap in gaps(spec, offset):
                 self.slab.memory[gap] = bytes(gap.stop - gap.start)
+            self._places[place] = list(placed(spec, offset))
+        return self._places[place]
+
+    def _segments(self, place: int) -> list[Tensor]:
+        """The same as tensors."""
+        if place not in self._views:
             self._views[place] = list(self._made(place))
         return self._views[place]
 
@@ -73,13 +85,18 @@ class Destination:
         spec, dtype = self.layout.specs[place], _carrier(self.layout.specs[place])
         width = item_bytes(spec.dtype) // dtype.itemsize
         row = spec.nbytes // spec.shape[0] if spec.shape else spec.nbytes
-        for span, offset in placed(spec, self.layout.offsets[place]):
+        for span, offset in self._pieces(place):
             piece = self._memory[offset : offset + span.length].view(dtype)
             if not spec.shape or row > SEGMENT_BYTES:
                 yield piece
             else:
                 shape = (span.length // row, *spec.shape[1:])
                 yield piece.view(shape if width == 1 else (*shape, width))
+
+
+def _in_order(source: Tensor) -> bool:
+    """Whether the memory of a tensor is its row-major bytes, at hand on the host."""
+    return source.is_cpu and source.is_contiguous() and not (source.is_conj() or source.is_neg())
 
 
 def _carrier(spec: TensorSpec) -> torch.dtype:

@@ -8,6 +8,7 @@ plain ones (state/composites.py) or refused with its path.
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,7 +17,10 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from holdfast.errors import UnknownFormat, UnsupportedTensor
 from holdfast.trees import TensorSpec, item_bytes
 
+_STOCK = (Tensor, torch.nn.Parameter)
 
+
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """The name of a dtype without ``torch.``.
 
@@ -63,9 +67,15 @@ def check_plain(tensor: Tensor, path: str) -> None:
         raise UnsupportedTensor(f"{path} has the dtype {tensor.dtype}, which cannot be stored; convert it") from None
 
 
+def is_stock(tensor: Tensor) -> bool:
+    """Whether it is of torch's own two classes: what only subclasses can be need not be asked of most tensors."""
+    return type(tensor) in _STOCK
+
+
 def plain(tensor: Tensor) -> Tensor:
     """The same memory without autograd and without a subclass around it."""
-    return tensor.detach().as_subclass(Tensor)
+    found = tensor.detach()
+    return found if type(found) is Tensor else found.as_subclass(Tensor)
 
 
 def row_major(tensor: Tensor) -> Tensor:
@@ -134,10 +144,11 @@ def _view(tensor: Tensor) -> memoryview:
 
 
 def _no_bytes(tensor: Tensor) -> str | None:
-    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-        return "is lazy and has no shape yet; run one forward pass before the first save or restore"
-    if is_a(tensor, "torch._subclasses.fake_tensor", "FakeTensor"):
-        return "is a fake tensor without data; save outside of FakeTensorMode"
+    if not is_stock(tensor):
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+            return "is lazy and has no shape yet; run one forward pass before the first save or restore"
+        if is_a(tensor, "torch._subclasses.fake_tensor", "FakeTensor"):
+            return "is a fake tensor without data; save outside of FakeTensorMode"
     if torch._is_functional_tensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return "is inside a functorch or functionalization transform; save outside of it"
     if tensor.is_meta:
@@ -151,4 +162,4 @@ def _no_bytes(tensor: Tensor) -> str | None:
 
 def _resized(tensor: Tensor) -> bool:
     # Wrapper subclasses have no storage of their own; their parts are looked at instead.
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.untyped_storage().nbytes() == 0
+    return is_stock(tensor) and tensor.untyped_storage().nbytes() == 0

@@ -59,7 +59,8 @@ class Collector:
         Raises:
             UnsupportedValue, UnsupportedTensor: with the path of what cannot be stored.
         """
-        return values.encode(value, path, leaf=self._leaf)
+        found = self._leaf(value, path)  # most values of an optimizer are tensors
+        return values.encode(value, path, leaf=self._leaf) if found is None else found
 
     def tensor(self, tensor: Tensor, path: str, lifetime: Lifetime = Lifetime.OPTIMIZER) -> dict[str, Json]:
         """The tagged JSON of one tensor, plain or composite, which is collected.
@@ -134,7 +135,7 @@ def leaves(data: Json) -> Iterator[dict[str, Any]]:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor."""
-    return tensors.is_a(tensor, "torch.distributed.tensor", "DTensor")
+    return not tensors.is_stock(tensor) and tensors.is_a(tensor, "torch.distributed.tensor", "DTensor")
 
 
 def local(tensor: Tensor, path: str) -> Tensor:
