@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 SHORTEST_DRAIN = 5.0
 """Seconds that saves of an older launch are given at least."""
 
+FIRST_DRAIN = 60.0
+"""Seconds that the first save of a run is given: nobody knows yet how long one takes, and without it all is lost."""
+
 DYING_SECONDS = 1.0
 """For so long the trainer of an older launch may still look alive after it was killed."""
 
@@ -118,7 +121,7 @@ def begin_launch(
 
 
 def drain_seconds(run: Run) -> float:
-    """Twice what the last save took to become durable, and at least `SHORTEST_DRAIN`."""
+    """Twice what the last save took to become durable, and at least `SHORTEST_DRAIN`; `FIRST_DRAIN` if none tells."""
     for address in reversed(run.addresses()[-_RECENT:]):
         try:
             record = read_record(run.store, address)
@@ -129,7 +132,7 @@ def drain_seconds(run: Run) -> float:
             # What waited for an earlier save, or was niced, took longer than the work on it.
             took = max(timing.durable, timing.staging + timing.hashing + timing.writing)
             return max(SHORTEST_DRAIN, 2 * took)
-    return SHORTEST_DRAIN
+    return FIRST_DRAIN
 
 
 def _claim(run: Run, info: LaunchInfo) -> Launch:
