@@ -511,7 +511,7 @@ def _packs_before_records(patch):
 
 
 def _shared_packs_taken_back(patch):
-    patch.setattr(saves, "KeepsShared", lambda storage: storage)
+    patch.setattr(saves, "Keeps", lambda storage, folder: storage)
 
 
 def _sources_before_tombstones(patch):

@@ -1,7 +1,8 @@
-"""A storage through which shared packs cannot be deleted.
+"""A storage through which the packs of one folder cannot be deleted.
 
-A shared pack is visible to other runs from the moment it is committed, so the
-save that wrote it must not take it back when it fails later. A sweep will.
+A shared pack is visible to other runs from the moment it is committed, and a
+repacked one to saves and other repacks, so whoever wrote it must not take it
+back when he fails later. A sweep will.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from holdfast.catalog import layout
 from holdfast.ids import Buffer, ObjectName
 from holdfast.storage.protocol import Listed, Sink, Source, Storage
 
 
 @dataclass(frozen=True, slots=True)
-class KeepsShared:
-    """As ``inner``, except that `delete` leaves ``data/shared`` alone."""
+class Keeps:
+    """As ``inner``, except that `delete` leaves ``folder`` alone."""
 
     inner: Storage
+    folder: str
+    """With ``/`` at its end."""
 
     @property
     def url(self) -> str:
@@ -42,8 +44,8 @@ class KeepsShared:
         return self.inner.list(prefix)
 
     def delete(self, names: Iterable[ObjectName]) -> None:
-        """Deletes those of ``names`` that are not shared packs."""
-        self.inner.delete([name for name in names if not name.startswith(layout.SHARED_PACKS)])
+        """Deletes those of ``names`` that do not lie in it."""
+        self.inner.delete([name for name in names if not name.startswith(self.folder)])
 
     def sink(self, name: ObjectName, reserve: int) -> Sink:
         """As ``inner``."""

@@ -8,9 +8,9 @@ is the same with another codec for the copies.
 The order is the protocol. Copies are written, durable and read back before the
 old packs are announced (tombstones). Then nobody may be at work who began before
 that, everything that records need by now must lie in what was read back, and
-none of that may be announced by somebody else: two repacks that rely on each
-other's victim see each other's tombstones. Otherwise the old packs stay, and the
-next repack finds the copies.
+none of that may be announced by somebody else, or be gone: two repacks that rely
+on each other's victim see each other's tombstones, or what one of them has left.
+Otherwise the old packs stay, and the next repack finds the copies.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 from holdfast.catalog import layout
 from holdfast.catalog.holds import Report, find_holds, settle
-from holdfast.catalog.keeping import KeepsShared
-from holdfast.catalog.objects import create_once
+from holdfast.catalog.keeping import Keeps
+from holdfast.catalog.objects import create_once, exists
 from holdfast.catalog.repack_dtypes import UNKNOWN, read_dtypes
 from holdfast.catalog.repack_plans import RepackPlan, live_in, make_plan, read_live, read_scope
 from holdfast.catalog.runs import Run
@@ -189,8 +189,8 @@ def _write(store: Store, folder: str, codec: Codec, segments: Iterator[Segment],
     first = next(segments, None)
     if first is None:
         return
-    # A shared pack may be in use from the moment it is committed, so a failure must not take it back.
-    storage = KeepsShared(store.storage)
+    # Both kinds may be relied on from the moment they are committed, so a failure must not take them back.
+    storage = Keeps(store.storage, folder)
     written = write_segments(storage, folder, chain([first], segments), known=lambda _: False, codec=codec, threads=1)
     for footer in written.footers:
         problems = verify_pack(store.storage, footer.name)
@@ -216,8 +216,8 @@ def _replace(
         try:
             store.await_visibility()
             obstacle = standing() or _relies_on_others(store, sweep, copies)
-            live, unclear = read_live(store, run)
-            kept = dict(_kept(copies, live, obstacle or unclear))
+            live = read_live(store, run)
+            kept = dict(_kept(copies, live.digests, obstacle or live.unclear))
             check_announced(store, id_)
         except BaseException:
             store.storage.delete([layout.sweep(id_)])
@@ -243,8 +243,11 @@ def _relies_on_others(store: Store, own: Sweep, copies: _Copies) -> str | None:
     if tombstones.damaged:
         return f"{tombstones.damaged[0].name} is damaged, and nobody can tell what it announces"
     announced = {name for sweep in tombstones.sweeps if sweep.id != own.id for name in sweep.objects}
-    shaky = sorted(announced & copies.relied_on)
-    return f"the copies in {shaky[0]} are about to be deleted by another sweep" if shaky else None
+    if shaky := sorted(announced & copies.relied_on):
+        return f"the copies in {shaky[0]} are about to be deleted by another sweep"
+    # After the tombstones: a repack that deleted it while this one still copied has taken its own back by now.
+    gone = (name for name in sorted(copies.relied_on) if not exists(store.storage, name))
+    return next((f"the copies in {name} were deleted by another sweep" for name in gone), None)
 
 
 def _kept(copies: _Copies, live: frozenset[bytes], obstacle: str | None) -> Iterator[tuple[ObjectName, str]]:

@@ -49,7 +49,7 @@ class Scope(NamedTuple):
     """The packs of a run or the shared ones, and what they are needed for."""
 
     own: list[Footer]
-    """Those that may be repacked, by name."""
+    """Those that may be repacked or relied on, by name: not those of saves that are not committed (yet)."""
     others: list[Footer]
     """Other packs in which the same records find segments: the shared ones, for a run."""
     live: frozenset[bytes]
@@ -61,25 +61,40 @@ def read_scope(store: Store, run: Run | None) -> Scope:
     """The state of a run's own packs (``run``) or of the shared packs (None), as of now."""
     # Packs before records: what a record names that is committed in between is not in these packs.
     shared = read_footers(store.footers, list_packs(store, layout.SHARED_PACKS)).footers
-    own = shared
-    if run is not None:
-        own = read_footers(store.footers, list_packs(store, layout.private_packs(run.number))).footers
-    live, unclear = read_live(store, run)
-    return Scope(own, shared if run is not None else [], live, unclear)
+    if run is None:
+        live = read_live(store, run)
+        return Scope(shared, [], live.digests, live.unclear)
+    listed = list_packs(store, layout.private_packs(run.number))
+    live, copies = read_live(store, run), layout.repacked_packs(run.number)
+    # A save that fails takes its packs along, without tombstones.
+    own = [name for name in listed if name in live.packs or name.startswith(copies)]
+    return Scope(read_footers(store.footers, own).footers, shared, live.digests, live.unclear)
 
 
-def read_live(store: Store, run: Run | None) -> tuple[frozenset[bytes], str | None]:
-    """What committed records need, and why that cannot be told, if it cannot."""
-    live: set[bytes] = set()
+class Live(NamedTuple):
+    """What committed records need."""
+
+    digests: frozenset[bytes] = frozenset()
+    packs: frozenset[str] = frozenset()
+    """The packs that they name."""
+    unclear: str | None = None
+    """Why that cannot be told, if it cannot."""
+
+
+def read_live(store: Store, run: Run | None) -> Live:
+    """What the committed records of a run, or of all, need by now."""
+    digests: set[bytes] = set()
+    packs: set[str] = set()
     for one in runs_of(store, run):
         published = one.published()
         if published.damaged:
-            return frozenset(), f"{published.damaged[0].name} is damaged, and nobody can tell what it needs"
+            return Live(unclear=f"{published.damaged[0].name} is damaged, and nobody can tell what it needs")
         try:
-            live.update(*(_needs(one, record) for record in published.records))
+            digests.update(*(_needs(one, record) for record in published.records))
         except Damaged as error:
-            return frozenset(), str(error)
-    return frozenset(live), None
+            return Live(unclear=str(error))
+        packs.update(name for record in published.records for name in record.packs)
+    return Live(frozenset(digests), frozenset(packs))
 
 
 def _needs(run: Run, record: Record) -> Iterator[bytes]:

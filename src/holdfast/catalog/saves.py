@@ -13,7 +13,7 @@ from typing import Self
 
 from holdfast.catalog import layout
 from holdfast.catalog.holds import save_hold_name, take_name
-from holdfast.catalog.keeping import KeepsShared
+from holdfast.catalog.keeping import Keeps
 from holdfast.catalog.launches import Launch
 from holdfast.catalog.manifests import encode_trees, put_tree, read_reach
 from holdfast.catalog.objects import create_once
@@ -77,7 +77,7 @@ class SaveAttempt:
     @property
     def storage(self) -> Storage:
         """Where to write packs: removing a shared pack through it does nothing, for others may use it already."""
-        return KeepsShared(self._store.storage)
+        return Keeps(self._store.storage, layout.SHARED_PACKS)
 
     @property
     def target(self) -> Target:
