@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -120,11 +119,11 @@ class Watch(threading.Thread):
     def _unused(self) -> set[str]:
         """Packs that no record needs."""
         needed = {name for one in holdfast.open(self._store).run(1).records() for name in one.packs}
-        return {f"data/runs/001/{name}" for name in os.listdir(self._store / "data/runs/001")} - needed
+        return {f"data/runs/001/{one.name}" for one in (self._store / "data/runs/001").iterdir()} - needed
 
     def _records(self) -> list[str]:
         try:
-            return os.listdir(self._run / "records")
+            return [one.name for one in (self._run / "records").iterdir()]
         except FileNotFoundError:
             return []
 

@@ -48,7 +48,9 @@ class Box(msgspec.Struct, frozen=True, array_like=True):
             Box(offsets=(3, 1), sizes=(1, 2))
         """
         begin = tuple(map(max, self.offsets, other.offsets))
-        end = [min(a + n, b + m) for a, n, b, m in zip(self.offsets, self.sizes, other.offsets, other.sizes, strict=True)]
+        end = [
+            min(a + n, b + m) for a, n, b, m in zip(self.offsets, self.sizes, other.offsets, other.sizes, strict=True)
+        ]
         sizes = tuple(last - first for first, last in zip(begin, end, strict=True))
         return Box(begin, sizes) if min(sizes, default=1) > 0 else None
 

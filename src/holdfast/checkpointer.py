@@ -227,8 +227,7 @@ class Checkpointer:
         """
         if self.looping:
             raise InvalidInput("restore() inside the loop would tear the data position; leave the loop first")
-        fresh = self._training is None
-        training = self._opened(None, resume=only is None)
+        fresh, training = self._training is None, self._opened(None, resume=only is None)
         try:
             if only is not None:
                 return training.restore_parts(reference, tuple(only))
@@ -237,6 +236,7 @@ class Checkpointer:
         except BaseException:
             self._broken = training.torn
             if training.unbegun:
+                training.close()
                 self._training = None
                 release_run(self)
             raise

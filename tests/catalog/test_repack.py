@@ -19,6 +19,7 @@ from holdfast.ids import Digest, ObjectName
 from holdfast.packs.codec import Codec
 from holdfast.packs.index import read_footer
 from holdfast.packs.reader import read_segments
+from holdfast.packs.writer import write_segments
 from holdfast.records import Sweep
 
 SIZE = 70_000
@@ -262,6 +263,71 @@ def test_two_repacks_never_delete_each_others_copies(store, saver):
     assert "another sweep" in done.kept[0][1]
     assert {old_pack, copy} <= packs(store)
     assert load(one.run, one.parent) == list(kept.values())
+
+
+def test_a_repack_that_ran_while_another_one_still_copied_is_noticed(store, saver):
+    """Its tombstones are gone by then: what tells is that what was relied on is gone."""
+    one = saver()
+    *_, kept = thinned(one)
+    with reading(store, [one.parent.address]):
+        (copy,) = execute_repack(store, plan_repack(store, one.run)).written  # beside the old pack
+    watched = with_event(store, layout.SWEEPS, lambda: store.storage.delete([copy]))
+    done = execute_repack(watched, plan_repack(watched, watched.run(one.run.number)))
+    assert done.deleted == ()
+    assert "deleted by another sweep" in done.kept[0][1]
+    assert load(one.run, one.parent) == list(kept.values())
+
+
+def test_packs_of_a_save_in_flight_are_not_relied_on(store, saver):
+    """It writes segments that are there already, for its parent lacks them; then it fails, and takes them along."""
+    one = saver()
+    new, _, kept = thinned(one)
+    with begin_save(one.launch, 1, 100) as attempt:
+        packs_before = packs(store)
+        written = write_segments(
+            attempt.storage,
+            layout.private_packs(one.run.number),
+            [memoryview(value) for value in kept.values()],
+            known=lambda _: False,
+            codec=Codec.RAW,
+        )
+        attempt.wrote(written.footers)
+        assert packs(store) > packs_before
+        done = execute_repack(store, plan_repack(store, one.run), report=lambda text: None)
+    assert {footer.name for footer in written.footers}.isdisjoint(packs(store))
+    assert load(one.run, new) == list(kept.values())
+    assert not done.deleted
+
+
+def test_a_repack_that_fails_leaves_the_packs_that_it_has_committed(store, saver, monkeypatch):
+    """Saves and other repacks may rely on them from that moment on."""
+    one = saver()
+    thinned(one, keep=3)
+    deleted = []
+
+    class Watched:
+        def __init__(self, inner) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def delete(self, names) -> None:
+            names = list(names)
+            deleted.extend(names)
+            self.inner.delete(names)
+
+    def fails(*args, **options):
+        write_segments(*args, **options, cap=SIZE)
+        args[0].delete(list(packs(store, layout.repacked_packs(one.run.number))))  # as it cleans up after an error
+        raise StorageFull("no space for the last one")
+
+    monkeypatch.setattr(repack, "write_segments", fails)
+    watched = type(store)(storage=Watched(store.storage), info=store.info)
+    with pytest.raises(StorageFull):
+        execute_repack(watched, plan_repack(watched, watched.run(one.run.number)))
+    assert packs(store, layout.repacked_packs(one.run.number))
+    assert not [name for name in deleted if "repacked" in name]
 
 
 def test_a_rotten_live_segment_keeps_its_pack_and_stops_no_other(store, saver):

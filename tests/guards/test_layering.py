@@ -14,6 +14,7 @@ LAYERS = (
     ("ids", "clock"),
     ("values",),
     ("seals", "records"),
+    ("boxes",),
     ("trees",),
     ("storage",),
     ("packs",),

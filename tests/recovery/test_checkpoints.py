@@ -191,6 +191,48 @@ def test_a_failure_that_comes_late_does_not_concern_the_newer_one(world):
     assert world.checkpoints.here(4) is not None
 
 
+def test_an_older_one_that_becomes_durable_late_does_not_make_up_for_a_newer_failure(world):
+    """The end of a training would look good, and the last checkpoint would be missing."""
+    world.save(3)
+    world.save(4)
+    world.hears(world.failed(4))
+    world.hears(world.committed(3))
+    assert world.checkpoints.failed
+    with pytest.raises(StorageUnavailable):
+        world.checkpoints.check()
+
+
+def test_nor_one_that_is_heard_of_while_the_newer_one_is_refused():
+    world = World("raise")
+    world.save(3)
+    world.saves.refuses = SaveFailed("no memory for the staged state")
+    world.saves.coming = [world.committed(3)]
+    with pytest.raises(SaveFailed, match="no memory"):
+        world.save(4)
+    assert world.checkpoints.last.step == 3
+
+
+def test_the_same_one_or_a_later_one_does_also_after_a_restore(world):
+    world.save(3)
+    world.hears(world.failed(3))
+    world.save(3)
+    world.hears(world.committed(3))
+    assert not world.checkpoints.failed
+    world.save(5)
+    world.hears(world.failed(5))
+    world.session.timeline = 1
+    world.hears(world.committed(2, timeline=1))
+    assert not world.checkpoints.failed
+
+
+def test_what_is_not_handed_over_for_any_reason_is_not_here(world):
+    world.saves.refuses = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        world.save(3)
+    assert world.checkpoints.here(3) is None
+    assert not world.checkpoints.in_flight
+
+
 def test_one_that_was_staged_before_a_restore_is_not_what_the_line_goes_on_from(world):
     world.save(3)
     world.session.timeline = 1

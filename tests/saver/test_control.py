@@ -104,11 +104,12 @@ def test_one_that_the_saver_is_at_work_on_cannot(control):
     assert control.row(0) is not None
 
 
-def test_one_that_is_done_can(control):
+def test_nor_one_that_is_done_for_it_may_be_a_checkpoint(control):
     row = staged(control, 0, 1)
     control.taken(row)
     control.done(row)
-    assert control.take_back(row)
+    assert not control.take_back(row)
+    assert not control.row(0).pending
 
 
 def test_an_older_generation_of_a_slot_that_was_filled_again_is_nobodys(control):

@@ -410,8 +410,7 @@ def test_a_signal_while_all_staging_memory_is_taken_does_not_wait(trainer: Train
     awaited(lambda: "was given up for a newer one" in trainer.log.read_text(), "one that waits makes place")
     trainer.open()
     assert trainer.ended() == 0
-    assert [(record.step, record.kind) for record in records_of(trainer.store)] == [
-        (1, Kind.REGULAR),
-        (3, Kind.PREEMPTED),
-    ]
+    first, last = records_of(trainer.store)
+    assert (first.step in (1, 2), first.kind) == (True, Kind.REGULAR)  # which one was begun is up to the saver
+    assert (last.step, last.kind) == (3, Kind.PREEMPTED)
     check_store(trainer.store)

@@ -332,6 +332,40 @@ def test_a_freed_storage_is_refused():
         capture({"t": tensor})
 
 
+def test_the_storage_of_a_parameter_class_of_ones_own_is_looked_at_too():
+    """Read all the same, it would be memory of somebody else, or a crash."""
+
+    class Flat(torch.nn.Parameter):
+        pass
+
+    parameter = Flat(torch.ones(300))
+    parameter.untyped_storage().resize_(40)
+    with pytest.raises(UnsupportedTensor, match="t has no memory behind it"):
+        capture({"t": parameter})
+
+
+@pytest.mark.parametrize("order", [("plain", "negated"), ("negated", "plain"), ("negated", "plain", "again")])
+def test_a_negated_view_is_not_what_lies_at_the_same_place(order):
+    """They have the address, the shape and the strides in common, and not the sign."""
+    z = torch.arange(600).to(torch.complex64) * (1 + 2j)
+    views = {"plain": z.imag, "negated": z.conj().imag, "again": z.imag}
+    assert views["negated"].is_neg()
+    state = Holder({name: views[name] for name in order})
+    snapshot = capture({"h": state})
+    bytes_of = {spec.name.rpartition("/")[2]: tensors.row_bytes(tensor) for spec, tensor in snapshot.tensors}
+    assert bytes_of["negated"] == views["negated"].clone().numpy().tobytes()
+    assert bytes_of["plain"] == z.imag.clone().numpy().tobytes()
+    assert len(bytes_of) == 2
+
+
+def test_a_field_of_a_packed_array_is_stored():
+    packed = np.zeros(100, dtype=[("a", "i4"), ("b", "f8")])
+    packed["b"] = np.arange(100)
+    assert packed["b"].strides == (12,)
+    (found,) = [tensor for _, tensor in capture({"h": Holder({"b": packed["b"]})}).tensors] or [None]
+    assert found is None or found.tolist() == list(range(100))
+
+
 def test_an_unknown_dtype_is_an_error_that_says_so():
     with pytest.raises(UnknownFormat, match="float3"):
         tensors.dtype_of("float3")

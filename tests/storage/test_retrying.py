@@ -238,15 +238,28 @@ def test_a_file_is_never_synced_again_after_an_error(fast_disk, op):
     assert storage.sweep_unfinished() == 0
 
 
-def test_a_filesystem_that_refuses_to_commit_after_a_failed_write_has_the_last_word(fast_disk):
+def test_a_write_into_a_sink_that_failed_is_made_up_for_by_the_same_one(fast_disk):
+    """A write is not a sync: what was written again is there."""
     files = FailsOnce(Op.WRITE, errno.EAGAIN)
     storage = retrying(LocalStorage(fast_disk / "store", files), chance=at_once())
     files.armed = True
     with storage.sink(A, 0) as sink:
         sink.write(0, b"abc")
-        with pytest.raises(StorageUnavailable, match="an earlier write failed"):
-            sink.commit(3)
+        sink.commit(3)
     assert files.count == 2
+    assert storage.read(A) == b"abc"
+
+
+def test_and_by_no_other(fast_disk):
+    files = FailsOnce(Op.WRITE, errno.EIO)
+    storage = retrying(LocalStorage(fast_disk / "store", files), chance=at_once())
+    files.armed = True
+    with storage.sink(A, 0) as sink:
+        with pytest.raises(StorageError):
+            sink.write(0, b"abc")
+        sink.write(3, b"def")
+        with pytest.raises(StorageUnavailable, match="an earlier write failed"):
+            sink.commit(6)
     assert [*storage.list("")] == []
 
 

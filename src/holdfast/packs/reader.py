@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from holdfast.errors import Corrupt, Missing, StorageError, Unreadable
+from holdfast.errors import Corrupt, Missing, ObjectMissing, StorageError, Unreadable
 from holdfast.ids import Digest, ObjectName
 from holdfast.packs.buffers import address, flat
 from holdfast.packs.codec import Codec, decode_into
@@ -172,6 +172,8 @@ def _fill(source: Source, piece: Piece, offset: int, into: memoryview) -> None:
         source.read_into(offset, into)
     except Corrupt as error:
         raise Corrupt(str(error), pack=piece.pack, digest=_unreadable(source, piece).digest) from error
+    except ObjectMissing as error:  # it was deleted, and had to be opened anew
+        raise Missing(str(error), pack=piece.pack, digest=piece.parts[0][0].digest) from error
     except StorageError as error:
         if error.errno != errno.EIO:
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from holdfast.errors import Damaged, SaveFailed, StorageError
 from holdfast.records import Record, Target
 from holdfast.recovery.asides import Asides
 from holdfast.recovery.bars import Bar
-from holdfast.recovery.in_flight import InFlight, error_of
+from holdfast.recovery.in_flight import InFlight, error_of, forget_unfollowed, record_of
 from holdfast.recovery.inline import shape_of
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome, Saves
 from holdfast.recovery.slots import Slots
@@ -26,7 +26,6 @@ from holdfast.saver import SaveRequest, messages
 from holdfast.saver.control import Intent, Row
 from holdfast.saver.handle import SaverProcess
 from holdfast.saver.jobs import encode_job
-from holdfast.seals import unseal
 from holdfast.state import Snapshot
 from holdfast.state.frozen import FrozenTensors
 
@@ -68,8 +67,11 @@ class BackgroundSaves:
     """When the saver was heard last."""
     _gets_on: float = 0.0
     """When it was heard last that a save gets on: waiting for a full disk is not that."""
-    _unread: list[messages.Committed] = field(default_factory=list)
+    _unread: list[messages.Message] = field(default_factory=list)
+    """Of checkpoints whose records could not be read yet."""
     _starts: int = 0
+    _awaited: int = 0
+    """The saver, by number, that was waited for until it stood by."""
     _closed: bool = False
     _rescue: messages.Rescue | None = None
     """What was asked for at the end."""
@@ -83,6 +85,7 @@ class BackgroundSaves:
 
     def prepare(self, snapshot: Snapshot) -> None:
         """Makes the slots for this structure, if there are none for it yet, and touches their memory."""
+        self.process.begin()
         if not self.slots.stager.settle(SLOT_SECONDS):
             raise SaveFailed(f"a device has not finished its copy of an earlier state for {SLOT_SECONDS:.0f} s")
         self._landed()
@@ -102,8 +105,12 @@ class BackgroundSaves:
 
     def _await_saver(self) -> None:
         """Only a launch that finds a saver standing by waits for what it finishes; one that starts takes a moment."""
+        if self._awaited == self.process.starts:
+            return
         if not self.process.await_ready(READY_SECONDS, self._listen):
-            self.tell(logging.WARNING, f"the saver has not come up in {READY_SECONDS:.0f} s: a kill now loses the save")
+            text = f"the saver does not stand by after {READY_SECONDS:.0f} s: a relaunch would not wait for it"
+            self.tell(logging.WARNING, text)
+        self._awaited = self.process.starts
 
     def _save_in_pieces(self, snapshot: Snapshot, request: SaveRequest) -> None:
         if not self.drain(SLOT_SECONDS):
@@ -153,15 +160,10 @@ class BackgroundSaves:
     # Places
 
     def _await_slot(self, urgent: bool) -> int:
-        found: list[int] = []
-
-        def taken() -> bool:
-            slot = self._take_slot(urgent)
-            found.extend([] if slot is None else [slot])
-            return bool(found)
-
-        self._await(taken)
-        return found[0]
+        self._await(lambda: self._take_slot(urgent) is not None)
+        slot = self._take_slot(urgent)  # the same one: nobody but this thread fills slots
+        assert slot is not None
+        return slot
 
     def _await(self, done: Callable[[], bool]) -> None:
         """Back-pressure: the training waits for earlier saves, as long as anything is heard of them.
@@ -188,8 +190,7 @@ class BackgroundSaves:
 
     def _take_slot(self, urgent: bool) -> int | None:
         """A slot that holds nothing that matters any more: free, or in reserve, or, if time is short, not begun."""
-        free = next((slot for slot in self.slots.usable if self.slots.free(slot)), None)
-        if free is not None:
+        if (free := self.slots.first_free()) is not None:
             return free
         self._listen()
         rows = [row for row in self.process.control.rows() if row.slot in self.slots.usable and row.pending]
@@ -203,8 +204,7 @@ class BackgroundSaves:
 
     def _reserve_slot(self) -> int | None:
         """Where a reserve may go: not over the one that there is, as long as there is another place."""
-        free = next((slot for slot in self.slots.usable if self.slots.free(slot)), None)
-        if free is not None:
+        if (free := self.slots.first_free()) is not None:
             return free
         return next((row.slot for row in self._reserves() if self._taken_back(row)), None)
 
@@ -213,7 +213,10 @@ class BackgroundSaves:
         self.slots.stager.settle(0)
         for generation, why in self.slots.stager.lost():
             self._lost(generation, why)
-        for row in self._reserves()[:-1]:  # as they are now: the slot of an older one may have been used again
+        self._give_up(self._reserves()[:-1])  # as they are now: the slot of an older one may have been used again
+
+    def _give_up(self, reserves: Sequence[Row]) -> None:
+        for row in reserves:
             try:
                 self._taken_back(row)
             except SaveFailed as error:  # the saver was stopped right there: there will be another time
@@ -290,8 +293,8 @@ class BackgroundSaves:
         if self._pieces is not None:
             self._pieces.close(seconds)
         self.slots.close(seconds)
-        for row in self._reserves():
-            self._taken_back(row)  # the training has ended well, or what mattered of it was rescued
+        # The training has ended well, or what mattered of it is being rescued.
+        self._give_up([row for row in self._reserves() if row.generation != self._rescued])
         self._closed = True  # what is in flight then goes on without this process
         if not self.process.close(seconds, self._hear):
             self.tell(logging.WARNING, f"the saver is still at work after {seconds:.0f} s; it finishes by itself")
@@ -301,16 +304,20 @@ class BackgroundSaves:
         self.process.begin()  # not before: it would have taken a processor from the loading
         self._frozen.forget()
         self.slots.stager.forget()
-        for row in self._reserves():
-            self._taken_back(row)
+        self._give_up(self._reserves())
 
     def _listen(self) -> None:
         unread, self._unread = self._unread, []
-        for message in (*unread, *self.process.received()):
+        signs = self._heard, self._gets_on
+        for message in unread:
+            self._hear(message)
+        self._heard, self._gets_on = signs  # what was heard before is no sign of life
+        for message in self.process.received():
             self._hear(message)
         if self.process.starts != self._starts:
             self._starts = self.process.starts
-            self._forget_unfollowed()
+            # A saver that died after a commit has told nobody what followed; the next one does what it still finds.
+            forget_unfollowed(self._flying, self.process.control.rows())
             self._ask_again()
         if self.process.lost and not self._closed and (self._flying or self._asides.waiting):
             self._lose_all()
@@ -353,10 +360,8 @@ class BackgroundSaves:
 
     def _record(self, target: Target, message: messages.Committed) -> Record | None:
         """The record that was committed; None: it cannot be read right now, and is asked for again."""
-        if message.record:
-            return unseal(target.address.name, message.record, Record)
         try:
-            return self.read(target)
+            return record_of(message, target, self.read)
         except (StorageError, Damaged) as error:
             self.tell(logging.WARNING, f"{target.address} is committed, and cannot be read back yet: {error}")
             self._unread.append(message)
@@ -367,10 +372,13 @@ class BackgroundSaves:
         self.progress.close()
         if message.restage:
             self._frozen.forget()
-        if flown is not None:
+        if flown is not None and flown.committed is None:
             self._outcomes.append(GivenUp(target=flown.target, error=error_of(message.kind, message.text)))
 
     def _followed(self, message: messages.Followed) -> None:
+        if any(one.generation == message.generation for one in self._unread if isinstance(one, messages.Committed)):
+            self._unread.append(message)  # first comes what it follows
+            return
         flown = self._flying.pop(message.generation, None)
         for generation in [one for one in self._flying if one < message.generation and self._flying[one].committed]:
             del self._flying[generation]  # the saver that should have told of it has died
@@ -390,10 +398,3 @@ class BackgroundSaves:
         self._flying = {}
         for row in self.process.control.rows():
             self.process.control.done(row)
-
-    def _forget_unfollowed(self) -> None:
-        """A saver that died after a commit has told nobody what followed; the next one does what it still finds."""
-        there = {row.generation for row in self.process.control.rows()}
-        for generation, flown in list(self._flying.items()):
-            if flown.committed is not None and generation not in there:
-                del self._flying[generation]

@@ -41,6 +41,8 @@ class Checkpoints:
         self._late: tuple[Target, dict[str, Any]] | None = None
         self._tags: dict[Target, list[TagName]] = {}
         self._failure: HoldfastError | None = None
+        self._failed: Target | None = None
+        """What the failure is about: only this checkpoint, or a later one, makes up for it."""
         self._failures = 0
         self._good_at = time.monotonic()
 
@@ -97,6 +99,9 @@ class Checkpoints:
             self._saves.save(snapshot, request, urgent=urgent)
         except SaveFailed as error:
             failed = self._given_up(target, error)
+        except BaseException:
+            self._newest = None  # nobody makes it
+            raise
         self._listen(failed)
 
     def reserve(self, snapshot: Snapshot, request: SaveRequest) -> None:
@@ -232,8 +237,8 @@ class Checkpoints:
 
     def _listen(self, failed: HoldfastError | None) -> None:
         for outcome in self._saves.outcomes():  # all of them: what comes behind a failure may make up for it
-            failed = self._take(outcome) or (None if isinstance(outcome, Committed) else failed)
-        if failed is not None:
+            failed = self._take(outcome) or failed
+        if failed is not None and self._failure is not None:
             self._raise(failed)
 
     def _raise(self, error: HoldfastError) -> NoReturn:
@@ -256,7 +261,9 @@ class Checkpoints:
         if self._is_newer(record):
             self.last = record
             self._session.parent = record.address
-        self._failures, self._failure, self._good_at = 0, None, time.monotonic()
+        self._good_at = time.monotonic()
+        if self._failed is None or (record.timeline, record.step) >= (self._failed.timeline, self._failed.step):
+            self._failures, self._failure, self._failed = 0, None, None
         self._tags.pop(Target.of(record.address), None)
         self._after.measured(Target.of(record.address), record.metrics)
         for text in record.anomalies:
@@ -294,7 +301,7 @@ class Checkpoints:
 
     def _given_up(self, target: Target, error: HoldfastError) -> HoldfastError | None:
         """The error, if it must end the training."""
-        self._failures, self._failure = self._failures + 1, error
+        self._failures, self._failure, self._failed = self._failures + 1, error, target
         self._after.gone([target.id])
         self._not_tagged(target, self._tags.pop(target, ()))
         self._newest = None if self._newest == target else self._newest

@@ -80,7 +80,7 @@ class InlineSaves:
         self._saving.progress = self._report
         try:
             record = self.trying.save(request, shape, LiveContent(snapshot))
-        except (StorageError, SaveFailed, Conflict) as error:
+        except (StorageError, SaveFailed, Conflict, Damaged) as error:
             self._outcomes.append(GivenUp(target=Target.of(self._saving.address(request)), error=error))
             return
         finally:

@@ -61,6 +61,8 @@ class Session:
     must: bool
     forked_from: RecordAddress | None
     timeline: int = -1
+    begun: bool = False
+    """Whether a start was noted: a restore, of parts perhaps, or one from zero."""
     parent: RecordAddress | None = None
     """The newest record of this line, which the next save follows."""
     resumed: Record | None = None
@@ -110,8 +112,7 @@ class Session:
         Raises:
             NothingToResume: there is none, or this launch has begun without one.
         """
-        begun = self.timeline >= 0
-        record = None if begun else next(candidates(self.store, self.run, self.rejected, self.begin), None)
+        record = None if self.begun else next(candidates(self.store, self.run, self.rejected, self.begin), None)
         if record is None:
             raise NothingToResume(f"{self.run.number} has no checkpoint yet, so there is nothing to restore")
         return record
@@ -149,6 +150,7 @@ class Session:
         # A sweep of another run does not see this start before it is there: hold on to the record until then.
         with reading(self.store, [self.parent] if self.parent else []):
             self.launch.record_start(self.timeline, self.parent, why)
+        self.begun = True
         place = f"resumes from {record.address}" if record else "starts from zero"
         (logger.warning if self.rejected.reasons else logger.info)("%s %s: %s", self.run.number, place, why)
         self.rejected = Rejected()

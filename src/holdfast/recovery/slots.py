@@ -66,6 +66,10 @@ class Slots:
         row = self.process.control.row(slot)
         return (row is None or not row.pending) and not self.stager.writing(self.process.slabs.get(slot))
 
+    def first_free(self) -> int | None:
+        """A slot that fits into the budget and is free."""
+        return next((slot for slot in self.usable if self.free(slot)), None)
+
     # Before
 
     def prepare(self, snapshot: Snapshot) -> None:

@@ -104,12 +104,13 @@ class Training:
     @property
     def unbegun(self) -> bool:
         """Whether nothing has been restored or begun yet."""
-        return self._session.timeline < 0
+        return not self._session.begun
 
     def resume(self) -> None:
         """Restores the newest good checkpoint; a fresh start leaves everything as it is."""
-        record = self._session.resume(self._load)
-        if record is None:
+        fresh = self._session.resume(self._load) is None
+        self.torn = False
+        if fresh:
             self._whole.check()
             self._checkpoints.resumed(None)
 
@@ -119,6 +120,7 @@ class Training:
         self._checkpoints.drain()
         asked = self._session.named(reference).address if reference else None
         self._session.resume(self._load, asked or (self.last or self._session.newest()).address, asked)
+        self.torn = False
 
     def restore_parts(self, reference: str | None, only: tuple[str, ...]) -> list[str]:
         """Restores parts of a checkpoint and nothing else, no step number either; returns what was not loaded.
@@ -145,7 +147,7 @@ class Training:
         except StateMismatch:
             self.torn = before  # it is found before anything is changed
             raise
-        self.torn = before and only is not None
+        self.torn = before or only is None  # a whole state is not of the old timeline: until the new one is noted
         return loaded
 
     def _load(self, record: Record) -> None:
@@ -335,10 +337,9 @@ class Training:
         return target
 
     def _snapshot(self) -> Snapshot:
-        data = self._data_state()
         # What happens outside of a loop, an evaluation perhaps, goes on from there; inside, the boundary counts.
         at_boundary = self._rng if self.looping or self.progress.in_body else None
-        return self._whole.snapshot(rng=at_boundary or rng.capture(), data=data)
+        return self._whole.snapshot(data=self._data_state(), rng=at_boundary or rng.capture())
 
     def _request(self, kind: Kind, reason: str, began: float) -> SaveRequest:
         return request_of(
@@ -374,8 +375,7 @@ class Training:
         self._checkpoints.check()
 
     def _save_final(self) -> None:
-        reached = self._reached or (self.total is not None and self.step >= self.total)
-        if not reached:
+        if not (self._reached or (self.total is not None and self.step >= self.total)):
             return
         if self._checkpoints.in_flight:
             self._checkpoints.drain()  # what it becomes decides whether there is anything left to do

@@ -125,11 +125,8 @@ class Control:
     def take_back(self, row: Row) -> bool:
         """The trainer wants the slot of a generation that nobody has begun to save; False: too late."""
         with self.lock():
-            if (
-                self._words[row.slot * _WORDS + 9] == row.generation
-                and row.generation != self._words[row.slot * _WORDS + 8]
-            ):
-                return False
+            if self._words[row.slot * _WORDS + 9] == row.generation:
+                return False  # also if it is done by now: it may have become a checkpoint, and the slot is free anyway
             self.unseal(row.slot)
             return True
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from holdfast.saver.memory import Slab
 logger = logging.getLogger(__name__)
 
 RESTARTS = 3
-"""Deaths of savers in a row, without a save between them, after which no other one is started."""
+"""How often a saver is replaced without a save in between; the next one that dies is the last."""
 _LAST_WORDS = 2000
 
 
@@ -72,8 +73,8 @@ class SaverProcess:
         return self._wake[1]
 
     def begin(self) -> None:
-        """Starts the first saver, if that was not done; errors as in `start`."""
-        if not self.starts:
+        """Starts a saver, if none runs and not too many have died; errors as in `start`."""
+        if self._channel is None and self._deaths <= RESTARTS:
             self.start()
 
     def start(self) -> None:
@@ -82,18 +83,26 @@ class SaverProcess:
         Raises:
             SaveFailed: no process could be started.
         """
-        self.ready, self.starts = False, self.starts + 1
-        channel, other = Channel.pair()
+        self.ready = False
         self._forget_errors()
-        self._errors = starting.error_file()
+        try:
+            self._errors = starting.error_file()
+            self._start(*Channel.pair())
+        except (OSError, Closed) as error:
+            raise SaveFailed(f"the saver process could not be started: {error}") from error
+        self.starts += 1
+
+    def _start(self, channel: Channel, other: socket.socket) -> None:
+        assert self._errors is not None
         try:
             with other:
                 self._process = starting.start(other.fileno(), self._errors)
             self._channel = channel
             self._introduce()
-        except (OSError, Closed) as error:
+        except BaseException:
+            self._channel = None
             channel.close()
-            raise SaveFailed(f"the saver process could not be started: {error}") from error
+            raise
 
     def add_slab(self, slot: int, slab: Slab) -> None:
         """A slot gets (other) memory; the old one goes."""

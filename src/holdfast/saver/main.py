@@ -19,6 +19,7 @@ from holdfast.catalog.launches import Launch
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.standing import Standing, find_standing, saver_is_dead, stand
 from holdfast.catalog.store import open_store
+from holdfast.errors import StorageError
 from holdfast.packs.codec import Codec
 from holdfast.packs.parallel import Pace
 from holdfast.policy import parse
@@ -49,11 +50,11 @@ def main(descriptor: int) -> None:
         return
     hello, descriptors = received[0], received[1]
     orders = Orders()
-    _mind_signals(orders)
+    signals = _mind_signals()
     logging.getLogger("holdfast").addHandler(_Forwarding(channel))
     control_fd, pidfd, wake, *slab_fds = descriptors
     slabs = {serial: Slab(fd, length, serial) for (serial, length), fd in zip(hello.slabs, slab_fds, strict=True)}
-    listener = _Listener(channel, orders, slabs, pidfd=pidfd, wake=wake, hello=hello)
+    listener = _Listener(channel, orders, slabs, pidfd=pidfd, wake=wake, signals=signals)
     worker = _worker(hello, channel, orders, Control(Slab(control_fd, LENGTH)), slabs)
     threading.excepthook = _end_with_thread
     threading.Thread(target=listener.run, name="holdfast-listen", daemon=True).start()
@@ -109,6 +110,16 @@ def _chosen(channel: Channel, journal: JournalWriter) -> Callable[[Codec, str], 
 def _take_over(launch: Launch) -> Standing:
     """Stands in for the launch, and removes what a saver left that was killed before: its work is done again here."""
     standing = stand(launch)
+    try:
+        _clear(launch, standing)
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            standing.end()  # the next try makes another one
+        raise
+    return standing
+
+
+def _clear(launch: Launch, standing: Standing) -> None:
     store, run = launch.run.store, launch.run.number
     for other in find_standing(store, run):
         if other.launch == launch.number and other.name != standing.name and saver_is_dead(other):
@@ -117,17 +128,21 @@ def _take_over(launch: Launch) -> Standing:
         mine = found.publishes is not None and found.publishes.order.launch == launch.number
         if mine and found.liveness is Liveness.DEAD:
             store.storage.delete([found.name])
-    return standing
 
 
-def _mind_signals(orders: Orders) -> None:
-    """Signals to the whole job must not end what outlives the trainer; they say that time is short."""
+def _mind_signals() -> int:
+    """Signals to the whole job must not end what outlives the trainer; they say that time is short.
 
-    def hurry(number: int, frame: object) -> None:
-        orders.hurry.set()
-
+    Returns:
+        A descriptor that can be read when one has come. Nothing is done in the handler: it runs in the middle of
+        anything, the setting of an event too, and would wait for a lock that this very thread holds.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, hurry)
+        signal.signal(number, lambda number, frame: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    return reading
 
 
 class _Listener:
@@ -141,21 +156,24 @@ class _Listener:
         *,
         pidfd: int,
         wake: int,
-        hello: messages.Hello,
+        signals: int,
     ) -> None:
         self._channel, self._orders, self._slabs = channel, orders, slabs
-        self._pidfd, self._wake, self._hello = pidfd, wake, hello
+        self._pidfd, self._wake, self._signals = pidfd, wake, signals
         self._open = True
 
     def run(self) -> None:
         """Until the trainer is gone."""
         poll = select.poll()
-        for descriptor in (self._pidfd, self._wake, self._channel.fileno()):
+        for descriptor in (self._pidfd, self._wake, self._signals, self._channel.fileno()):
             poll.register(descriptor, select.POLLIN)
         while not self._gone():
             for descriptor, _ in poll.poll(1000):
                 if descriptor == self._wake:
                     self._signalled(os.read(self._wake, 64), poll)
+                elif descriptor == self._signals:
+                    os.read(self._signals, 64)
+                    self._orders.hurry.set()
                 elif descriptor == self._channel.fileno() and not self._hear():
                     poll.unregister(descriptor)
         while self._open and self._hear():  # what it said last

@@ -41,6 +41,8 @@ class Trying:
     """Told of the records that had to go to make room."""
     wait: Callable[[float], bool]
     """Waits so many seconds; False: there is no time to wait any longer."""
+    last_patience: float = 0.0
+    """Seconds for which room is waited for all the same where nobody but this process has the state."""
     draw: Callable[[float, float], float] = field(default_factory=lambda: random.SystemRandom().uniform)
 
     def save(self, request: SaveRequest, shape: Shape, content: Content) -> Record:
@@ -76,7 +78,9 @@ class Trying:
         if full.to_be_said():
             self.said(logging.ERROR, f"{error}; waiting for room, nothing is lost: free some, or grow the disk")
         if not self.wait(FULL_PAUSE):
-            raise error
+            if full.waited_at_the_end() >= self.last_patience:
+                raise error
+            time.sleep(min(FULL_PAUSE, self.last_patience))
 
     def _retained(self) -> Sequence[RecordId]:
         try:
@@ -93,6 +97,12 @@ class _Full:
     """A full disk that one save has met."""
 
     _said: float | None = None
+    _ending: float | None = None
+
+    def waited_at_the_end(self) -> float:
+        """Seconds since there was no time to wait any longer for the first time."""
+        self._ending = self._ending or time.monotonic()
+        return time.monotonic() - self._ending
 
     def to_be_said(self) -> bool:
         """Whether it was not said for a while."""

@@ -55,6 +55,8 @@ PROGRESS_SECONDS = 0.1
 """How often it is told how far a save is."""
 ALIVE_SECONDS = 1.0
 """How often it is told that something without figures gets on."""
+ENDING_SECONDS = 600.0
+"""With ``on_full="pause"``: how long room is waited for once the trainer is gone, or waits for its end."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,7 +78,7 @@ class Worker:
     unfollowed: deque[tuple[int, Record]] = field(default_factory=deque)
     trying: Trying = field(init=False)
     committed: int = 0
-    """The newest generation that this saver has made a checkpoint of."""
+    """The newest generation that is a checkpoint, as far as this saver knows."""
     flushed: float = field(default_factory=time.monotonic)
     alive: float = 0.0
     refused: bool = False
@@ -84,8 +86,6 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.following.progress = self.rereading.progress = self._alive
-        done = (row.generation for row in self.control.rows() if not row.pending and row.intent is Intent.SAVE)
-        self.committed = max(done, default=0)  # what an earlier saver has done
         self.trying = Trying(
             saving=self.saving,
             following=self.following,
@@ -93,6 +93,7 @@ class Worker:
             said=self.say,
             deleted=self._deleted,
             wait=self.orders.pause,
+            last_patience=ENDING_SECONDS if self.pause_when_full else 0.0,
         )
 
     def stand(self) -> None:
@@ -159,7 +160,9 @@ class Worker:
             except (Damaged, SaveFailed, StorageError):
                 continue  # the trainer fills the slot anew, or it is found out when somebody reads it
             if record is not None:
-                self.unfollowed.append((row.generation, record))
+                self._committed(row, record)
+            else:
+                self._tell_given_up(row, "save-failed", "an earlier saver gave it up, and died before it could say why")
 
     def _next(self) -> Row | None:
         """The next generation to save: what was asked for in order; in need, also what was kept in reserve."""
@@ -207,14 +210,17 @@ class Worker:
 
         self.saving.progress = progress
         record = self.trying.save(request, shape, content)
+        self._committed(row, record)
+        self.journal.add("saved", f"{record.address}: {record.reason}", **figures(record))
+        for name in request.tags:
+            self._aside(messages.AddTag(target=Target.of(record.address), tag=name))
+
+    def _committed(self, row: Row, record: Record) -> None:
         sealed = seal(record.name, record)
         fits = len(sealed) < LONGEST // 2
         self.tell(messages.Committed(generation=row.generation, record=sealed if fits else b""))
-        self.journal.add("saved", f"{record.address}: {record.reason}", **figures(record))
-        self.committed = row.generation
+        self.committed = max(self.committed, row.generation)
         self.unfollowed.append((row.generation, record))
-        for name in request.tags:
-            self._aside(messages.AddTag(target=Target.of(record.address), tag=name))
 
     def _read(self, row: Row) -> tuple[SaveRequest, Shape, Job]:
         document = bytes(self.slabs[row.slab].memory[row.offset : row.offset + row.length])
@@ -260,12 +266,13 @@ class Worker:
         text = str(error) if isinstance(error, HoldfastError) else f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))[-4000:]
         self.journal.add("save failed", text, traceback=trace)
-        self.tell(
-            messages.GivenUp(generation=row.generation, kind=kind, text=text[:8000], restage=isinstance(error, Restage))
-        )
+        self._tell_given_up(row, kind, text, restage=isinstance(error, Restage))
         self._flush_journal()
         if not isinstance(error, HoldfastError):
             self.say(logging.ERROR, f"the saver has met something unexpected:\n{trace}")
+
+    def _tell_given_up(self, row: Row, kind: str, text: str, *, restage: bool = False) -> None:
+        self.tell(messages.GivenUp(generation=row.generation, kind=kind, text=text[:8000], restage=restage))
 
     # What else there is to do
 

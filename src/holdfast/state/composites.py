@@ -80,7 +80,7 @@ def shared_array(array: np.ndarray[Any, Any], path: str) -> Tensor:
         raise UnsupportedValue(f"{path} is a NumPy array of dtype {array.dtype}, which cannot be stored; convert it")
     if array.dtype in (np.longdouble, np.clongdouble):
         raise UnsupportedValue(f"{path} is a NumPy array of {array.dtype}, which differs by machine; convert it")
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+    if not array.flags.writeable or any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(array)
 

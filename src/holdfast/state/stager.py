@@ -53,7 +53,7 @@ class Stager:
         if self._devices is None and any(tensor.is_cuda for tensor in sources):
             self._devices = _cuda(self.control, self.check)
         if self._devices is None:
-            destination.copy(places, sources)
+            _copy_on_host(destination, places, sources)
             under_way = frozenset[int]()
         else:
             under_way = self._devices.copy(destination, places, sources, step=step, late=late)
@@ -105,6 +105,13 @@ def _cuda(control: Control, check: bool) -> CudaStaging:
     from holdfast.state.streams import CudaStreams
 
     return CudaStaging(control, CudaStreams(), check)
+
+
+def _copy_on_host(destination: Destination, places: Sequence[int], sources: Sequence[Tensor]) -> None:
+    try:
+        destination.copy(places, sources)
+    except (RuntimeError, MemoryError) as error:  # torch has no memory either
+        raise SaveFailed(f"the state could not be copied: {error}") from error
 
 
 def _compare(

@@ -36,7 +36,8 @@ class Destination:
     _views: dict[int, list[Tensor]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._memory = torch.frombuffer(self.slab.memory, dtype=torch.uint8)
+        with torch.inference_mode(False):  # what is made within it could not be written to outside of it
+            self._memory = torch.frombuffer(self.slab.memory, dtype=torch.uint8)
 
     def copy(self, places: Sequence[int], sources: Sequence[Tensor], *, non_blocking: bool = False) -> None:
         """Copies the large tensors at ``places`` of the layout; on the CPU the copy is complete when it returns."""

@@ -67,6 +67,22 @@ def check_plain(tensor: Tensor, path: str) -> None:
         raise UnsupportedTensor(f"{path} has the dtype {tensor.dtype}, which cannot be stored; convert it") from None
 
 
+def check_memory(tensor: Tensor, path: str) -> None:
+    """Refuses a plain tensor whose storage was resized, as sharding wrappers do: there is nothing to be read.
+
+    Raises:
+        UnsupportedTensor: with ``path``.
+    """
+    if not tensor.numel():
+        return
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    length = tensor.numel() if tensor.is_contiguous() else 1 + sum((n - 1) * step for n, step in strides)
+    if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + length) * tensor.element_size():
+        raise UnsupportedTensor(
+            f"{path} has no memory behind it (its storage was resized); save outside of the resharded region"
+        )
+
+
 def is_stock(tensor: Tensor) -> bool:
     """Whether it is of torch's own two classes: what only subclasses can be need not be asked of most tensors."""
     return type(tensor) in _STOCK
@@ -155,11 +171,4 @@ def _no_bytes(tensor: Tensor) -> str | None:
         return "is on the meta device and has no data; materialise it with to_empty() and initialise it"
     if tensor.is_nested:
         return "is a nested tensor, which cannot be stored; store values and offsets apart"
-    if tensor.numel() and tensor.layout == torch.strided and _resized(tensor):
-        return "has no memory behind it (its storage was resized to zero); save outside of the resharded region"
     return None
-
-
-def _resized(tensor: Tensor) -> bool:
-    # Wrapper subclasses have no storage of their own; their parts are looked at instead.
-    return is_stock(tensor) and tensor.untyped_storage().nbytes() == 0

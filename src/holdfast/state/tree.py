@@ -99,9 +99,11 @@ class Collector:
     def _plain(self, tensor: Tensor, path: str, lifetime: Lifetime) -> dict[str, Json]:
         tensors.check_plain(tensor, path)
         tensor = tensors.plain(tensor)
-        key = (str(tensor.device), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj())
-        # Empty tensors have no address, and a negated view is another value at the same one.
-        entry = self._by_memory.get(key) if tensor.numel() and not tensor.is_neg() else None
+        tensors.check_memory(tensor, path)
+        place = (str(tensor.device), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        # A conjugated or negated view is another value at the same address; empty tensors have none.
+        key = (*place, tensor.is_conj(), tensor.is_neg())
+        entry = self._by_memory.get(key) if tensor.numel() else None
         if entry is None:
             entry = self._by_memory[key] = _Entry(path, tensor, lifetime)
             self._entries.append(entry)

@@ -41,7 +41,8 @@ class FileSink:
         self._users = Users(path)
         self._lock = threading.Lock()
         self._end = 0
-        self._failed: OSError | None = None
+        self._failed: dict[int, OSError] = {}
+        """By offset, writes that have failed and were not repeated with success."""
         with reported("begin", path):
             self._file = writer.begin(path)
             try:
@@ -64,9 +65,10 @@ class FileSink:
             try:
                 self._write_all(offset, view)
             except OSError as error:
-                self._failed = error
+                self._failed[offset] = error
                 raise
             with self._lock:
+                self._failed.pop(offset, None)
                 self._end = max(self._end, offset + len(view))
 
     def commit(self, length: int) -> None:
@@ -117,8 +119,8 @@ class FileSink:
     def _check(self, length: int) -> None:
         if self._users.busy:
             raise InvalidInput(f"{self._path} cannot be committed while other threads still write to it")
-        if self._failed is not None:
-            raise StorageUnavailable(f"{self._path} cannot be committed: an earlier write failed ({self._failed})")
+        for error in self._failed.values():
+            raise StorageUnavailable(f"{self._path} cannot be committed: an earlier write failed ({error})")
         if length > self._end:
             raise InvalidInput(f"{self._path} cannot be {length} bytes long: only {self._end} were written")
 
