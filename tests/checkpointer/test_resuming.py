@@ -9,6 +9,7 @@ from tiny_training import Stop, crash_at, digest_of, expected, launched, one_ste
 
 import holdfast
 from holdfast import Checkpointer, errors, every, latest
+from holdfast.catalog.launches import Launch
 
 NO_JOB = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "WORLD_SIZE")
 
@@ -251,6 +252,49 @@ def test_a_partial_restore_of_ones_own_run_resumes(store: Path) -> None:
         assert (ckpt.step, digest_of(model, optimizer)) == (4, expected()[4])
         assert ckpt.restore("@2", only=["model"]) == ["optimizer"]
         assert ckpt.step == 4
+
+
+@pytest.mark.parametrize("saver", ["inline", "process"])
+def test_a_partial_start_that_could_not_be_noted_is_made_again(
+    store: Path, monkeypatch: pytest.MonkeyPatch, saver: str
+) -> None:
+    """The second try must not be taken for a later restore: the run would go on without a saver, or a start."""
+    model, optimizer = tiny(seed=99)
+    state = {"model": model, "optimizer": optimizer}
+    with Checkpointer(store, run="tuned", state=state, save=every(steps=2), saver=saver) as ckpt:
+        with monkeypatch.context() as patched:
+            patched.setattr(Launch, "record_start", _full)
+            with pytest.raises(errors.StorageFull):
+                ckpt.restore("toy@4", only=["model"])
+        assert ckpt.restore("toy@4", only=["model"]) == ["optimizer"]
+        for _ in ckpt.steps(4):
+            one_step(model, optimizer)
+    run = holdfast.open(store).run(2)
+    assert [record.step for record in run.records()] == [2, 4]
+    assert [start.resumed_from.step for start in run.starts()] == [4]
+
+
+def test_a_restore_that_could_not_be_noted_leaves_nothing_that_is_used(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is that of another timeline by then: saved in the old one, it would not be the head."""
+    ckpt, model, optimizer = _another(store)
+    for step in ckpt.steps(6):
+        one_step(model, optimizer)
+        if step == 4:
+            break
+    with monkeypatch.context() as patched:
+        patched.setattr(Launch, "record_start", _full)
+        with pytest.raises(errors.StorageFull):
+            ckpt.restore("@2")
+    with pytest.raises(errors.Unusable):
+        ckpt.save()
+    ckpt.close()
+    assert max(steps_of(store)) == 4
+
+
+def _full(*_: object) -> None:
+    raise errors.StorageFull("no space for the start")
 
 
 def test_a_partial_restore_of_nothing_is_an_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -48,6 +49,7 @@ class Trainer:
             starting.prelude = gated(self.gate) if gate else ""
             launched(self.store, 10**6, then=then, **({"saver": "process", "save": NEVER} | options))
 
+        gc.collect()  # what trainings in this very process have left would be theirs in the child as well
         self.pid = forked(self.family.of(heard(work, self.log)))
 
     def open(self) -> None:
@@ -361,6 +363,33 @@ def test_a_saver_that_cannot_even_start_is_said_and_fails_the_saves(tmp_path: Pa
     assert "no saver today" in caplog.text
     assert "no other one is started" in caplog.text
     assert records_of(tmp_path / "s") == []
+
+
+def test_a_saver_that_cannot_be_started_now_is_started_at_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor, no process, no place for its last words: none of that ends a training, or all of its saves."""
+    tries: list[int] = []
+    real = starting.error_file
+
+    def scarce() -> Any:
+        tries.append(len(tries))
+        if len(tries) in (2, 3):
+            raise OSError(24, "Too many open files")
+        return real()
+
+    def then(step: int, ckpt: Checkpointer) -> None:
+        if step == 1:
+            saver = saver_of(os.getpid())
+            assert saver is not None
+            saver.kill()
+            awaited(lambda: saver.status() == psutil.STATUS_ZOMBIE, "it is dead")
+
+    monkeypatch.setattr(starting, "error_file", scarce)
+    launched(tmp_path / "s", 6, saver="process", save=every(steps=1), then=then, on_save_error="warn")
+    assert len(tries) >= 4
+    assert steps_of(tmp_path / "s")[-1] == 6
+    check_store(tmp_path / "s")
 
 
 def test_an_idle_saver_that_dies_is_replaced_before_the_next_save_returns(trainer: Trainer) -> None:

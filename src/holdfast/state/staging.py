@@ -79,7 +79,8 @@ class Destination:
     def _segments(self, place: int) -> list[Tensor]:
         """The same as tensors."""
         if place not in self._views:
-            self._views[place] = list(self._made(place))
+            with torch.inference_mode(False):
+                self._views[place] = list(self._made(place))
         return self._views[place]
 
     def _made(self, place: int) -> Iterator[Tensor]:
