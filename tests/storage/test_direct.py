@@ -1,11 +1,13 @@
 """Direct I/O is used where it can be, and nothing depends on it (hazards 41)."""
 
+import contextlib
 import mmap
 
 import pytest
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.ids import ObjectName
-from holdfast.storage.blocks import PAGE, aligned_buffer, next_part
+from holdfast.storage.blocks import LENT_BYTES, PAGE, aligned_buffer, drop_buffers, lent_buffer, next_part
 from holdfast.storage.files import Files
 from holdfast.storage.local import LocalStorage
 from holdfast.storage.resident import ResidentPages
@@ -141,3 +143,32 @@ def test_aligned_buffers_begin_on_a_page():
     address = ctypes.addressof(ctypes.c_char.from_buffer(aligned_buffer(10)))
     assert address % mmap.PAGESIZE == 0
     assert len(aligned_buffer(0)) == 0
+
+
+def test_a_buffer_is_lent_to_one_at_a_time_and_used_again():
+    """Memory that is touched for the first time costs more than what is read into it."""
+    drop_buffers()
+    with lent_buffer() as first, lent_buffer() as second:
+        first[:1], second[:1] = b"1", b"2"
+        assert bytes(first[:1]) == b"1"
+    with lent_buffer() as again:
+        assert bytes(again[:1]) in (b"1", b"2")
+        with lent_buffer() as other:
+            assert bytes(other[:1]) != bytes(again[:1])
+    drop_buffers()
+    with lent_buffer() as new:
+        assert not any(new[:10])
+
+
+def test_no_more_buffers_are_kept_than_threads_use_at_a_time():
+    drop_buffers()
+    with contextlib.ExitStack() as stack:
+        for buffer in [stack.enter_context(lent_buffer()) for _ in range(9)]:
+            buffer[:1] = b"x"
+    with contextlib.ExitStack() as stack:
+        used = [bytes(stack.enter_context(lent_buffer())[:1]) for _ in range(9)]
+    assert used.count(b"x") == 4
+
+
+def test_every_segment_fits_into_a_lent_buffer():
+    assert LENT_BYTES == SEGMENT_BYTES

@@ -16,9 +16,8 @@ from holdfast.packs.format import CHECK_BYTES
 from holdfast.packs.index import Location, open_pack
 from holdfast.packs.parallel import THREADS, Stop, run_threads
 from holdfast.packs.plan import Piece, Wanted, read_plan
-from holdfast.storage.blocks import aligned_buffer
+from holdfast.storage.blocks import lent_buffer
 from holdfast.storage.protocol import Source, Storage
-from holdfast.trees import SEGMENT_BYTES
 
 IN_PLACE_FROM = 64 * 1024
 """Shorter segments share a read: a call for each would cost more than the copy."""
@@ -116,16 +115,19 @@ class _Work:
 
     def run(self, stop: Stop) -> None:
         """One thread: piece after piece, through its own buffer or straight into place."""
-        buffer = aligned_buffer(SEGMENT_BYTES)
-        while not stop.is_set() and (piece := self._take()) is not None:
-            source = self._sources.get(piece.pack)
-            if _direct(piece, source):
-                for entry, target in piece.parts:
-                    _read_in_place(source, piece._replace(parts=[(entry, target)]))
-            else:
-                _read_through(source, piece, buffer[: piece.length])
-            self._sources.done(piece.pack)
-            self._account(piece)
+        with lent_buffer() as buffer:
+            while not stop.is_set() and (piece := self._take()) is not None:
+                self._read(piece, buffer)
+
+    def _read(self, piece: Piece, buffer: memoryview) -> None:
+        source = self._sources.get(piece.pack)
+        if _direct(piece, source):
+            for entry, target in piece.parts:
+                _read_in_place(source, piece._replace(parts=[(entry, target)]))
+        else:
+            _read_through(source, piece, buffer[: piece.length])
+        self._sources.done(piece.pack)
+        self._account(piece)
 
     def _take(self) -> Piece | None:
         with self._lock:

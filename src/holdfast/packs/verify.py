@@ -15,7 +15,7 @@ from holdfast.packs.format import HEADER_BYTES, TRAILER_BYTES, encode_header, pa
 from holdfast.packs.index import footer_of, open_pack
 from holdfast.packs.parallel import Pace, Stop, run_threads
 from holdfast.packs.reader import check_segment
-from holdfast.storage.blocks import aligned_buffer
+from holdfast.storage.blocks import lent_buffer
 from holdfast.storage.protocol import Source, Storage
 from holdfast.trees import SEGMENT_BYTES
 
@@ -54,8 +54,8 @@ def verify_pack(
         StorageError: it cannot be read, which proves nothing about its bytes.
     """
     try:
-        with open_pack(storage, name) as source:
-            scan = _Scan(source, footer_of(source, name), progress or _no_progress)
+        with open_pack(storage, name) as source, lent_buffer() as buffer:
+            scan = _Scan(source, footer_of(source, name), buffer, progress or _no_progress)
             if pace is None:
                 scan.run(threading.Event())
             else:
@@ -93,10 +93,10 @@ def _gap(start: int, end: int) -> Iterator[_Region]:
 class _Scan:
     """One pass over a pack; whoever runs it goes on where the one before stopped."""
 
-    def __init__(self, source: Source, footer: Footer, progress: Callable[[int], None]) -> None:
+    def __init__(self, source: Source, footer: Footer, buffer: memoryview, progress: Callable[[int], None]) -> None:
         self._source, self._name, self._progress = source, footer.name, progress
         self._batches = _batches(_regions(footer))
-        self._buffer = aligned_buffer(min(SEGMENT_BYTES, source.size))
+        self._buffer = buffer
         self.problems: list[Problem] = []
 
     def run(self, stop: Stop) -> None:

@@ -24,7 +24,7 @@ from holdfast.packs.format import BLOCK, CHECK_BYTES, PACK_BYTES, aligned, align
 from holdfast.packs.packing import Packing
 from holdfast.packs.parallel import THREADS, Pace, Stop, run_threads
 from holdfast.packs.segment import Numbered, Segment, numbered
-from holdfast.storage.blocks import aligned_buffer
+from holdfast.storage.blocks import lent_buffer
 from holdfast.storage.protocol import Storage
 from holdfast.trees import SEGMENT_BYTES
 
@@ -166,14 +166,17 @@ class _Work:
 
     def run(self, stop: Stop) -> None:
         """One thread: batch after batch through its own buffer."""
-        buffer = aligned_buffer(SEGMENT_BYTES)
-        while not stop.is_set() and (batch := self._intake.take()):
-            begin = time.perf_counter()
-            pieces = self._stage(batch, buffer) if batch[0].block is None else self._stage_in_place(batch, buffer)
-            middle = time.perf_counter()
-            for piece in pieces:
-                self._write(piece)
-            self._account(batch, middle - begin, time.perf_counter() - middle)
+        with lent_buffer() as buffer:
+            while not stop.is_set() and (batch := self._intake.take()):
+                self._save(batch, buffer)
+
+    def _save(self, batch: list[Numbered], buffer: memoryview) -> None:
+        begin = time.perf_counter()
+        pieces = self._stage(batch, buffer) if batch[0].block is None else self._stage_in_place(batch, buffer)
+        middle = time.perf_counter()
+        for piece in pieces:
+            self._write(piece)
+        self._account(batch, middle - begin, time.perf_counter() - middle)
 
     def result(self) -> Written:
         """What was done, once all is committed."""

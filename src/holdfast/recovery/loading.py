@@ -17,6 +17,7 @@ from holdfast.packs.reader import read_segments
 from holdfast.records import Record
 from holdfast.recovery.whole import Whole
 from holdfast.state import Restored, Stored, Wanted, restore
+from holdfast.storage.blocks import drop_buffers
 from holdfast.storage.protocol import Storage
 from holdfast.trees import Manifest, segment_count, segments
 
@@ -100,4 +101,7 @@ def load_objects(
                 f"{lost[0].short} among them; run 'holdfast verify'"
             )
         reader = PackReader.of(store.storage, Copies(store, record, index, store.footers), manifest)
-        return restore(objects, Stored.of(manifest, reader), only=only)
+        try:
+            return restore(objects, Stored.of(manifest, reader), only=only)
+        finally:
+            drop_buffers()  # a training that goes on needs no more memory than one that began
