@@ -25,8 +25,9 @@ from holdfast.catalog.store import open_store
 from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.catalog.verify import verify
 from holdfast.catalog.waiting import Waiter
-from holdfast.errors import Fenced
+from holdfast.errors import Fenced, StorageUnavailable
 from holdfast.records import LaunchInfo, Owner
+from holdfast.saver import main
 from holdfast.seals import unseal
 
 ELSEWHERE = Owner(host="another", boot="boot", pid=1, started="1")
@@ -414,3 +415,16 @@ def test_a_trainer_is_known_by_its_launch(trained):
     assert run.store.liveness(info.owner) is Liveness.ALIVE
     trainer.kill()
     assert not trainer_lives(standing, run.number), "a zombie trains no more"
+
+
+def test_a_saver_that_cannot_clear_up_after_another_one_leaves_no_standing_hold(run, monkeypatch):
+    """It tries again, and would leave one each time: a launch on another host waits for all of them."""
+
+    def refuse(store, number):
+        raise StorageUnavailable("the disk is gone")
+
+    launch = begin_launch(run, deadline=0)
+    monkeypatch.setattr(main, "find_saves", refuse)
+    with pytest.raises(StorageUnavailable):
+        main._take_over(launch)
+    assert find_standing(run.store, run.number) == []

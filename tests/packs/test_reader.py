@@ -6,7 +6,7 @@ import threading
 import pytest
 from packs_kit import CODECS, Heap, read_back, weights, write
 
-from holdfast.errors import Corrupt, InvalidInput, Missing
+from holdfast.errors import Corrupt, InvalidInput, Missing, ObjectMissing
 from holdfast.ids import Digest
 from holdfast.packs.codec import Codec
 from holdfast.packs.footer import Entry
@@ -133,6 +133,23 @@ def test_a_pack_that_went_away_is_missing(storage, rng):
     storage.delete([written.packs[0].name])
     with pytest.raises(Missing, match=written.packs[0].name):
         read_segments(storage, index.get, [(written.digests[0], memoryview(bytearray(5000)))])
+
+
+def test_a_pack_that_goes_away_while_it_is_read_is_missing_by_name(heap, rng):
+    """As after a repack: there is another copy, and whoever reads has to know of which segment it is wanted."""
+    data = rng.randbytes(100_000)
+    written = write(heap, [data])
+    source = type(heap.source(written.footers[0].name))
+
+    def gone(self, offset, into):
+        raise ObjectMissing("it was opened anew, and is not there")
+
+    with pytest.MonkeyPatch.context() as patched:
+        index = index_of(heap, written)
+        patched.setattr(source, "read_into", gone)
+        with pytest.raises(Missing) as caught:
+            read_segments(heap, index.get, [(Digest.of(data), memoryview(bytearray(len(data))))])
+    assert (caught.value.pack, caught.value.digest) == (written.footers[0].name, Digest.of(data))
 
 
 def test_a_digest_that_nobody_holds_is_missing(heap):
