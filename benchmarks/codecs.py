@@ -22,9 +22,9 @@ from blake3 import blake3
 from harness.report import machine, spread, table
 from harness.states import Job, small_gpt
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.ids import Buffer
 from holdfast.packs.codec import Codec, decode_into, encode
-from holdfast.trees import SEGMENT_BYTES
 
 KINDS = {"model": "parameters", "exp_avg": "first moments", "exp_avg_sq": "second moments"}
 

@@ -7,13 +7,14 @@ import random
 import msgspec
 import pytest
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.catalog.checking_trees import SkeletonFacts, check_tree
 from holdfast.catalog.manifests import read_manifest, read_reach
 from holdfast.catalog.store import create_store
 from holdfast.errors import Corrupt
 from holdfast.ids import Digest, ObjectName
 from holdfast.storage.memory import memory_storage
-from holdfast.trees import MAGIC, SEGMENT_BYTES, Head, Lifetime, Page, Skeleton, TensorSpec, segment_count, segments
+from holdfast.trees import MAGIC, Head, Lifetime, Page, Skeleton, TensorSpec, segment_count, segments
 
 EMPTY = bytes(Digest.of(b""))
 VALUES = bytes(Digest.of(b"{}"))

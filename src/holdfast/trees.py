@@ -19,11 +19,9 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from holdfast.boxes import Box, Span, cut_count, cuts, whole
 from holdfast.errors import Corrupt, UnknownFormat
 from holdfast.ids import Digest
-
-SEGMENT_BYTES = 8 * 1024 * 1024
-"""No segment is longer."""
 
 INLINE_BYTES = 1024
 """Tensors up to this size live in the inline page."""
@@ -68,13 +66,6 @@ class Lifetime(StrEnum):
     """Optimizer state and everything else."""
 
 
-class Box(msgspec.Struct, frozen=True, array_like=True):
-    """A rectangle of a global tensor: per dimension, where it begins and how far it goes."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
 class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     """One tensor of the tree, without its bytes."""
 
@@ -103,36 +94,17 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
         return self.nbytes <= INLINE_BYTES
 
 
-class Span(NamedTuple):
-    """A run of bytes in the row-major bytes of a tensor."""
-
-    start: int
-    length: int
-
-
 def segments(spec: TensorSpec) -> Iterator[Span]:
-    """Where ``spec`` is cut: whole rows of dimension 0, at most `SEGMENT_BYTES`; a longer row is cut within.
+    """Where ``spec`` is cut, in its row-major bytes: see `holdfast.boxes.cuts`.
 
     A pure function of dtype and global shape, so every world size makes the same cuts.
     """
-    if spec.inline:
-        return
-    rows = spec.shape[0] if spec.shape else 1
-    row = spec.nbytes // rows
-    step = row * (SEGMENT_BYTES // row) if row <= SEGMENT_BYTES else 0
-    for first in range(0, spec.nbytes, step or row):
-        last = min(first + (step or row), spec.nbytes)
-        for start in range(first, last, SEGMENT_BYTES):
-            yield Span(start, min(SEGMENT_BYTES, last - start))
+    return iter(()) if spec.inline else cuts(whole(spec.shape), item_bytes(spec.dtype))
 
 
 def segment_count(spec: TensorSpec) -> int:
-    """How many `segments` there are, without making them: a damaged shape may ask for more than there is time."""
-    if spec.inline:
-        return 0
-    rows = spec.shape[0] if spec.shape else 1
-    row = spec.nbytes // rows
-    return -(-rows // (SEGMENT_BYTES // row)) if row <= SEGMENT_BYTES else rows * -(-row // SEGMENT_BYTES)
+    """How many `segments` there are, without making them."""
+    return 0 if spec.inline else cut_count(whole(spec.shape), item_bytes(spec.dtype))
 
 
 class Skeleton(msgspec.Struct, frozen=True, array_like=True):

@@ -16,6 +16,7 @@ from dataclasses import replace
 import pytest
 from holds_kit import World, load_all, play, reproducible, save, shuffled, two_switches
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.catalog import holds, launches, layout, readers, saves, standing, sweep_facts, sweeps, tags
 from holdfast.catalog.launches import Launch, begin_launch
 from holdfast.catalog.owners import Liveness
@@ -29,7 +30,6 @@ from holdfast.errors import StorageFull
 from holdfast.ids import Order, RecordAddress, RecordId, TagName
 from holdfast.packs.codec import Codec
 from holdfast.packs.writer import write_segments
-from holdfast.trees import SEGMENT_BYTES
 
 LONG = bytes(SEGMENT_BYTES)
 PATIENT = 1000.0

@@ -8,7 +8,7 @@ import re
 import msgspec
 import pytest
 
-from holdfast import ids, records, trees
+from holdfast import boxes, ids, records, trees
 from holdfast.errors import InvalidName
 from holdfast.ids import ObjectName, TagName
 from holdfast.seals import unseal
@@ -197,6 +197,6 @@ def test_the_format_page_draws_a_pack_as_the_code_does(pages):
 
 def test_the_format_page_states_the_numbers_of_the_code(pages):
     page = pages["docs/format.md"]
-    assert f"({trees.SEGMENT_BYTES} bytes)" in page
+    assert f"({boxes.SEGMENT_BYTES} bytes)" in page
     assert f"more than {trees.INLINE_BYTES} bytes" in page
     assert f"at most {trees.PAGE_SEGMENTS} a page" in page

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.ids import Digest
 from holdfast.packs.format import ALIGNED_FROM, BLOCK
 from holdfast.saver.arena import Layout, StagedContent, gaps, kept_digests, placed
 from holdfast.saver.memory import Slab
-from holdfast.trees import SEGMENT_BYTES, Lifetime, TensorSpec
+from holdfast.trees import Lifetime, TensorSpec
 
 TRAINED, FROZEN = Lifetime.PARAMETER, Lifetime.FROZEN
 MIB = 1 << 20

@@ -137,38 +137,32 @@ def test_of_two_who_want_a_generation_exactly_one_gets_it(control):
         assert (ended(child) == 11) != back
 
 
-def test_whoever_is_killed_with_the_lock_does_not_keep_it(control):
+@pytest.fixture
+def holder(control):
+    """A process that has the lock, and does not let it go."""
     reader, writer = os.pipe()
 
-    def other():
+    def hold():
         with Control(Slab(control.slab.descriptor, LENGTH)).lock():
             os.write(writer, b"x")
             time.sleep(600)
 
-    child = forked(other)
+    child = forked(hold)
     os.read(reader, 1)
-    threading.Timer(0.2, os.kill, (child, signal.SIGKILL)).start()
-    with control.lock():
-        pass
+    yield child
+    os.kill(child, signal.SIGKILL)
     assert ended(child) == -signal.SIGKILL
     os.close(reader)
     os.close(writer)
 
 
-def test_whoever_is_stopped_with_the_lock_is_not_waited_for(control, monkeypatch):
+def test_whoever_is_killed_with_the_lock_does_not_keep_it(control, holder):
+    threading.Timer(0.2, os.kill, (holder, signal.SIGKILL)).start()
+    with control.lock():
+        pass
+
+
+def test_whoever_is_stopped_with_the_lock_is_not_waited_for(control, holder, monkeypatch):
     monkeypatch.setattr(module, "_LOCK_SECONDS", 0.2)
-    reader, writer = os.pipe()
-
-    def other():
-        with Control(Slab(control.slab.descriptor, LENGTH)).lock():
-            os.write(writer, b"x")
-            time.sleep(600)
-
-    child = forked(other)
-    os.read(reader, 1)
     with pytest.raises(SaveFailed, match="holds the lock"), control.lock():
         pass
-    os.kill(child, signal.SIGKILL)
-    ended(child)
-    os.close(reader)
-    os.close(writer)

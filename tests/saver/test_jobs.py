@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.errors import Corrupt, Damaged
 from holdfast.ids import Digest
 from holdfast.records import Kind, Target
 from holdfast.saver.jobs import Positions, SaveRequest, Shape, decode_job, encode_job
-from holdfast.trees import SEGMENT_BYTES, Lifetime, Skeleton, TensorSpec
+from holdfast.trees import Lifetime, Skeleton, TensorSpec
 
 TRAINED, MOMENTS, FROZEN = Lifetime.PARAMETER, Lifetime.OPTIMIZER, Lifetime.FROZEN
 

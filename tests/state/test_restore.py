@@ -228,7 +228,7 @@ def test_contiguous_memory_is_read_into_directly():
 
 def test_a_tensor_of_several_segments_comes_back():
     """Segments are at most 8 MiB; rows longer than that are cut within."""
-    from holdfast.trees import SEGMENT_BYTES
+    from holdfast.boxes import SEGMENT_BYTES
 
     big = torch.randint(0, 250, (5, SEGMENT_BYTES // 2 + 7), dtype=torch.uint8)
     long = torch.randint(0, 250, (2, SEGMENT_BYTES + 11), dtype=torch.uint8)

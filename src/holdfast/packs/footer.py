@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.errors import Corrupt, UnknownFormat
 from holdfast.ids import Digest, ObjectName
 from holdfast.packs.codec import Codec
 from holdfast.packs.format import BLOCK, HEADER_BYTES, TRAILER_BYTES, Tail, aligned, alignment, encode_trailer, pack_id
-from holdfast.trees import SEGMENT_BYTES
 
 _CODECS = (Codec.RAW, Codec.ZSTD, Codec.OPENZL)
 """In the order of their numbers in a footer."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.ids import ObjectName
 from holdfast.packs.footer import Entry
 from holdfast.packs.format import BLOCK, aligned
 from holdfast.packs.index import Location
-from holdfast.trees import SEGMENT_BYTES
 
 GAP_BYTES = 64 * 1024
 """Reading so much for nothing costs less than another request."""

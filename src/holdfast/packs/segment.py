@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.errors import InvalidInput
 from holdfast.packs.buffers import address, flat
 from holdfast.packs.format import ALIGNED_FROM, BLOCK, aligned
-from holdfast.trees import SEGMENT_BYTES
 
 
 class Segment(NamedTuple):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.errors import Corrupt, Damaged
 from holdfast.ids import Digest, ObjectName
 from holdfast.packs.footer import Entry, Footer
@@ -17,7 +18,6 @@ from holdfast.packs.parallel import Pace, Stop, run_threads
 from holdfast.packs.reader import check_segment
 from holdfast.storage.blocks import lent_buffer
 from holdfast.storage.protocol import Source, Storage
-from holdfast.trees import SEGMENT_BYTES
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

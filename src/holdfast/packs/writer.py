@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.ids import Digest, ObjectName
 from holdfast.packs.buffers import copy, joined
 from holdfast.packs.codec import Codec, encode
@@ -26,7 +27,6 @@ from holdfast.packs.parallel import THREADS, Pace, Stop, run_threads
 from holdfast.packs.segment import Numbered, Segment, numbered
 from holdfast.storage.blocks import lent_buffer
 from holdfast.storage.protocol import Storage
-from holdfast.trees import SEGMENT_BYTES
 
 Inspect = Callable[[int, memoryview, str], None]
 

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from holdfast.boxes import Span
 from holdfast.ids import Digest
 from holdfast.packs.format import ALIGNED_FROM, BLOCK, aligned, alignment
 from holdfast.packs.segment import Segment
 from holdfast.saver.jobs import Positions
 from holdfast.saver.memory import Slab
-from holdfast.trees import Lifetime, Span, TensorSpec, segments
+from holdfast.trees import Lifetime, TensorSpec, segments
 
 _HEADROOM = 16 * 1024 * 1024
 _FROZEN_FROM = 64 * 1024 * 1024

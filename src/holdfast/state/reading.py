@@ -10,11 +10,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from holdfast.boxes import Span
 from holdfast.errors import Corrupt
 from holdfast.ids import Digest
 from holdfast.state import tensors
 from holdfast.state.proofs import Proofs
-from holdfast.trees import Manifest, Skeleton, Span, TensorSpec, segment_count, segments
+from holdfast.trees import Manifest, Skeleton, TensorSpec, segment_count, segments
 
 BUFFER_BYTES = 64 * 1024 * 1024
 """Most of what is on the way at one time into tensors that cannot be read into directly (one segment at least)."""

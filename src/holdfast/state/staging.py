@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from holdfast.boxes import SEGMENT_BYTES
 from holdfast.errors import SaveFailed
 from holdfast.packs.buffers import address
 from holdfast.saver.arena import Layout, Placed, gaps, placed
 from holdfast.saver.memory import Slab
 from holdfast.state import tensors
 from holdfast.state.moving import Move, run
-from holdfast.trees import SEGMENT_BYTES, TensorSpec, item_bytes
+from holdfast.trees import TensorSpec, item_bytes
 
 _PLAIN = frozenset(("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"))
 """Dtypes that torch copies on all devices; others are copied as bytes or integers of their width."""
