@@ -36,7 +36,7 @@ def put(run, digest: Digest, data: bytes) -> ObjectName:
 
 
 def put_manifest(run, body: bytes = b"{}", **fields) -> tuple[ObjectName, Digest]:
-    parts = {"skeleton": bytes(32), "values": Page(0, 2, VALUES), "inline": Page(2, 0, EMPTY), "pages": ()} | fields
+    parts = {"skeleton": bytes(32), "values": Page(0, 2, VALUES), "inline": Page(2, 0, EMPTY), "own": (), "pages": (), "parts": ()} | fields
     head = msgspec.msgpack.encode(Head(**parts))
     digest = Digest.of(head)
     return put(run, digest, MAGIC + len(head).to_bytes(8, "little") + head + body), digest
@@ -55,7 +55,7 @@ def test_a_shape_beyond_all_measure_costs_no_time(run):
     """Segments are counted, not made, until it is known that there are as many digests."""
     data = Skeleton((tensor(2**60),)).encode()
     facts = check_tree(run.store, put(run, Digest.of(data), data))
-    assert facts == SkeletonFacts(segments=2**60 // SEGMENT_BYTES, inline=0)
+    assert facts == SkeletonFacts(segments=(2**60 // SEGMENT_BYTES,), inline=0)
 
 
 def test_segments_are_counted_as_they_are_cut():
@@ -74,7 +74,10 @@ def test_segments_are_counted_as_they_are_cut():
         {"values": Page(0, 2, VALUES[:31])},
         {"inline": Page(-2, 0, EMPTY)},
         {"inline": Page(2, -1, EMPTY)},
-        {"pages": (Page(2, 31, bytes(Digest.of(bytes(31)))),)},
+        {"own": (Page(2, 31, VALUES),), "parts": (1,), "pages": (Page(2, 31, bytes(Digest.of(bytes(31)))),)},
+        {"parts": (1,)},
+        {"own": (Page(2, 0, EMPTY),)},
+        {"own": (Page(2, 0, EMPTY),), "parts": (-1,)},
     ],
     ids=str,
 )

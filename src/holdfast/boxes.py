@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -87,7 +87,7 @@ def cuts(box: Box, item: int) -> Iterator[Span]:
     """
     if not box.elements:
         return
-    row = _row_bytes(box, item)
+    row = row_bytes(box, item)
     for first, last in _row_ranges(box, row):
         for start in range(first * row, last * row, SEGMENT_BYTES):
             yield Span(start, min(SEGMENT_BYTES, last * row - start))
@@ -97,7 +97,7 @@ def cut_count(box: Box, item: int) -> int:
     """How many `cuts` there are, without making them: a damaged shape may ask for more than there is time."""
     if not box.elements:
         return 0
-    row = _row_bytes(box, item)
+    row = row_bytes(box, item)
     if row > SEGMENT_BYTES:
         return _row_count(box) * -(-row // SEGMENT_BYTES)
     begin, step = _first_row(box), SEGMENT_BYTES // row
@@ -133,7 +133,7 @@ def shares(held: Sequence[tuple[Box, int]], holders: int, me: int) -> list[Box |
 def _share(box: Box, item: int, at: int, total: int, holders: int, me: int) -> Box | None:
     if not box.elements:
         return box if me == 0 else None
-    row, begin = _row_bytes(box, item), _first_row(box)
+    row, begin = row_bytes(box, item), _first_row(box)
     # Whoever has the middle of a stretch of rows has all of it.
     mine = [
         (first, last)
@@ -156,7 +156,8 @@ def _row_ranges(box: Box, row: int) -> Iterator[tuple[int, int]]:
         at = to
 
 
-def _row_bytes(box: Box, item: int) -> int:
+def row_bytes(box: Box, item: int) -> int:
+    """Bytes of one row."""
     return item * math.prod(box.sizes[1:])
 
 
@@ -166,6 +167,43 @@ def _first_row(box: Box) -> int:
 
 def _row_count(box: Box) -> int:
     return box.sizes[0] if box.sizes else 1
+
+
+def places(boxes: Sequence[Box]) -> list[tuple[int, ...]]:
+    """Where boxes begin in the tensor that has just them; they are all combinations of ranges of the dimensions.
+
+    Example:
+        >>> places([Box((0,), (2,)), Box((6,), (3,))])
+        [(0,), (2,)]
+    """
+    begins = [
+        _packed({(box.offsets[d], box.sizes[d]) for box in boxes}) for d in range(len(boxes[0].sizes) if boxes else 0)
+    ]
+    return [tuple(begin[at] for begin, at in zip(begins, box.offsets, strict=True)) for box in boxes]
+
+
+def _packed(ranges: set[tuple[int, int]]) -> dict[int, int]:
+    """By where ranges begin: where they do if they are pushed together."""
+    ordered = sorted(ranges)
+    return dict(
+        zip((begin for begin, _ in ordered), accumulate((size for _, size in ordered), initial=0), strict=False)
+    )
+
+
+def outer_rows(box: Box, item: int, first: int, last: int) -> tuple[int, int]:
+    """The fewest whole segments that have the rows ``first`` up to ``last``, as rows."""
+    step, begin, end = _step(box, item), box.offsets[0], box.offsets[0] + box.sizes[0]
+    return max(begin, first // step * step), min(end, -(-last // step) * step)
+
+
+def inner_rows(box: Box, item: int, first: int, last: int) -> tuple[int, int]:
+    """The most whole segments within the rows ``first`` up to ``last``, as rows; the second is not above the first: none."""
+    step, begin, end = _step(box, item), box.offsets[0], box.offsets[0] + box.sizes[0]
+    return first if first == begin else -(-first // step) * step, last if last == end else last // step * step
+
+
+def _step(box: Box, item: int) -> int:
+    return max(1, SEGMENT_BYTES // row_bytes(box, item))
 
 
 def uncovered(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:

@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.catalog import layout
 from holdfast.catalog.launches import begin_launch
+from holdfast.catalog.manifests import manifest_of
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.owners import this_process
 from holdfast.catalog.runs import Run
@@ -97,7 +98,7 @@ class Saver:
             digests = [*self._write(attempt, layout.SHARED_PACKS, parts[0][1])]
             digests += self._write(attempt, layout.private_packs(self.run.number), tensors)
             inline = b"".join(v for _, part in parts for v in part.values() if len(v) <= INLINE_BYTES)
-            manifest = attempt.write_manifest(Skeleton(tuple(specs)), b"{}", inline, digests)
+            manifest = attempt.write_manifest(manifest_of(Skeleton(tuple(specs)), b"{}", inline, digests))
             record = bare_record(
                 self.run,
                 self.launch.number,

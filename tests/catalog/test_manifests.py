@@ -8,7 +8,14 @@ import pytest
 from holds_kit import SKELETON
 
 from holdfast.catalog import layout
-from holdfast.catalog.manifests import encode_trees, read_manifest, read_reach, read_skeleton, write_manifest
+from holdfast.catalog.manifests import (
+    encode_trees,
+    manifest_of,
+    read_manifest,
+    read_reach,
+    read_skeleton,
+    write_manifest,
+)
 from holdfast.errors import Corrupt, Damaged, Missing
 from holdfast.ids import Digest
 from holdfast.trees import PAGE_SEGMENTS, Lifetime, Skeleton, TensorSpec
@@ -67,7 +74,7 @@ def test_the_reach_is_known_without_the_skeleton(run):
 @pytest.mark.parametrize("which", [0, 1], ids=["skeleton", "manifest"])
 def test_every_flipped_bit_and_every_truncation_is_found(run, which):
     digest = write(run)
-    name, data = encode_trees(run, SKELETON, b"{}", b"small", DIGESTS).objects[which]
+    name, data = encode_trees(run, manifest_of(SKELETON, b"{}", b"small", DIGESTS)).objects[which]
     for at in range(len(data)):
         for broken in (data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], data[:at]):
             run.store.storage.delete([name])
@@ -79,7 +86,7 @@ def test_every_flipped_bit_and_every_truncation_is_found(run, which):
 def test_a_damaged_skeleton_is_healed_by_the_next_save(run):
     """One rotten object must not fail every later save of the same structure."""
     digest = write(run)
-    name, data = encode_trees(run, SKELETON, b"{}", b"small", DIGESTS).objects[0]
+    name, data = encode_trees(run, manifest_of(SKELETON, b"{}", b"small", DIGESTS)).objects[0]
     run.store.storage.delete([name])
     run.store.storage.create(name, data[:-1] + b"?")
     with pytest.raises(Corrupt):

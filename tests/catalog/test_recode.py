@@ -13,7 +13,7 @@ from packs_kit import CODECS, weights
 
 from holdfast.catalog import layout, recode
 from holdfast.catalog.locating import locate
-from holdfast.catalog.manifests import read_manifest
+from holdfast.catalog.manifests import manifest_of, read_manifest
 from holdfast.catalog.readers import reading
 from holdfast.catalog.recode import execute_recode, plan_recode
 from holdfast.catalog.repack import execute_repack, plan_repack
@@ -171,7 +171,7 @@ def save_numbers(one, step, tensors):
         folder = layout.private_packs(one.run.number)
         written = write_segments(attempt.storage, folder, raws, known=attempt.known, codec=one.codec, threads=1)
         attempt.wrote(written.footers)
-        manifest = attempt.write_manifest(Skeleton(tuple(specs)), b"{}", b"", written.digests)
+        manifest = attempt.write_manifest(manifest_of(Skeleton(tuple(specs)), b"{}", b"", written.digests))
         return attempt.publish(draft(attempt, manifest, attempt.packs(written.digests)))
 
 

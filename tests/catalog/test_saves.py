@@ -7,7 +7,7 @@ from holds_kit import SKELETON, draft, fill, load_all, save
 
 from holdfast.catalog import layout
 from holdfast.catalog.launches import begin_launch
-from holdfast.catalog.manifests import write_manifest
+from holdfast.catalog.manifests import manifest_of, write_manifest
 from holdfast.catalog.saves import begin_save
 from holdfast.errors import ObjectExists, RecordConflict, SaveFailed, StorageError
 from holdfast.ids import Digest, ObjectName
@@ -315,7 +315,7 @@ def test_a_sweep_that_stops_while_it_deletes_an_equal_manifest_fails_the_save(st
     digest = write_manifest(run, SKELETON, b"{}", b"", [])
     announce(store, str(layout.tree(run.number, digest)))
     with pytest.raises(SaveFailed, match="did not end"), begin_save(launch, 0, 1) as attempt:
-        attempt.write_manifest(SKELETON, b"{}", b"", [])
+        attempt.write_manifest(manifest_of(SKELETON, b"{}", b"", []))
 
 
 def _fail(name, data):

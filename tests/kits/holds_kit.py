@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from holdfast.catalog import layout
 from holdfast.catalog.launches import Launch
 from holdfast.catalog.locating import read_footers
-from holdfast.catalog.manifests import read_manifest
+from holdfast.catalog.manifests import manifest_of, read_manifest
 from holdfast.catalog.objects import _read_some
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.runs import Run, read_record
@@ -68,7 +68,7 @@ def fill(attempt, step: int, parts: list[bytes], frozen: list[bytes] = (), value
             attempt.wrote(written.footers)
             digests += written.digests
     content = f'{{"step": {step}}}'.encode() if values is None else values
-    manifest = attempt.write_manifest(SKELETON, content, b"", digests)
+    manifest = attempt.write_manifest(manifest_of(SKELETON, content, b"", digests))
     return draft(attempt, manifest, attempt.packs(digests))
 
 

@@ -7,11 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.boxes import SEGMENT_BYTES
+from holdfast.catalog.manifests import manifest_of
 from holdfast.ids import Digest
 from holdfast.packs.format import ALIGNED_FROM, BLOCK
 from holdfast.saver.arena import Layout, StagedContent, gaps, kept_digests, placed
 from holdfast.saver.memory import Slab
-from holdfast.trees import Lifetime, TensorSpec
+from holdfast.trees import Lifetime, Skeleton, TensorSpec
+
+
+def manifest(specs, digests):
+    return manifest_of(Skeleton(tuple(specs)), b"{}", b"", digests)
+
 
 TRAINED, FROZEN = Lifetime.PARAMETER, Lifetime.FROZEN
 MIB = 1 << 20
@@ -132,8 +138,8 @@ def test_kept_tensors_are_found_by_name_wherever_they_lie_in_the_other_state():
     mine = [TensorSpec(name, "uint8", (size,), FROZEN) for name, size in (("a", 2000), ("b", SEGMENT_BYTES + 1))]
     theirs = [TensorSpec("new", "uint8", (2000,), TRAINED), mine[1], mine[0]]
     digests = [digest(n) for n in range(4)]
-    assert kept_digests(mine, [0, 1], theirs, digests) == {0: digest(3), 1: digest(1), 2: digest(2)}
-    assert kept_digests(mine, [1], theirs, digests) == {1: digest(1), 2: digest(2)}
+    assert kept_digests(mine, [0, 1], manifest(theirs, digests)) == {0: digest(3), 1: digest(1), 2: digest(2)}
+    assert kept_digests(mine, [1], manifest(theirs, digests)) == {1: digest(1), 2: digest(2)}
 
 
 @pytest.mark.parametrize(
@@ -142,4 +148,4 @@ def test_kept_tensors_are_found_by_name_wherever_they_lie_in_the_other_state():
 def test_a_tensor_of_another_kind_is_not_the_same(other):
     name, dtype, shape = other
     mine = [TensorSpec("a", "uint8", (2000,), FROZEN)]
-    assert kept_digests(mine, [0], [TensorSpec(name, dtype, shape, FROZEN)], [digest(1)]) is None
+    assert kept_digests(mine, [0], manifest([TensorSpec(name, dtype, shape, FROZEN)], [digest(1)])) is None

@@ -25,10 +25,14 @@ class DictReader:
             for span in segments(spec)
         }
 
+    def need(self, parts):
+        assert set(parts) <= {0}
+
     def read(self, wanted):
         self.calls += 1
         self.largest = max([self.largest, *(len(w.into) for w in wanted)])
-        for entry, start, into in wanted:
+        for entry, box, start, into in wanted:
+            assert box == 0
             assert into.format == "B"
             at = 0
             while at < len(into):
@@ -46,7 +50,9 @@ def store(snapshot):
         blobs[digests[-1]] = bytes(segment.data)
     encoded = snapshot.skeleton.encode()
     skeleton = decode_skeleton("skeleton", encoded, Digest.of(encoded))
-    manifest = Manifest(skeleton, Digest.of(encoded), snapshot.values_bytes, snapshot.inline, b"".join(digests))
+    manifest = Manifest(
+        skeleton, Digest.of(encoded), snapshot.values_bytes, snapshot.inline, b"".join(digests), (snapshot.own,)
+    )
     return Stored.of(manifest, DictReader(blobs, skeleton, digests))
 
 
@@ -56,7 +62,7 @@ def save(objects, values=None):
 
 def digest(objects, values=None):
     """Everything that a checkpoint of ``objects`` would hold, as one comparable value."""
-    snapshot = capture(objects, values, rng=False)
+    snapshot = capture(objects, values, own={})
     return (
         snapshot.skeleton.encode(),
         json.loads(snapshot.values_bytes),

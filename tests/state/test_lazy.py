@@ -89,7 +89,7 @@ class Loop:
     def lazy(self):
         """The names of what a save at this boundary would copy lazily."""
         real = {str(i): one for i, one in enumerate(self.optimizers) if type(one) not in (Foreign, NoHook)}
-        large = capture({"model": self.model, **real, **self.others}, rng=False).tensors
+        large = capture({"model": self.model, **real, **self.others}, own={}).tensors
         names, tensors = [spec.name for spec, _ in large], [tensor for _, tensor in large]
         optimizers, steps = self.log.look(self.step)
         found = lazy_places(list(map(memory_of, tensors)), optimizers, steps=steps, steady=self.watch.steady(names))

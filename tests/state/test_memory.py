@@ -17,8 +17,10 @@ from holdfast.trees import segments
 MIB = 1 << 20
 
 class Zeros:
+    def need(self, parts):
+        pass
     def read(self, wanted):
-        for _, _, into in wanted:
+        for _, _, _, into in wanted:
             for start in range(0, len(into), MIB):
                 into[start : start + MIB] = bytes(min(MIB, len(into) - start))
 
@@ -28,7 +30,7 @@ def stored(objects):
     known = {n: Digest.of(bytes(n)) for n in {span.length for span in spans}}
     return Stored(
         skeleton=snapshot.skeleton, values=snapshot.values_bytes, inline=bytes(len(snapshot.inline)),
-        digests=[known[span.length] for span in spans], reader=Zeros(),
+        own=snapshot.own, counts=(len(spans),), digest=[known[span.length] for span in spans].__getitem__, reader=Zeros(),
     )
 
 def resident():

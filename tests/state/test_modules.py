@@ -21,7 +21,7 @@ def net(seed=0):
 
 
 def names(objects):
-    return [path for spec in capture(objects, rng=False).skeleton.tensors for path in (spec.name, *spec.aliases)]
+    return [path for spec in capture(objects, own={}).skeleton.tensors for path in (spec.name, *spec.aliases)]
 
 
 class OwnsAModule(nn.Module):

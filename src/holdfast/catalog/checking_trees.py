@@ -11,7 +11,8 @@ from holdfast.catalog.objects import read_bytes
 from holdfast.catalog.store import Store
 from holdfast.errors import Corrupt, Damaged, Missing, ObjectMissing
 from holdfast.ids import Digest, ObjectName
-from holdfast.trees import Head, Page, Skeleton, decode_head, decode_skeleton, page_bytes, segment_count
+from holdfast.payload import counts
+from holdfast.trees import Head, Page, Skeleton, decode_head, decode_skeleton, page_bytes
 
 T = TypeVar("T")
 
@@ -23,7 +24,8 @@ Lacks = Callable[[ObjectName, tuple[Digest, ...]], list[Digest]]
 class SkeletonFacts:
     """What a skeleton asks of the manifests that name it."""
 
-    segments: int
+    segments: tuple[int, ...]
+    """Per part."""
     inline: int
     """Bytes of the inline page."""
 
@@ -34,6 +36,8 @@ class ManifestFacts:
 
     skeleton: Digest
     inline: int
+    segments: tuple[int, ...]
+    """Per part."""
     digests: tuple[Digest, ...]
     """Of its segments, in order."""
 
@@ -43,7 +47,7 @@ class Needs:
     """What is left of `ManifestFacts` when its segments have been looked up."""
 
     skeleton: ObjectName
-    segments: int
+    segments: tuple[int, ...]
     inline: int
     lost: tuple[Digest, ...]
     """Segments that no pack holds whole."""
@@ -77,7 +81,7 @@ class Trees:
     def _looked_up(self, name: ObjectName, facts: ManifestFacts) -> Needs:
         skeleton = ObjectName(f"{name.rpartition('/')[0]}/{facts.skeleton}")
         lost = tuple(self._lacks(name, facts.digests))
-        return Needs(skeleton=skeleton, segments=len(facts.digests), inline=facts.inline, lost=lost)
+        return Needs(skeleton=skeleton, segments=facts.segments, inline=facts.inline, lost=lost)
 
     def needs(self, manifest: ObjectName) -> Needs:
         """What a manifest names; one that was written since the listing is read now.
@@ -115,18 +119,24 @@ def check_tree(store: Store, name: ObjectName) -> SkeletonFacts | ManifestFacts:
         return _skeleton_facts(decode_skeleton(name, data, digest))
     head, base = decode_head(name, data, digest)
     _check_pages(name, head, len(data) - base)
+    for page in (head.values, *head.own):
+        _check_json(name, bytes(page_bytes(name, data, base, page)))
+    page_bytes(name, data, base, head.inline)
+    digests = _digests(b"".join(page_bytes(name, data, base, page) for page in head.pages))
+    skeleton = Digest(head.skeleton)
+    return ManifestFacts(skeleton=skeleton, inline=head.inline.length, segments=head.counts(), digests=digests)
+
+
+def _check_json(name: ObjectName, page: bytes) -> None:
     try:
-        json.loads(page_bytes(name, data, base, head.values))
+        json.loads(page)
     except (ValueError, RecursionError) as error:
         raise Corrupt(f"{name}: its values are malformed: {error}") from error
-    page_bytes(name, data, base, head.inline)
-    raw = b"".join(page_bytes(name, data, base, page) for page in head.pages)
-    return ManifestFacts(skeleton=Digest(head.skeleton), inline=head.inline.length, digests=_digests(raw))
 
 
 def _skeleton_facts(skeleton: Skeleton) -> SkeletonFacts:
     return SkeletonFacts(
-        segments=sum(map(segment_count, skeleton.tensors)),
+        segments=counts(skeleton),
         inline=sum(spec.nbytes for spec in skeleton.tensors if spec.inline),
     )
 
@@ -134,7 +144,7 @@ def _skeleton_facts(skeleton: Skeleton) -> SkeletonFacts:
 def _check_pages(name: ObjectName, head: Head, length: int) -> None:
     """Bytes that no page covers could change unseen."""
     end = 0
-    for page in (head.values, head.inline, *head.pages):
+    for page in head.all_pages:
         end = _end_after(name, page, end)
     if end != length:
         raise Corrupt(f"{name} has {length - end} bytes more or less than its pages; it was cut or appended to")

@@ -10,21 +10,28 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.catalog import layout
-from holdfast.catalog.objects import read_bytes
+from holdfast.catalog.objects import read_bytes, unreadable
 from holdfast.errors import Missing, ObjectExists, ObjectMissing, Unreadable
 from holdfast.ids import Digest, ObjectName
 from holdfast.storage.protocol import Storage
 from holdfast.trees import (
     Manifest,
+    Page,
     Skeleton,
     decode_head,
     decode_skeleton,
     encode_manifest,
+    head_end,
     page_bytes,
 )
 
 if TYPE_CHECKING:
     from holdfast.catalog.runs import Run
+
+
+_READ_WHOLE = 1 << 20
+"""Bytes up to which a manifest is read in one go."""
+_FIRST_READ = 1 << 16
 
 
 class Trees(NamedTuple):
@@ -35,21 +42,24 @@ class Trees(NamedTuple):
     """In the order of writing: skeleton, then manifest."""
 
 
-def encode_trees(run: Run, skeleton: Skeleton, values: bytes, inline: bytes, digests: Iterable[Digest]) -> Trees:
+def encode_trees(run: Run, manifest: Manifest) -> Trees:
     """Skeleton and manifest as objects, not yet written."""
-    skeleton_bytes = skeleton.encode()
-    skeleton_digest = Digest.of(skeleton_bytes)
-    digest, data = encode_manifest(Manifest(skeleton, skeleton_digest, values, inline, b"".join(digests)))
-    objects = ((layout.tree(run.number, skeleton_digest), skeleton_bytes), (layout.tree(run.number, digest), data))
+    skeleton, (digest, data) = manifest.skeleton.encode(), encode_manifest(manifest)
+    objects = ((layout.tree(run.number, manifest.skeleton_digest), skeleton), (layout.tree(run.number, digest), data))
     return Trees(digest, objects)
 
 
+def manifest_of(skeleton: Skeleton, values: bytes, inline: bytes, digests: Iterable[Digest]) -> Manifest:
+    """The manifest of a state in one part."""
+    return Manifest(skeleton, Digest.of(skeleton.encode()), values, inline, b"".join(digests))
+
+
 def write_manifest(run: Run, skeleton: Skeleton, values: bytes, inline: bytes, digests: Iterable[Digest]) -> Digest:
-    """Writes skeleton and manifest, durably, and gives the manifest's digest; idempotent.
+    """Writes skeleton and manifest of a state in one part, durably, and gives the manifest's digest; idempotent.
 
     Within a save use `SaveAttempt.write_manifest`, which heeds sweeps.
     """
-    trees = encode_trees(run, skeleton, values, inline, digests)
+    trees = encode_trees(run, manifest_of(skeleton, values, inline, digests))
     for name, data in trees.objects:
         put_tree(run.store.storage, name, data)
     return trees.manifest
@@ -81,12 +91,81 @@ def read_manifest(run: Run, digest: Digest) -> Manifest:
         Unreadable: the storage cannot give them.
         UnknownFormat: written by a newer holdfast.
     """
-    name = layout.tree(run.number, digest)
-    data = _read(run, name)
-    head, base = decode_head(name, data, digest)
-    pages = [page_bytes(name, data, base, page) for page in (head.values, head.inline, *head.pages)]
-    skeleton = Digest(head.skeleton)
-    return Manifest(read_skeleton(run, skeleton), skeleton, pages[0], pages[1], b"".join(pages[2:]))
+    opened = OpenManifest(run, digest)
+    parts = range(len(opened.head.parts))
+    own = tuple(map(opened.own, parts))
+    digests = b"".join(map(opened.digests, parts))
+    skeleton = Digest(opened.head.skeleton)
+    counts = opened.head.counts()
+    return Manifest(opened.skeleton, skeleton, opened.values, opened.inline, digests, own, counts)
+
+
+class OpenManifest:
+    """A manifest of which only those pages are looked at that are asked for; each is verified. Not thread-safe.
+
+    Args:
+        run: where it is.
+        digest: of the manifest.
+
+    Raises:
+        Damaged: as `read_manifest`, here and later.
+    """
+
+    def __init__(self, run: Run, digest: Digest) -> None:
+        self._name = layout.tree(run.number, digest)
+        self._bytes = _Bytes(run, self._name)
+        begin = self._bytes.get(0, _FIRST_READ)
+        self.head, self._base = decode_head(self._name, self._bytes.get(0, head_end(begin)), digest)
+        self.skeleton = read_skeleton(run, Digest(self.head.skeleton))
+        """What the pages are of."""
+
+    @property
+    def values(self) -> bytes:
+        """Tagged JSON of what all ranks have in common."""
+        return bytes(self._page(self.head.values))
+
+    @property
+    def inline(self) -> bytes:
+        """Small tensors back to back."""
+        return bytes(self._page(self.head.inline))
+
+    def own(self, part: int) -> bytes:
+        """Tagged JSON of what belongs to the rank of that part alone."""
+        return bytes(self._page(self.head.own[part]))
+
+    def digests(self, part: int) -> bytes:
+        """The digests of one part."""
+        return b"".join(map(self._page, self.head.pages_of(part)))
+
+    def _page(self, page: Page) -> memoryview:
+        body = self._bytes.get(self._base + page.offset, page.length)
+        return page_bytes(self._name, body, -page.offset, page)
+
+
+class _Bytes:
+    """Stretches of an object: of a long one only those that are asked for are read."""
+
+    def __init__(self, run: Run, name: ObjectName) -> None:
+        self._run, self._name = run, name
+        self._whole: memoryview | None = None
+        if _size(run, name) <= _READ_WHOLE:
+            self._whole = memoryview(_read(run, name))
+
+    def get(self, offset: int, length: int) -> memoryview:
+        """What is there of it: less at the end."""
+        if self._whole is not None:
+            return self._whole[offset : offset + length]
+        with unreadable(self._name), self._run.store.storage.source(self._name) as source:
+            found = memoryview(bytearray(max(0, min(length, source.size - offset))))
+            source.read_into(offset, found)
+        return found
+
+
+def _size(run: Run, name: ObjectName) -> int:
+    try:
+        return run.store.storage.size(name)
+    except ObjectMissing:
+        raise _missing(run, name) from None
 
 
 def read_skeleton(run: Run, digest: Digest) -> Skeleton:
@@ -115,4 +194,8 @@ def _read(run: Run, name: ObjectName) -> bytes:
     try:
         return read_bytes(run.store.storage, name)
     except ObjectMissing:
-        raise Missing(f"{name} is not there, and a record of {run.number} names it; run 'holdfast verify'") from None
+        raise _missing(run, name) from None
+
+
+def _missing(run: Run, name: ObjectName) -> Missing:
+    return Missing(f"{name} is not there, and a record of {run.number} names it; run 'holdfast verify'")

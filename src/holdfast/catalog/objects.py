@@ -8,8 +8,9 @@ small object carries a nonce of its attempt.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
@@ -106,8 +107,15 @@ def read_bytes(storage: Storage, name: ObjectName) -> bytes:
         Unreadable: the storage answers EIO for this one.
         StorageError: anything else, which concerns more than one object.
     """
-    try:
+    with unreadable(name):
         return storage.read(name)
+
+
+@contextmanager
+def unreadable(name: ObjectName) -> Iterator[None]:
+    """Within it, EIO for an object is `Unreadable`."""
+    try:
+        yield
     except StorageError as error:
         if error.errno != errno.EIO:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from itertools import islice
 
 from holdfast.catalog.manifests import read_reach, read_skeleton
 from holdfast.catalog.runs import Run
@@ -10,8 +11,8 @@ from holdfast.catalog.store import Store
 from holdfast.catalog.sweep_facts import runs_of
 from holdfast.errors import Damaged
 from holdfast.ids import Digest
+from holdfast.payload import tensors_in_order
 from holdfast.records import Record
-from holdfast.trees import segment_count
 
 UNKNOWN = "uint8"
 """Stands for what no skeleton tells: bytes."""
@@ -41,9 +42,9 @@ def _dtypes(run: Run, record: Record, known: dict[Digest, list[str]]) -> Iterato
     try:
         reach = read_reach(run, record.manifest_digest)
         if reach.skeleton not in known:
-            tensors = read_skeleton(run, reach.skeleton).tensors
-            most = len(reach.digests) // 32
-            known[reach.skeleton] = [spec.dtype for spec in tensors for _ in range(min(segment_count(spec), most))]
+            skeleton, most = read_skeleton(run, reach.skeleton), len(reach.digests) // 32
+            places = islice(tensors_in_order(skeleton), most)
+            known[reach.skeleton] = [skeleton.tensors[place].dtype for place in places]
     except Damaged:
         return
     for at, dtype in enumerate(known[reach.skeleton]):

@@ -37,7 +37,7 @@ from holdfast.packs.footer import Footer
 from holdfast.packs.index import SegmentIndex
 from holdfast.records import Aborted, Hold, Owner, Record, Target
 from holdfast.storage.protocol import Storage
-from holdfast.trees import Skeleton
+from holdfast.trees import Manifest
 
 _log = logging.getLogger(__name__)
 
@@ -112,13 +112,13 @@ class SaveAttempt:
             found.add(str(location.pack))
         return sorted(found)
 
-    def write_manifest(self, skeleton: Skeleton, values: bytes, inline: bytes, digests: Iterable[Digest]) -> Digest:
+    def write_manifest(self, manifest: Manifest) -> Digest:
         """Writes skeleton and manifest, durably, where no sweep can be deleting them; gives the manifest's digest.
 
         Raises:
             SaveFailed: a sweep has announced the very same object and does not get on.
         """
-        trees = encode_trees(self.launch.run, skeleton, values, inline, digests)
+        trees = encode_trees(self.launch.run, manifest)
         for name, data in trees.objects:
             _await_sweep(self, name)
             put_tree(self._store.storage, name, data)

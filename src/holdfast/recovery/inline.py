@@ -44,7 +44,7 @@ class LiveContent:
 
 def shape_of(snapshot: Snapshot) -> Shape:
     """The structure of a snapshot, its values and its small tensors."""
-    return Shape(snapshot.skeleton, snapshot.values_bytes, snapshot.inline, snapshot.anomalies)
+    return Shape(snapshot.skeleton, snapshot.values_bytes, snapshot.inline, snapshot.anomalies, snapshot.own)
 
 
 class Journal(Protocol):

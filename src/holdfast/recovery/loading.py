@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+from holdfast.boxes import cuts
 from holdfast.catalog.locating import Copies, locate
-from holdfast.catalog.manifests import read_manifest
+from holdfast.catalog.manifests import OpenManifest
 from holdfast.catalog.readers import reading
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.errors import Damaged, Missing
 from holdfast.ids import Digest
+from holdfast.packs.index import SegmentIndex
 from holdfast.packs.reader import read_segments
+from holdfast.payload import Places
 from holdfast.records import Record
 from holdfast.recovery.whole import Whole
 from holdfast.state import Restored, Stored, Wanted, restore
 from holdfast.storage.blocks import drop_buffers
-from holdfast.storage.protocol import Storage
-from holdfast.trees import Manifest, segment_count, segments
+from holdfast.trees import item_bytes
 
 
 class Loaded(NamedTuple):
@@ -31,41 +34,78 @@ class Loaded(NamedTuple):
     not_loaded: list[str]
 
 
-@dataclass(frozen=True, slots=True)
 class PackReader:
-    """The bytes of a manifest's tensors, out of packs, every segment verified."""
+    """The bytes of a checkpoint's tensors, out of packs, every segment verified. Not thread-safe.
 
-    storage: Storage
-    copies: Copies
-    manifest: Manifest
-    starts: Sequence[int]
-    """Per tensor, the position of its first segment."""
+    Of the manifest those parts are read that are needed.
 
-    @classmethod
-    def of(cls, storage: Storage, copies: Copies, manifest: Manifest) -> PackReader:
-        """For a manifest whose segments ``copies`` knows."""
-        starts, at = [], 0
-        for spec in manifest.skeleton.tensors:
-            starts.append(at)
-            at += segment_count(spec)
-        return cls(storage, copies, manifest, starts)
+    Args:
+        run: where it is.
+        record: of the checkpoint.
+        manifest: opened.
+    """
+
+    def __init__(self, run: Run, record: Record, manifest: OpenManifest) -> None:
+        self._run, self._record, self._manifest = run, record, manifest
+        self._counts = manifest.head.counts()
+        self._begins = [0, *accumulate(self._counts)]
+        self._pages: dict[int, bytes] = {}
+        self._places: Places | None = None
+        self._copies = Copies(run.store, record, SegmentIndex(), run.store.footers)
+
+    def stored(self, part: int) -> Stored:
+        """The checkpoint, with the values of one part for this process's own."""
+        manifest = self._manifest
+        return Stored(
+            skeleton=manifest.skeleton,
+            values=manifest.values,
+            inline=manifest.inline,
+            own=manifest.own(part),
+            counts=self._counts,
+            digest=self._digest,
+            reader=self,
+        )
+
+    def need(self, parts: Iterable[int]) -> None:
+        """Finds the segments of parts, before anything is changed.
+
+        Raises:
+            Missing: some are in no pack.
+        """
+        new = sorted(set(parts) - self._pages.keys())
+        self._pages.update((part, self._manifest.digests(part)) for part in new)
+        wanted = {Digest(raw[at : at + 32]) for raw in self._pages.values() for at in range(0, len(raw), 32)}
+        self._copies.index = index = locate(self._run, self._record, wanted)
+        if lost := [digest for digest in wanted if digest not in index]:
+            raise Missing(
+                f"{len(lost)} of {len(wanted)} segments of {self._record.address} are in no pack, "
+                f"{lost[0].short} among them; run 'holdfast verify'"
+            )
 
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Fills every view, from another copy where one is rotten; errors as in `read_segments`."""
         while True:
             pieces = (piece for one in wanted for piece in self._pieces(one))
             try:
-                return read_segments(self.storage, self.copies.index.get, pieces)
+                return read_segments(self._run.store.storage, self._copies.index.get, pieces)
             except Damaged as error:
-                if not self.copies.try_another(error):
+                if not self._copies.try_another(error):
                     raise
 
     def _pieces(self, one: Wanted) -> Iterator[tuple[Digest, memoryview]]:
-        spec, raw = self.manifest.skeleton.tensors[one.entry], self.manifest.digests
-        for number, span in enumerate(segments(spec), self.starts[one.entry]):
+        self._places = self._places or Places(self._manifest.skeleton, self._counts)
+        spec, at = self._manifest.skeleton.tensors[one.entry], self._places.of(one.entry, one.box)
+        for number, span in zip(at, cuts(spec.boxes[one.box], item_bytes(spec.dtype)), strict=True):
             begin = span.start - one.start
             if 0 <= begin < one.into.nbytes:
-                yield Digest(raw[32 * number : 32 * number + 32]), one.into[begin : begin + span.length]
+                yield self._digest(number), one.into[begin : begin + span.length]
+
+    def _digest(self, place: int) -> Digest:
+        part = bisect_right(self._begins, place) - 1
+        if part not in self._pages:
+            self.need([part])
+        at = 32 * (place - self._begins[part])
+        return Digest(self._pages[part][at : at + 32])
 
 
 def load(store: Store, record: Record, whole: Whole, *, only: Sequence[str] | None = None) -> Loaded:
@@ -80,28 +120,18 @@ def load(store: Store, record: Record, whole: Whole, *, only: Sequence[str] | No
     restored = load_objects(store, record, whole.objects, only=only)
     if only is not None:
         return Loaded(None, None, list(restored.not_loaded))
-    parts = restored.values
-    whole.take(parts)
-    return Loaded(parts.get("rng"), parts.get("data"), [])
+    whole.take(restored.values)
+    return Loaded(restored.own.get("rng"), restored.own.get("data"), [])
 
 
 def load_objects(
-    store: Store, record: Record, objects: Mapping[str, object], *, only: Sequence[str] | None = None
+    store: Store, record: Record, objects: Mapping[str, object], *, only: Sequence[str] | None = None, part: int = 0
 ) -> Restored:
-    """As `load`, for the objects alone."""
+    """As `load`, for the objects alone; ``part`` is the one whose own values are wanted."""
     with reading(store, [record.address]):
         run = Run.by_number(store, record.run)  # what it holds can be read whether or not its run.json can
-        manifest = read_manifest(run, record.manifest_digest)
-        digests = set(manifest.segment_digests())
-        index = locate(run, record, digests)
-        lost = [digest for digest in digests if digest not in index]
-        if lost:
-            raise Missing(
-                f"{len(lost)} of {len(digests)} segments of {record.address} are in no pack, "
-                f"{lost[0].short} among them; run 'holdfast verify'"
-            )
-        reader = PackReader.of(store.storage, Copies(store, record, index, store.footers), manifest)
+        reader = PackReader(run, record, OpenManifest(run, record.manifest_digest))
         try:
-            return restore(objects, Stored.of(manifest, reader), only=only)
+            return restore(objects, reader.stored(part), only=only)
         finally:
             drop_buffers()  # a training that goes on needs no more memory than one that began

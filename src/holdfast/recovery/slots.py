@@ -191,7 +191,7 @@ class Slots:
 
     def _document(self, snapshot: Snapshot) -> int:
         """Bytes of a document, or a few more."""
-        return self._skeleton + len(snapshot.values_bytes) + len(snapshot.inline) + _DOCUMENT
+        return self._skeleton + len(snapshot.values_bytes) + len(snapshot.own) + len(snapshot.inline) + _DOCUMENT
 
     # Afterwards
 

@@ -13,10 +13,11 @@ from torch.nn.parameter import is_lazy
 
 from holdfast.state import Snapshot, capture
 from holdfast.state.capture import collect
+from holdfast.state.division import Division
 from holdfast.state.values_torch import GENERATORS, generator_state, set_generator_state
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Whole:
     """The live state of a training.
 
@@ -28,14 +29,18 @@ class Whole:
     """The user's; changed in place by a restore."""
     files: dict[str, bytes]
     """Attached files by name."""
+    rank: int = 0
+    _division: Division | None = None
 
     def snapshot(self, *, rng: dict[str, Any], data: dict[str, Any] | None) -> Snapshot:
         """The state at this instant, with random states and the position in the data as given."""
         # As tensors, files are segments like everything else: equal ones are stored once.
         files = {name: torch.frombuffer(bytearray(raw), dtype=torch.uint8) for name, raw in self.files.items() if raw}
         empty = [name for name, raw in self.files.items() if not raw]
-        parts = {"user": self.values, "rng": rng, "data": data, "files": files, "empty_files": empty}
-        snapshot = capture(self.objects, parts, rng=False)
+        parts = {"user": self.values, "files": files, "empty_files": empty}
+        own = {"rng": rng, "data": data}
+        snapshot = capture(self.objects, parts, own=own, rank=self.rank, known=self._division)
+        self._division = snapshot.division
         return replace(snapshot, anomalies=(*snapshot.anomalies, *_shared_values(snapshot)))
 
     def check(self) -> None:

@@ -16,9 +16,10 @@ from holdfast.boxes import Span
 from holdfast.ids import Digest
 from holdfast.packs.format import ALIGNED_FROM, BLOCK, aligned, alignment
 from holdfast.packs.segment import Segment
+from holdfast.payload import Places
 from holdfast.saver.jobs import Positions
 from holdfast.saver.memory import Slab
-from holdfast.trees import Lifetime, TensorSpec, segments
+from holdfast.trees import Lifetime, Manifest, TensorSpec, segments
 
 _HEADROOM = 16 * 1024 * 1024
 _FROZEN_FROM = 64 * 1024 * 1024
@@ -123,24 +124,25 @@ class StagedContent:
         return self.known
 
 
-def kept_digests(
-    specs: Sequence[TensorSpec], kept: Iterable[int], stored: Sequence[TensorSpec], digests: Sequence[Digest]
-) -> dict[int, Digest] | None:
+def kept_digests(specs: Sequence[TensorSpec], kept: Iterable[int], manifest: Manifest) -> dict[int, Digest] | None:
     """The segments of tensors that are not staged, as another manifest has them; None: it has not all of them.
 
     Args:
         specs: the large tensors of the state that is saved.
         kept: places in ``specs``.
-        stored: the large tensors of the other manifest.
-        digests: its segments, in skeleton order.
+        manifest: the other one.
     """
-    mine, theirs = Positions(specs), Positions(stored)
+    mine, theirs = Positions(specs), Places(manifest.skeleton, manifest.by_part)
+    stored = manifest.skeleton.tensors
     by_name = {spec.name: place for place, spec in enumerate(stored)}
     found: dict[int, Digest] = {}
     for place in kept:
-        other = by_name.get(specs[place].name)
-        if other is None or (stored[other].dtype, stored[other].shape) != (specs[place].dtype, specs[place].shape):
+        spec, other = specs[place], by_name.get(specs[place].name)
+        if other is None or (stored[other].dtype, stored[other].shape) != (spec.dtype, spec.shape):
             return None
-        begin, count = theirs.starts[other], len(list(segments(specs[place])))
-        found.update({mine.starts[place] + i: digests[begin + i] for i in range(count)})
+        boxes = {box: number for number, box in enumerate(stored[other].boxes)}
+        if not boxes.keys() >= set(spec.boxes):
+            return None
+        at = (at for box in spec.boxes for at in theirs.of(other, boxes[box]))
+        found.update((mine.starts[place] + i, manifest.digest(where)) for i, where in enumerate(at))
     return found

@@ -66,6 +66,8 @@ class Shape(msgspec.Struct, frozen=True):
     """Tensors of at most 1 KiB back to back."""
     anomalies: tuple[str, ...] = ()
     """What was noticed at the capture."""
+    own: bytes = b"{}"
+    """Tagged JSON of what belongs to this rank alone."""
 
     @property
     def large(self) -> list[TensorSpec]:
@@ -80,7 +82,7 @@ class Shape(msgspec.Struct, frozen=True):
     @property
     def logical_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(spec.nbytes for spec in self.skeleton.tensors)
+        return sum(spec.held for spec in self.skeleton.tensors)
 
 
 class Content(Protocol):
@@ -124,6 +126,7 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
     values: bytes
     inline: bytes
     anomalies: list[str]
+    own: bytes
     offsets: list[int]
     """Per large tensor: where its first segment begins in the slot; -1: it is not staged."""
     stored_in: Target | None = None
@@ -138,6 +141,7 @@ def encode_job(request: SaveRequest, shape: Shape, offsets: list[int], stored_in
         shape.values,
         shape.inline,
         list(shape.anomalies),
+        shape.own,
         offsets,
         stored_in,
     )
@@ -156,4 +160,4 @@ def decode_job(data: bytes) -> tuple[SaveRequest, Shape, Job]:
         raise Corrupt(f"the document of a staged save is malformed: {error}") from error
     request = unseal(_REQUEST, job.request, SaveRequest)
     skeleton = decode_skeleton("the skeleton of a staged save", job.skeleton, Digest.of(job.skeleton))
-    return request, Shape(skeleton, job.values, job.inline, tuple(job.anomalies)), job
+    return request, Shape(skeleton, job.values, job.inline, tuple(job.anomalies), job.own), job

@@ -145,8 +145,8 @@ def _nan_inline(state: Manifest) -> Iterator[str]:
     at = 0
     for spec in state.skeleton.tensors:
         if spec.inline:
-            data = memoryview(state.inline)[at : at + spec.nbytes]
-            at += spec.nbytes
+            data = memoryview(state.inline)[at : at + spec.held]
+            at += spec.held
             if data and has_nan(data, spec.dtype):
                 yield spec.name
 

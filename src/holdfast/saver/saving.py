@@ -95,8 +95,8 @@ class Saving:
             notices = Notices(shape.large)
             written = self._write(shape, content, kept, attempt, notices)
             digests = list(Positions(shape.large).merged({k: one.digests for k, one in written.items()}, kept))
-            manifest = attempt.write_manifest(shape.skeleton, shape.values, shape.inline, digests)
             state = _manifest(shape, digests)
+            manifest = attempt.write_manifest(state)
             trained = parent is not None and parent.order.step < request.step
             said = noticed(state, self._read(parent), notices, trained=trained)
             record = _published(
@@ -194,7 +194,7 @@ class Saving:
         storage = self.launch.run.store.storage
         if lifetime is Lifetime.FROZEN and next(iter(storage.list(layout.SHARED_PACKS)), None) is not None:
             return None
-        return sum(spec.nbytes for spec in shape.large if spec.lifetime is lifetime)
+        return sum(spec.held for spec in shape.large if spec.lifetime is lifetime)
 
     def _folder(self, lifetime: Lifetime) -> str:
         run = self.launch.run.number
@@ -278,7 +278,7 @@ def _check_kept(attempt: SaveAttempt, kept: Mapping[int, Digest]) -> None:
 def _staged(shape: Shape, kept: Mapping[int, Digest]) -> int:
     """Bytes that are there to be hashed."""
     starts = Positions(shape.large).starts
-    return sum(spec.nbytes for spec, start in zip(shape.large, starts, strict=True) if start not in kept)
+    return sum(spec.held for spec, start in zip(shape.large, starts, strict=True) if start not in kept)
 
 
 def _reporting(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:
@@ -299,7 +299,7 @@ def _in_packs(written: Written) -> int:
 
 def _manifest(shape: Shape, digests: Iterable[Digest]) -> Manifest:
     skeleton = Digest.of(shape.skeleton.encode())
-    return Manifest(shape.skeleton, skeleton, shape.values, shape.inline, b"".join(digests))
+    return Manifest(shape.skeleton, skeleton, shape.values, shape.inline, b"".join(digests), (shape.own,))
 
 
 def _sizes(shape: Shape, written: Iterable[Written]) -> Sizes:

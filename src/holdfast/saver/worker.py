@@ -255,8 +255,7 @@ class Worker:
                 manifest = read_manifest(store.run(target.run), record.manifest_digest)
         except (Damaged, NotFound) as error:
             raise Restage(f"frozen tensors were left to a record that cannot be read: {error}") from error
-        stored = [spec for spec in manifest.skeleton.tensors if not spec.inline]
-        found = kept_digests(shape.large, kept, stored, manifest.segment_digests())
+        found = kept_digests(shape.large, kept, manifest)
         if found is None:
             raise Restage("frozen tensors were left to a record that has not all of them; they are staged again")
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,11 +13,23 @@ from holdfast.errors import InvalidInput
 from holdfast.packs.segment import Segment
 from holdfast.state import rng as rng_state
 from holdfast.state import tensors
+from holdfast.state.division import Division, Replicated
+from holdfast.state.held import Sharing
 from holdfast.state.loading import Tree
 from holdfast.state.objects import Adapter, adapters
 from holdfast.state.tree import Collector
 from holdfast.trees import Lifetime, Skeleton, TensorSpec, segments
 from holdfast.values import Json
+
+
+class Replicas(NamedTuple):
+    """Tensors that the same ranks hold, bit for bit."""
+
+    ranks: tuple[int, ...]
+    places: tuple[int, ...]
+    """Positions in the skeleton."""
+    tensors: tuple[Tensor, ...]
+    """What is held of them: live memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +45,17 @@ class Snapshot:
     """The others, in skeleton order: the live tensors."""
     anomalies: tuple[str, ...] = ()
     """What was noticed, for the record."""
+    own: bytes = b"{}"
+    """Tagged JSON of what belongs to this rank alone, a copy."""
+    replicas: tuple[Replicas, ...] = ()
+    """What other ranks hold as well, bit for bit: the live tensors."""
+    division: Division | None = None
+    """Who writes what, for the next snapshot."""
 
     @property
     def logical_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(spec.nbytes for spec in self.skeleton.tensors)
+        return sum(spec.held for spec in self.skeleton.tensors)
 
     @property
     def aliases(self) -> dict[str, tuple[str, ...]]:
@@ -66,6 +84,9 @@ class Collected:
     data: dict[str, Json]
     """Per object."""
     tensors: list[tuple[TensorSpec, Tensor]]
+    """With the boxes that this process holds, and its memory of them."""
+    sharings: list[Sharing | None]
+    """Per tensor, who else holds the same."""
     notes: list[str]
 
     @property
@@ -80,9 +101,13 @@ class Collected:
 
 
 def collect(
-    objects: Mapping[str, object], values: Mapping[str, Any] | None = None, *, only: Collection[str] | None = None
+    objects: Mapping[str, object],
+    values: Mapping[str, Any] | None = None,
+    *,
+    own: tuple[int, Mapping[str, Any]] | None = None,
+    only: Collection[str] | None = None,
 ) -> Collected:
-    """The structure of ``objects``, under their names, and of ``values``, under ``values``; copies nothing.
+    """The structure of ``objects``, under their names, of ``values``, and of a rank's ``own``; copies nothing.
 
     With ``only``, the other objects merely give parameters their names.
 
@@ -99,34 +124,65 @@ def collect(
     data = {name: found[name].capture(collector) for name in objects if name in found}
     if values is not None:
         data["values"] = collector.encode(dict(values), "values")
+    if own is not None:
+        data["own"] = collector.encode(dict(own[1]), f"own/{own[0]}")  # tensors among them are no other rank's
     specs, notes = collector.finish()
-    return Collected(found, data, specs, notes)
+    return Collected(found, data, specs, collector.sharings(), notes)
 
 
-def capture(objects: Mapping[str, object], values: Mapping[str, Any] | None = None, *, rng: bool = True) -> Snapshot:
-    """A snapshot of ``objects``, of plain ``values`` and of the global random generators.
+def capture(
+    objects: Mapping[str, object],
+    values: Mapping[str, Any] | None = None,
+    *,
+    own: Mapping[str, Any] | None = None,
+    rank: int = 0,
+    known: Division | None = None,
+) -> Snapshot:
+    """A snapshot of ``objects``, of plain ``values``, and of what belongs to this rank alone.
 
     Values and small tensors are copied before it returns; large tensors are
     referenced, so whoever calls must copy or write them before anything may
     change them. Changes nothing, not even the random generators.
 
+    Args:
+        objects: by name.
+        values: the same on all ranks.
+        own: this rank's; by default the states of the global random generators, as ``rng``.
+        rank: this one.
+        known: how an earlier snapshot was divided among ranks, which is looked at first.
+
     Raises:
         InvalidInput, StateError: as `collect`.
     """
-    found = collect(objects, values or {})
+    mine = {"rng": rng_state.capture()} if own is None else own
+    found = collect(objects, values or {}, own=(rank, mine))
     kinds = {name: adapter.kind for name, adapter in found.adapters.items()}
     document = {
         "objects": {name: {"kind": kinds[name], "data": found.data[name]} for name in objects},
         "values": found.data["values"],
-        "rng": Collector().encode(rng_state.capture(), "rng") if rng else None,
     }
+    specs = found.specs
+    division = known if known is not None and known.fits(specs, found.sharings) else None
+    division = division or Division(specs, found.sharings, rank)
+    written = [(spec, division.tensor(i, found.tensors[i][1])) for i, spec in enumerate(division.written)]
     return Snapshot(
-        skeleton=Skeleton(tuple(spec for spec, _ in found.tensors)),
-        values_bytes=json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(),
-        inline=b"".join(tensors.row_bytes(tensor) for spec, tensor in found.tensors if spec.inline),
-        tensors=tuple((spec, tensor) for spec, tensor in found.tensors if not spec.inline),
+        skeleton=Skeleton(tuple(division.written)),
+        values_bytes=_text(document),
+        own=_text(found.data["own"]),
+        inline=b"".join(tensors.row_bytes(tensor) for spec, tensor in written if spec.inline),
+        tensors=tuple((spec, tensor) for spec, tensor in written if not spec.inline),
         anomalies=tuple(found.notes),
+        replicas=tuple(_replicas(one, found) for one in division.replicated),
+        division=division,
     )
+
+
+def _replicas(one: Replicated, found: Collected) -> Replicas:
+    return Replicas(one.ranks, one.places, tuple(found.tensors[place][1] for place in one.places))
+
+
+def _text(document: Json) -> bytes:
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _check_known(only: Collection[str], objects: Mapping[str, object]) -> None:

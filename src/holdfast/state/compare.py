@@ -3,48 +3,57 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from holdfast import values
+from holdfast.boxes import inner_rows, row_bytes
 from holdfast.ids import Digest
 from holdfast.state import tensors
 from holdfast.state.capture import Collected
-from holdfast.state.proofs import Proofs
-from holdfast.state.reading import Stored
-from holdfast.trees import TensorSpec
+from holdfast.state.held import Region, narrowed, regions_of
+from holdfast.state.reading import Filling, Stored, digest_of
+from holdfast.trees import TensorSpec, item_bytes
 from holdfast.values import Json
 
 _THREADS = 4
+_NO_BYTES = torch.empty(0, dtype=torch.uint8)
 _OTHER_BYTES = "other bytes than stored"
 
 
-def differences(documents: Mapping[str, Json], live: Collected, stored: Stored, proofs: Proofs) -> list[str]:
+class _Here(NamedTuple):
+    """A live tensor: what is here of it."""
+
+    spec: TensorSpec
+    tensor: Tensor
+
+
+def differences(documents: Mapping[str, Json], live: Collected, filling: Filling) -> list[str]:
     """Every entry of the given objects that is not as it was stored; ``documents`` is their stored JSON by name.
 
     Live tensors are hashed, but for those whose very memory was hashed after it was filled, and not written since.
     """
     found: list[str] = []
-    named: dict[str, Tensor] = {}
+    named: dict[str, _Here] = {}
     for name, data in documents.items():
         now = live.adapters[name].comparable(data, live.data[name])
         found += _tree_differences(data, now, name)
         found += _pair(data, now, name, named, live)
-    return found + list(_tensors_differences(named, stored, proofs.standing()))
+    return found + list(_tensors_differences(named, filling))
 
 
-def _tensors_differences(
-    named: Mapping[str, Tensor], stored: Stored, proven: Collection[tuple[int, int, int]]
-) -> Iterator[str]:
+def _tensors_differences(named: Mapping[str, _Here], filling: Filling) -> Iterator[str]:
+    stored, proven = filling.stored, filling.proofs.standing()
     with ThreadPoolExecutor(_THREADS, "holdfast-compare") as pool:
-        for path, tensor in named.items():
-            if (stored.by_path[path], tensor.data_ptr(), stored.spec(path).nbytes) in proven:
-                reason = _form_difference(stored.spec(path), tensor)
-            else:
-                reason = _difference(path, tensor, stored, pool)
+        for path, here in named.items():
+            reason = _form_difference(stored.spec(path), here.spec)
+            memory = (stored.by_path[path], here.tensor.data_ptr(), here.tensor.nbytes)
+            if reason is None and memory not in proven:
+                reason = _difference(path, here, filling, pool)
             if reason is not None:
                 yield f"{path}: {reason}"
 
@@ -64,9 +73,9 @@ def _tree_differences(was: Json, now: Json, path: str) -> Iterator[str]:
         yield f"{path}: stored {_short(was)}, is {_short(now)} after the load"
 
 
-def _pair(was: Json, now: Json, path: str, named: dict[str, Tensor], live: Collected) -> Iterator[str]:
+def _pair(was: Json, now: Json, path: str, named: dict[str, _Here], live: Collected) -> Iterator[str]:
     """Finds the live tensor of each stored one; a tie that is gone is a difference."""
-    by_name = {spec.name: tensor for spec, tensor in live.tensors}
+    by_name = {spec.name: _Here(spec, tensor) for spec, tensor in live.tensors}
     homes: dict[str, str] = {}
     for a, b in _leaf_pairs(was, now):
         home = homes.setdefault(a["name"], b["name"])
@@ -87,24 +96,53 @@ def _leaf_pairs(was: Json, now: Json) -> Iterator[tuple[dict[str, Any], dict[str
             yield from _leaf_pairs(a, b)
 
 
-def _difference(path: str, tensor: Tensor, stored: Stored, pool: ThreadPoolExecutor) -> str | None:
-    spec = stored.spec(path)
-    if (reason := _form_difference(spec, tensor)) is not None:
-        return reason
-    view = tensors.row_bytes(tensor)
+def _difference(path: str, here: _Here, filling: Filling, pool: ThreadPoolExecutor) -> str | None:
+    spec, regions = filling.stored.spec(path), regions_of(here.spec, here.tensor)
     if spec.inline:
-        return None if bytes(view) == stored.inline_bytes(path) else _OTHER_BYTES
-    wanted = stored.segment_digests(path)
-    pieces = [view[span.start : span.start + span.length] for span, _ in wanted]
-    equal = all(found == digest for found, (_, digest) in zip(pool.map(Digest.of, pieces), wanted, strict=True))
-    return None if equal else _OTHER_BYTES
+        return None if all(_same_inline(path, region, filling.stored) for region in regions) else _OTHER_BYTES
+    wanted = [pair for region in regions for pair in _whole_segments(path, region, filling.stored)]
+    if not all(pool.map(_matches, wanted)):
+        return _OTHER_BYTES
+    known = filling.filled.get(path)
+    return None if known is None or known == digest_of(regions) else _OTHER_BYTES
 
 
-def _form_difference(spec: TensorSpec, tensor: Tensor) -> str | None:
-    if tensors.dtype_name(tensor.dtype) != spec.dtype:
-        return f"stored as {spec.dtype}, is {tensors.dtype_name(tensor.dtype)} after the load"
-    if tuple(tensor.shape) != spec.shape:
-        return f"stored with shape {list(spec.shape)}, has {list(tensor.shape)} after the load"
+def _same_inline(path: str, region: Region, stored: Stored) -> bool:
+    spec = stored.spec(path)
+    raw = torch.frombuffer(bytearray(stored.inline_bytes(path)), dtype=torch.uint8) if spec.nbytes else _NO_BYTES
+    whole = raw.view(tensors.dtype_of(spec.dtype)).reshape(spec.shape)
+    part = narrowed(whole, region.box.offsets, region.box.sizes)
+    return bytes(tensors.row_bytes(part)) == bytes(tensors.row_bytes(region.tensor))
+
+
+def _whole_segments(path: str, region: Region, stored: Stored) -> Iterator[tuple[memoryview, Digest]]:
+    """The bytes of segments of which all is here, with their digests; of others the filling knows what was put here."""
+    spec = stored.spec(path)
+    item = item_bytes(spec.dtype)
+    for number, box in enumerate(spec.boxes):
+        common = box.overlap(region.box)
+        if common is None or (common.offsets[1:], common.sizes[1:]) != (box.offsets[1:], box.sizes[1:]):
+            continue
+        first, last = inner_rows(box, item, common.offsets[0], common.offsets[0] + common.sizes[0])
+        if first >= last:
+            continue
+        at = [a - b for a, b in zip((first, *box.offsets[1:]), region.box.offsets, strict=True)]
+        view = tensors.row_bytes(narrowed(region.tensor, at, (last - first, *box.sizes[1:])))
+        begin = (first - box.offsets[0]) * row_bytes(box, item)
+        for span, digest in stored.segment_digests(path, number):
+            if begin <= span.start < begin + view.nbytes:
+                yield view[span.start - begin : span.start - begin + span.length], digest
+
+
+def _matches(pair: tuple[memoryview, Digest]) -> bool:
+    return Digest.of(pair[0]) == pair[1]
+
+
+def _form_difference(spec: TensorSpec, live: TensorSpec) -> str | None:
+    if live.dtype != spec.dtype:
+        return f"stored as {spec.dtype}, is {live.dtype} after the load"
+    if live.shape != spec.shape:
+        return f"stored with shape {list(spec.shape)}, has {list(live.shape)} after the load"
     return None
 
 

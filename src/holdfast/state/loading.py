@@ -12,8 +12,9 @@ from torch import Tensor
 from holdfast import values
 from holdfast.errors import StateError
 from holdfast.state import composites, tensors
+from holdfast.state.held import local
 from holdfast.state.reading import Filling
-from holdfast.state.tree import leaves, local
+from holdfast.state.tree import leaves
 from holdfast.trees import TensorSpec
 from holdfast.values import Json
 
@@ -49,10 +50,10 @@ def misfits(stored: Tree, live: Tree, path: str) -> Iterator[str]:
 
 def fill(data: Json, live: Tensor, filling: Filling) -> list[Callable[[], None]]:
     """Sends a stored tensor into a live one; what must wait for other bytes is returned, to be called after the run."""
-    live = local(live, "")
     if data["$"] == "tensor":
         filling.place(data["name"], live)
         return []
+    live = local(live)
     if data["$"] == "subclass":
         parts = composites.subclass_parts(live)
         return [later for name, part in data["parts"].items() for later in fill(part, parts[name], filling)]

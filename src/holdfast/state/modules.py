@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import RestoreFailed, StateError
+from holdfast.state.held import Sharing
+from holdfast.state.replicas import Replicas, replicas_of
 from holdfast.state.tensors import is_a
 from holdfast.trees import Lifetime
 
@@ -52,6 +54,8 @@ class ModuleView:
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     """The live parameters among the tensors."""
     extras: dict[str, Extra] = field(default_factory=dict)
+    sharings: dict[str, Sharing] = field(default_factory=dict)
+    """By name, where a wrapper is evidence that other ranks have the same."""
 
     def lifetime(self, name: str) -> Lifetime:
         """How long the bytes of a tensor tend to live."""
@@ -67,8 +71,9 @@ def view(module: nn.Module) -> ModuleView:
     found = ModuleView()
     for child in module.modules():
         _reshard(child)
-    for prefix, child in _walk(module, ""):
+    for prefix, child, replicas in _walk(module, "", None):
         _collect(found, child, prefix)
+        _note_sharing(found, child, prefix, replicas)
     if is_a(unwrapped(module), "torch.optim.swa_utils", "AveragedModel"):
         # Averages change at every update although they need no gradient.
         found.frozen.clear()
@@ -89,12 +94,25 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+def _walk(
+    module: nn.Module, prefix: str, replicas: Replicas | None
+) -> Iterator[tuple[str, nn.Module, Replicas | None]]:
+    replicas = replicas_of(module) or replicas
     module = unwrapped(module)
-    yield prefix, module
+    yield prefix, module, replicas
     for name, child in module._modules.items():
         if child is not None:
-            yield from _walk(child, f"{prefix}{name}.")
+            yield from _walk(child, f"{prefix}{name}.", replicas)
+
+
+def _note_sharing(found: ModuleView, module: nn.Module, prefix: str, replicas: Replicas | None) -> None:
+    if replicas is None:
+        return
+    for name in _own_tensors(module):
+        if name not in module._parameters:
+            found.sharings[prefix + name] = Sharing(replicas.ranks, first_only=True)
+        elif replicas.parameters:
+            found.sharings[prefix + name] = Sharing(replicas.ranks)
 
 
 def _collect(found: ModuleView, module: nn.Module, prefix: str) -> None:

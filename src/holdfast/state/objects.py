@@ -25,7 +25,7 @@ from holdfast.values import Json
 
 logger = logging.getLogger(__name__)
 
-RESERVED = frozenset({"values", "rng"})
+RESERVED = frozenset({"values", "own"})
 """Names that a checkpoint uses for parts of its own."""
 
 
@@ -72,7 +72,7 @@ def adapters(objects: Mapping[str, object]) -> dict[str, Adapter]:
         if isinstance(value, nn.Module):
             found.append(ModuleObject(name, value, modules.view(value)))
             for key, tensor in found[-1].view.tensors.items():  # type: ignore[attr-defined]
-                names.add(tensor, ParameterName(name, key))
+                names.add(tensor, ParameterName(name, key), found[-1].view.sharings.get(key))  # type: ignore[attr-defined]
         elif isinstance(value, Tensor):
             found.append(TensorObject(name, value))
             names.add(value, ParameterName(name, ""))
@@ -95,7 +95,7 @@ class ModuleObject:
     def capture(self, collector: Collector) -> Json:
         """Tensors by canonical name."""
         view = self.view
-        state = {key: collector.tensor(t, self._path(key), view.lifetime(key)) for key, t in view.tensors.items()}
+        state = {key: self._tensor(collector, key, tensor) for key, tensor in view.tensors.items()}
         extra = {key: collector.encode(one.get(), self._path(key)) for key, one in view.extras.items()}
         return {"state": state, "trainable": self._trainable(), "extra": extra}
 
@@ -125,6 +125,10 @@ class ModuleObject:
     def comparable(self, stored: Json, live: Json) -> Json:
         """All of it."""
         return live
+
+    def _tensor(self, collector: Collector, key: str, tensor: Tensor) -> Json:
+        with collector.shared(self.view.sharings.get(key)):
+            return collector.tensor(tensor, self._path(key), self.view.lifetime(key))
 
     def _trainable(self) -> dict[str, Json]:
         return {key: parameter.requires_grad for key, parameter in self.view.parameters.items()}

@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 from holdfast import values
 from holdfast.errors import StateError, UnsupportedValue
 from holdfast.state import composites, loading, tensors
+from holdfast.state.held import Sharing, is_sharded, local
 from holdfast.state.loading import Tree
 from holdfast.state.reading import Filling
-from holdfast.state.tree import Collector, is_sharded, leaves, local
+from holdfast.state.tree import Collector, leaves
 from holdfast.trees import TensorSpec
 from holdfast.values import Json
 
@@ -44,16 +45,21 @@ class ParameterName(NamedTuple):
 class Names:
     """Parameters to names, by identity. Keeps the parameters alive, so identities stay unique."""
 
-    _by_id: dict[int, tuple[Tensor, ParameterName]] = field(default_factory=dict)
+    _by_id: dict[int, tuple[Tensor, ParameterName, Sharing | None]] = field(default_factory=dict)
 
-    def add(self, tensor: Tensor, name: ParameterName) -> None:
-        """Names a tensor; the first name of a tied one stays."""
-        self._by_id.setdefault(id(tensor), (tensor, name))
+    def add(self, tensor: Tensor, name: ParameterName, sharing: Sharing | None = None) -> None:
+        """Names a tensor, and says who else has it; the first name of a tied one stays."""
+        self._by_id.setdefault(id(tensor), (tensor, name, sharing))
 
     def find(self, tensor: Tensor) -> ParameterName | None:
         """The name of exactly this tensor object."""
         found = self._by_id.get(id(tensor))
         return found[1] if found else None
+
+    def sharing(self, tensor: Tensor) -> Sharing | None:
+        """The evidence, if there is any, that other ranks have the same tensor, and so what belongs to it."""
+        found = self._by_id.get(id(tensor))
+        return found[2] if found else None
 
 
 def stock(optimizer: Optimizer) -> bool:
@@ -190,7 +196,8 @@ class StockOptimizer:
     def _state(self, collector: Collector, parameter: Tensor, state: Mapping[str, Any]) -> dict[str, Json]:
         known = self._known(parameter)
         path = values.join(values.join(values.join(self.name, "state"), known.object), known.name)
-        data = self._values(collector, state, path)
+        with collector.shared(self.names.sharing(parameter)):
+            data = self._values(collector, state, path)
         for key, item in data.items():
             if item_tag(item) == "tensor":
                 item |= _whereabouts(state[key], parameter)
@@ -246,15 +253,13 @@ class _Homes:
         name = leaf["name"]
         if (home := self.filling.placed(name)) is not None:
             # Tied to a parameter, it is a view of it and no parameter itself.
-            return tensors.plain(home)
+            return home.detach() if is_sharded(home) else tensors.plain(home)
         spec, device = self.filling.stored.spec(name), self._device(key, leaf)
         live = self.live.get(key)
         if item is not leaf or not isinstance(live, Tensor) or live.device != device or not _fits(live, spec):
             loading.refuse_overlap(leaf)
-            live = _like(local(self.parameter, key), spec, device)
-            if leaf.get("sharded") and is_sharded(self.parameter):
-                live = type(self.parameter.data).from_local(live, self.parameter.device_mesh, self.parameter.placements)  # type: ignore[attr-defined]
-        self.filling.place(name, local(live, key))
+            live = _made(self.parameter, spec, device, sharded=bool(leaf.get("sharded")))
+        self.filling.place(name, live)
         return live
 
     def _device(self, key: str, leaf: dict[str, Json]) -> torch.device:
@@ -317,9 +322,20 @@ def _whereabouts(tensor: Tensor, parameter: Tensor) -> dict[str, Json]:
 
 
 def _fits(live: Tensor, spec: TensorSpec) -> bool:
-    live = local(live, "")
-    plain = live.layout == torch.strided and composites.split(live, "") is None
+    here = local(live)
+    plain = here.layout == torch.strided and composites.split(here, "") is None
     return plain and tuple(live.shape) == spec.shape and tensors.dtype_name(live.dtype) == spec.dtype
+
+
+def _made(parameter: Tensor, spec: TensorSpec, device: torch.device, *, sharded: bool) -> Tensor:
+    """As the optimizer would have made it: like its parameter, sharded if that is, however it was stored."""
+    if not is_sharded(parameter) or tuple(parameter.shape) != spec.shape or not (sharded or spec.shape):
+        return _like(local(parameter), spec, device)
+    here = torch.empty_like(tensors.plain(local(parameter)), dtype=tensors.dtype_of(spec.dtype), device=device)
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    return type(parameter.data).from_local(  # type: ignore[attr-defined,no-any-return]
+        here, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
 
 
 def _like(parameter: Tensor, spec: TensorSpec, device: torch.device) -> Tensor:

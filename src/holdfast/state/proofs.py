@@ -42,13 +42,23 @@ class Proofs:
         self._verified, self._written = [], []
 
     def standing(self) -> set[tuple[int, int, int]]:
-        """Entry, address and length of what still stands: nothing else was verified or written in its memory."""
+        """Entry, address and length of what still stands: nothing else was verified or written in its memory.
+
+        What was verified in neighbouring pieces is one.
+        """
         found = [_Range(begin := address(m), begin + m.nbytes, entry) for entry, m in self._verified]
-        return {
-            (one.entry, one.begin, one.end - one.begin)
-            for (one, *others) in _touching(sorted([*found, *self._written], key=lambda r: (r.begin, r.end)))
-            if one.entry is not None and not others
-        }
+        groups = _touching(sorted([*found, *self._written], key=lambda r: (r.begin, r.end)))
+        alone = [one for one, *others in groups if one.entry is not None and not others]
+        return {(one.entry, one.begin, one.end - one.begin) for one in _joined(alone) if one.entry is not None}
+
+
+def _joined(ranges: list[_Range]) -> list[_Range]:
+    found: list[_Range] = []
+    for one in ranges:
+        if found and (found[-1].entry, found[-1].end) == (one.entry, one.begin):
+            one = _Range(found.pop().begin, one.end, one.entry)
+        found.append(one)
+    return found
 
 
 def _touching(ranges: list[_Range]) -> Iterator[list[_Range]]:

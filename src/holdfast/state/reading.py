@@ -1,8 +1,16 @@
-"""Stored tensors on their way into memory: straight where that is possible, through a bounded buffer where not."""
+"""Stored tensors on their way into memory: straight where that is possible, through a bounded buffer where not.
+
+What is stored in boxes, and what this process holds of a tensor, may overlap in
+any way. Whole segments whose rows lie in the target as they were stored are
+read into it; of the others the part that is wanted is copied out of a buffer.
+Reading is by whole segments, since their digests are: a shard that is cut in
+rows reads two segments more than its bytes at most, one that is cut in another
+dimension reads all rows of the boxes that it touches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -10,22 +18,26 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from holdfast.boxes import Span
+from holdfast.boxes import SEGMENT_BYTES, Box, Span, cuts, inner_rows, outer_rows, row_bytes
 from holdfast.errors import Corrupt
 from holdfast.ids import Digest
+from holdfast.payload import Places, counts
 from holdfast.state import tensors
+from holdfast.state.held import Region, narrowed, regions
 from holdfast.state.proofs import Proofs
-from holdfast.trees import Manifest, Skeleton, TensorSpec, segment_count, segments
+from holdfast.trees import Manifest, Skeleton, TensorSpec, item_bytes
 
 BUFFER_BYTES = 64 * 1024 * 1024
-"""Most of what is on the way at one time into tensors that cannot be read into directly (one segment at least)."""
+"""Most of what is on the way at one time into tensors that cannot be read into directly (one row at least)."""
 
 
 class Wanted(NamedTuple):
-    """Bytes ``start`` to ``start + len(into)`` of a tensor; both ends are segment boundaries."""
+    """Bytes ``start`` to ``start + len(into)`` of a box of a tensor; both ends are segment boundaries."""
 
     entry: int
     """Position in the skeleton."""
+    box: int
+    """Position among the boxes of the tensor."""
     start: int
     into: memoryview
     """Writable, of single bytes."""
@@ -33,6 +45,14 @@ class Wanted(NamedTuple):
 
 class TensorReader(Protocol):
     """Where the bytes come from."""
+
+    def need(self, parts: Collection[int]) -> None:
+        """Makes sure that the segments of these parts can be read.
+
+        Raises:
+            Damaged, StorageError: some cannot.
+        """
+        ...
 
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Fills every view and verifies the bytes in it; may work in parallel, returns when all are filled.
@@ -50,17 +70,24 @@ class Stored:
     skeleton: Skeleton
     values: bytes
     inline: bytes
-    digests: Sequence[Digest]
-    """One per segment, in skeleton order."""
+    own: bytes
+    """Of the part whose values are taken for this process's own."""
+    counts: Sequence[int]
+    """Digests per part."""
+    digest: Callable[[int], Digest]
+    """The digest at a position; those of other parts are not looked at."""
     reader: TensorReader
 
     @classmethod
-    def of(cls, manifest: Manifest, reader: TensorReader) -> Stored:
-        """From a decoded manifest."""
-        parts = manifest._asdict()
+    def of(cls, manifest: Manifest, reader: TensorReader, part: int = 0) -> Stored:
+        """From a whole manifest, with the values of one part for this process's own."""
         return cls(
-            **{key: parts[key] for key in ("skeleton", "values", "inline")},
-            digests=manifest.segment_digests(),
+            skeleton=manifest.skeleton,
+            values=manifest.values,
+            inline=manifest.inline,
+            own=manifest.own[part],
+            counts=manifest.by_part,
+            digest=manifest.digest,
             reader=reader,
         )
 
@@ -81,14 +108,10 @@ class Stored:
         return starts
 
     @cached_property
-    def _digest_starts(self) -> list[int]:
-        starts, at = [], 0
-        for spec in self.skeleton.tensors:
-            starts.append(at)
-            at += segment_count(spec)
-        if at != len(self.digests):
-            raise Corrupt(f"the manifest has {len(self.digests)} segment digests, and the skeleton asks for {at}")
-        return starts
+    def _places(self) -> Places:
+        if (asked := counts(self.skeleton)) != tuple(self.counts):
+            raise Corrupt(f"the manifest has {list(self.counts)} segment digests, and the skeleton asks for {asked}")
+        return Places(self.skeleton, self.counts)
 
     def spec(self, path: str) -> TensorSpec:
         """The spec of the tensor at ``path``.
@@ -105,11 +128,18 @@ class Stored:
         start = self._inline_starts[self.by_path[path]]
         return self.inline[start : start + self.spec(path).nbytes]
 
-    def segment_digests(self, path: str) -> list[tuple[Span, Digest]]:
-        """The segments of a tensor that is not inline, with their digests."""
-        spans = list(segments(self.spec(path)))
-        start = self._digest_starts[self.by_path[path]]
-        return list(zip(spans, self.digests[start : start + len(spans)], strict=True))
+    def segment_digests(self, path: str, box: int) -> list[tuple[Span, Digest]]:
+        """The segments of one box of a tensor that is not inline, with their digests."""
+        spec, at = self.spec(path), self._places.of(self.by_path[path], box)
+        return list(zip(cuts(spec.boxes[box], item_bytes(spec.dtype)), map(self.digest, at), strict=True))
+
+    def need(self, paths: Iterable[tuple[str, TensorSpec]]) -> None:
+        """Makes sure that everything can be read that overlaps what is here of these tensors.
+
+        Raises:
+            Damaged, StorageError: it cannot.
+        """
+        self.reader.need({part for path, here in paths for part in parts_of(self.spec(path), here.boxes)})
 
     def check(self) -> None:
         """Compares the sizes of pages with the skeleton.
@@ -117,13 +147,26 @@ class Stored:
         Raises:
             Corrupt: they do not fit together.
         """
-        _ = self._inline_starts, self._digest_starts
+        _ = self._inline_starts, self._places
+
+
+def parts_of(spec: TensorSpec, boxes: Sequence[Box]) -> Iterator[int]:
+    """The parts with segments of a stored tensor that some boxes of it need."""
+    if spec.inline:
+        return
+    if spec.spread is None:
+        yield 0
+        return
+    for part, box in zip(spec.spread.parts, spec.spread.boxes, strict=True):
+        if any(box.overlap(one) is not None for one in boxes):
+            yield part
 
 
 class _Piece(NamedTuple):
-    """Part of a tensor that goes through a buffer."""
+    """Part of a box that goes through a buffer."""
 
     entry: int
+    box: int
     span: Span
     put: Callable[[Tensor], None]
 
@@ -138,24 +181,26 @@ class Filling:
     _pieces: list[_Piece] = field(default_factory=list)
     _seen: set[tuple[int, int, str]] = field(default_factory=set)
     _placed: dict[str, Tensor] = field(default_factory=dict)
+    _cut: list[tuple[str, list[Region]]] = field(default_factory=list)
+    filled: dict[str, Digest] = field(default_factory=dict)
+    """What lies here of tensors that were read in other boxes than they lie in, hashed right after it was filled."""
     proofs: Proofs = field(default_factory=Proofs)
     """What was verified where it lies, for the comparison after the load."""
 
     def into(self, path: str, target: Tensor) -> None:
-        """Sends the stored tensor at ``path`` into the memory of ``target``, of equal dtype and shape."""
-        spec, index = self.stored.spec(path), self.stored.by_path[path]
-        key = (index, target.data_ptr(), str(target.device))
-        if spec.nbytes == 0 or key in self._seen:
+        """Sends what ``target``, of equal dtype and global shape, has here of the stored tensor at ``path``."""
+        spec, index, here = self.stored.spec(path), self.stored.by_path[path], regions(target, path)
+        key = (index, here[0].tensor.data_ptr() if here else 0, str(target.device))
+        if spec.nbytes == 0 or not here or key in self._seen:
             return
         self._seen.add(key)
-        if spec.inline:
-            self.proofs.written(target)
-            self._put_inline(path, target)
-        elif (memory := tensors.live_bytes(target)) is not None:
-            self._direct.append(Wanted(index, 0, memory))
-        else:
-            self.proofs.written(target)
-            self._pieces += _pieces(index, spec, target, self.budget)
+        for region in here:
+            if spec.inline:
+                self._put_inline(path, region)
+            else:
+                self._overlaps(index, spec, region)
+        if not spec.inline and [region.box for region in here] != list(spec.boxes):
+            self._cut.append((path, here))
 
     def place(self, path: str, target: Tensor) -> None:
         """As `into`, and remembers ``target`` as the one home of these bytes, so that aliases find it."""
@@ -180,47 +225,130 @@ class Filling:
             buffers = [torch.empty(piece.span.length, dtype=torch.uint8, device="cpu") for piece in batch]
             views = [buffer.numpy().data for buffer in buffers]
             pairs = zip(batch, views, strict=True)
-            self.stored.reader.read([Wanted(piece.entry, piece.span.start, view) for piece, view in pairs])
+            self.stored.reader.read([Wanted(piece.entry, piece.box, piece.span.start, view) for piece, view in pairs])
             for piece, buffer in zip(batch, buffers, strict=True):
                 piece.put(buffer)
-        self._direct, self._pieces, self._seen = [], [], set()
+        self.filled |= {path: digest_of(here) for path, here in self._cut}
+        self._direct, self._pieces, self._seen, self._cut = [], [], set(), []
         for action in later:
             action()
             self.proofs.forget()
 
-    def _put_inline(self, path: str, target: Tensor) -> None:
+    def _overlaps(self, index: int, spec: TensorSpec, region: Region) -> None:
+        memory = tensors.live_bytes(region.tensor)
+        for number, box in enumerate(spec.boxes):
+            if (common := box.overlap(region.box)) is None:
+                continue
+            way = _Way(index, number, box, region, common, item_bytes(spec.dtype))
+            if memory is not None and way.rows_alike:
+                self._direct += way.direct(memory)
+                self._pieces += [piece for edge in way.edges() for piece in way.buffered(*edge, self.budget)]
+                written = bool(way.edges())
+            else:
+                self._pieces += way.buffered(*way.outer, self.budget)
+                written = True
+            if written:
+                self.proofs.written(region.tensor)
+
+    def _put_inline(self, path: str, region: Region) -> None:
+        self.proofs.written(region.tensor)
+        spec = self.stored.spec(path)
         raw = torch.frombuffer(bytearray(self.stored.inline_bytes(path)), dtype=torch.uint8)
-        _put(raw, self.stored.spec(path), target)
+        whole = raw.view(tensors.dtype_of(spec.dtype)).reshape(spec.shape)
+        with torch.no_grad():
+            tensors.put(region.tensor, narrowed(whole, region.box.offsets, region.box.sizes))
 
 
-def _put(raw: Tensor, spec: TensorSpec, target: Tensor) -> None:
-    with torch.no_grad():
-        tensors.put(target, raw.view(tensors.dtype_of(spec.dtype)).reshape(spec.shape))
+class _Way(NamedTuple):
+    """From a box that is stored to a region that is held, as far as they overlap."""
+
+    entry: int
+    number: int
+    box: Box
+    region: Region
+    common: Box
+    item: int
+
+    @property
+    def rows_alike(self) -> bool:
+        """Whether a row has the same bytes on both sides."""
+        inner = (self.box.offsets[1:], self.box.sizes[1:])
+        return inner == (self.region.box.offsets[1:], self.region.box.sizes[1:])
+
+    @property
+    def outer(self) -> tuple[int, int]:
+        """The rows of all segments that are needed."""
+        return outer_rows(self.box, self.item, self.common.offsets[0], self.common.offsets[0] + self.common.sizes[0])
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """The rows of those that are needed whole."""
+        return inner_rows(self.box, self.item, self.common.offsets[0], self.common.offsets[0] + self.common.sizes[0])
+
+    def direct(self, memory: memoryview) -> Iterator[Wanted]:
+        """What is read where it belongs."""
+        first, last = self.inner
+        if first < last:
+            row = row_bytes(self.box, self.item)
+            begin = (first - self.region.box.offsets[0]) * row
+            into = memory[begin : begin + (last - first) * row]
+            yield Wanted(self.entry, self.number, (first - self.box.offsets[0]) * row, into)
+
+    def edges(self) -> list[tuple[int, int]]:
+        """The rows of segments of which only some rows are wanted."""
+        (first, last), (inner_first, inner_last) = self.outer, self.inner
+        if inner_first >= inner_last:
+            return [(first, last)]
+        return [(a, b) for a, b in ((first, inner_first), (inner_last, last)) if a < b]
+
+    def buffered(self, first: int, last: int, budget: int) -> Iterator[_Piece]:
+        """Rows that go through buffers, as many at a time as the budget allows."""
+        row = row_bytes(self.box, self.item)
+        if row > SEGMENT_BYTES and self.rows_alike and self.region.tensor.is_contiguous():
+            yield from self._flat()
+            return
+        segment = max(1, SEGMENT_BYTES // row)
+        step = max(1, budget // (segment * row)) * segment
+        while first < last:
+            end = min(last, (first // step + 1) * step)
+            span = Span((first - self.box.offsets[0]) * row, (end - first) * row)
+            yield _Piece(self.entry, self.number, span, self._putter(first, end))
+            first = end
+
+    def _putter(self, first: int, last: int) -> Callable[[Tensor], None]:
+        rows = self.box.rows(first, last)
+        common = rows.overlap(self.common)
+        assert common is not None  # every segment that is read has rows that are wanted
+        source = [a - b for a, b in zip(common.offsets, rows.offsets, strict=True)]
+        target = [a - b for a, b in zip(common.offsets, self.region.box.offsets, strict=True)]
+
+        def put(raw: Tensor) -> None:
+            read = raw.view(self.region.tensor.dtype).reshape(rows.sizes)
+            with torch.no_grad():
+                tensors.put(narrowed(self.region.tensor, target, common.sizes), narrowed(read, source, common.sizes))
+
+        return put
+
+    def _flat(self) -> Iterator[_Piece]:
+        """Rows longer than a segment, segment by segment."""
+        row, flat = row_bytes(self.box, self.item), tensors.flat_bytes(self.region.tensor)
+        shift = (self.region.box.offsets[0] - self.box.offsets[0]) * row
+        begin, end = ((at - self.box.offsets[0]) * row for at in self.outer)
+        for span in cuts(self.box, self.item):
+            if begin <= span.start < end:
+                yield _Piece(self.entry, self.number, span, _flat_putter(flat, Span(span.start - shift, span.length)))
 
 
-def _pieces(index: int, spec: TensorSpec, target: Tensor, budget: int) -> list[_Piece]:
-    if not target.is_contiguous() or target.is_conj() or target.is_neg():
-        # Rows of a permuted tensor lie nowhere in one stretch, so it is read whole.
-        return [_Piece(index, Span(0, spec.nbytes), lambda raw: _put(raw, spec, target))]
-    flat = tensors.flat_bytes(target)
-    return [_Piece(index, span, _slice_putter(flat, span)) for span in _joined(spec, budget)]
-
-
-def _slice_putter(flat: Tensor, span: Span) -> Callable[[Tensor], None]:
+def _flat_putter(flat: Tensor, span: Span) -> Callable[[Tensor], None]:
     def put(raw: Tensor) -> None:
         flat[span.start : span.start + span.length].copy_(raw)
 
     return put
 
 
-def _joined(spec: TensorSpec, budget: int) -> Iterator[Span]:
-    start = length = 0
-    for span in segments(spec):
-        if length and length + span.length > budget:
-            yield Span(start, length)
-            start, length = span.start, 0
-        length += span.length
-    yield Span(start, length)
+def digest_of(here: Sequence[Region]) -> Digest:
+    """Of all bytes that are held of one tensor."""
+    return Digest.of(b"".join(bytes(Digest.of(tensors.row_bytes(region.tensor))) for region in here))
 
 
 def _batches(pieces: list[_Piece], budget: int) -> Iterator[list[_Piece]]:

@@ -19,7 +19,7 @@ from holdfast.state.compare import differences
 from holdfast.state.loading import Tree, fresh
 from holdfast.state.reading import BUFFER_BYTES, Filling, Stored
 from holdfast.trees import TensorSpec
-from holdfast.values import Json, decode
+from holdfast.values import Json
 
 _SHOWN = 40
 
@@ -30,14 +30,14 @@ class Restored:
 
     values: dict[str, Any]
     """The plain values of the checkpoint."""
-    rng: dict[str, Any] | None
-    """For `apply_rng`."""
+    own: dict[str, Any]
+    """What belongs to one rank alone: ``rng``, for `apply_rng`, and more."""
     not_loaded: tuple[str, ...]
     """Objects of the checkpoint that were left out by name."""
 
     def apply_rng(self) -> list[str]:
         """Restores the global random generators; answers what could not be put back. Call it last."""
-        return [] if self.rng is None else rng.restore(self.rng)
+        return rng.restore(self.own["rng"]) if self.own.get("rng") else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Plan:
     documents: dict[str, Json]
     live: Collected
     values: Json
-    rng: Json
+    own: Json
     not_loaded: tuple[str, ...]
 
     def execute(self, *, budget: int = BUFFER_BYTES) -> Restored:
@@ -63,13 +63,11 @@ class Plan:
         for name, adapter in self.live.adapters.items():
             adapter.load(self.documents[name], filling)
         now = collect(self.objects, only=self.live.adapters)
-        found = differences(self.documents, now, self.stored, filling.proofs)
+        found = differences(self.documents, now, filling)
         if found:
             raise RestoreFailed(_report("after the load the live state differs from the checkpoint", found))
-        return Restored(values=self._values(), rng=decode(self.rng), not_loaded=self.not_loaded)
-
-    def _values(self) -> dict[str, Any]:
-        return dict(fresh(self.values, Filling(self.stored)))
+        own = dict(fresh(self.own, Filling(self.stored)))
+        return Restored(values=dict(fresh(self.values, Filling(self.stored))), own=own, not_loaded=self.not_loaded)
 
 
 def plan(objects: Mapping[str, object], stored: Stored, *, only: Collection[str] | None = None) -> Plan:
@@ -90,12 +88,14 @@ def plan(objects: Mapping[str, object], stored: Stored, *, only: Collection[str]
     problems += _problems(saved, live, stored)
     if problems:
         raise StateMismatch(_report("the checkpoint does not fit the program; nothing was changed", problems))
+    # What is here now; what an optimizer makes anew is found when it is needed.
+    stored.need((spec.name, spec) for spec in live.specs if spec.name in stored.by_path)
     documents = {name: saved[name]["data"] for name in live.adapters}
     if only is not None:
         # Whoever takes parts of a checkpoint has decided what is to be trained.
         documents = {name: _trained_as_now(data, live.data[name]) for name, data in documents.items()}
     not_loaded = tuple(name for name in saved if name not in documents)
-    return Plan(objects, stored, documents, live, document["values"], document["rng"], not_loaded)
+    return Plan(objects, stored, documents, live, document["values"], _parsed(stored.own), not_loaded)
 
 
 def restore(
@@ -164,12 +164,19 @@ def _trained_as_now(data: Json, live: Json) -> Json:
 
 
 def _document(stored: Stored) -> dict[str, Any]:
+    document = _parsed(stored.values)
+    if not {"objects", "values"} <= document.keys():
+        raise Corrupt("the values of the checkpoint are malformed: no objects and values; run 'holdfast verify'")
+    return document
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(stored.values)
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Corrupt(f"the values of the checkpoint are malformed: {error}; run 'holdfast verify'") from error
-    if not isinstance(document, dict) or not {"objects", "values", "rng"} <= document.keys():
-        raise Corrupt("the values of the checkpoint are malformed: no objects, values and rng; run 'holdfast verify'")
+    if not isinstance(document, dict):
+        raise Corrupt("the values of the checkpoint are malformed: they have no names; run 'holdfast verify'")
     return document
 
 

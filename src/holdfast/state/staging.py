@@ -20,7 +20,7 @@ from holdfast.saver.arena import Layout, Placed, gaps, placed
 from holdfast.saver.memory import Slab
 from holdfast.state import tensors
 from holdfast.state.moving import Move, run
-from holdfast.trees import TensorSpec, item_bytes
+from holdfast.trees import TensorSpec, item_bytes, segment_count
 
 _PLAIN = frozenset(("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"))
 """Dtypes that torch copies on all devices; others are copied as bytes or integers of their width."""
@@ -44,7 +44,7 @@ class Destination:
         """Copies the large tensors at ``places`` of the layout; on the CPU the copy is complete when it returns."""
         pairs = list(zip(places, sources, strict=True))
         plain = [(place, source) for place, source in pairs if _in_order(source)]
-        run(self._moves(plain), sum(self.layout.specs[place].nbytes for place, _ in plain))
+        run(self._moves(plain), sum(self.layout.specs[place].held for place, _ in plain))
         others = [(place, source) for place, source in pairs if not _in_order(source)]
         into = [piece for place, _ in others for piece in self._segments(place)]
         if into:  # torch refuses empty lists
@@ -87,13 +87,14 @@ class Destination:
     def _made(self, place: int) -> Iterator[Tensor]:
         spec, dtype = self.layout.specs[place], _carrier(self.layout.specs[place])
         width = item_bytes(spec.dtype) // dtype.itemsize
-        row = spec.nbytes // spec.shape[0] if spec.shape else spec.nbytes
+        extent = spec.extent
+        row = spec.held // (extent[0] or 1) if extent else spec.held
         for span, offset in self._pieces(place):
             piece = self._memory[offset : offset + span.length].view(dtype)
-            if not spec.shape or row > SEGMENT_BYTES:
+            if not extent or row > SEGMENT_BYTES:
                 yield piece
             else:
-                shape = (span.length // row, *spec.shape[1:])
+                shape = (span.length // row, *extent[1:])
                 yield piece.view(shape if width == 1 else (*shape, width))
 
 
@@ -115,13 +116,16 @@ def _cut(spec: TensorSpec, source: Tensor) -> Iterator[Tensor]:
     carrier = _carrier(spec)
     if source.dtype != carrier:
         source = _carried(source, carrier)
-    row = spec.nbytes // spec.shape[0] if spec.shape else spec.nbytes
-    if not spec.shape or row > SEGMENT_BYTES:
+    if not spec.held:
+        return
+    extent = spec.extent
+    row = spec.held // extent[0] if extent else spec.held
+    if not extent or row > SEGMENT_BYTES:
         flat, width = source.reshape(-1), carrier.itemsize
         for span, _ in placed(spec, 0):
             yield flat[span.start // width : (span.start + span.length) // width]
         return
-    if spec.nbytes <= SEGMENT_BYTES:
+    if len(spec.boxes) == 1 and segment_count(spec) == 1:
         yield source
         return
     for span, _ in placed(spec, 0):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor
 
 from holdfast import values
-from holdfast.errors import UnsupportedTensor
 from holdfast.state import composites, tensors
-from holdfast.trees import Lifetime, TensorSpec
+from holdfast.state.held import Held, Sharing, held
+from holdfast.trees import Lifetime, Spread, TensorSpec
 from holdfast.values import Json
 
 _MASK_LIMIT = 1 << 26
@@ -32,6 +33,9 @@ class _Entry:
     name: str
     tensor: Tensor
     lifetime: Lifetime
+    shape: tuple[int, ...]
+    spread: Spread | None
+    sharing: Sharing | None
     aliases: list[str] = field(default_factory=list)
     leaves: list[dict[str, Json]] = field(default_factory=list)
 
@@ -39,10 +43,12 @@ class _Entry:
         return TensorSpec(
             name=self.name,
             dtype=tensors.dtype_name(self.tensor.dtype),
-            shape=tuple(self.tensor.shape),
+            shape=self.shape,
             lifetime=self.lifetime,
-            dim_order=tensors.dim_order(self.tensor),
+            # A shard may be dense where another one is not, and all ranks must say the same.
+            dim_order=tensors.dim_order(self.tensor) if self.spread is None else (),
             aliases=tuple(self.aliases),
+            spread=self.spread,
         )
 
 
@@ -51,7 +57,20 @@ class Collector:
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
+        self._sharing: Sharing | None = None
         self._by_memory: dict[tuple[Any, ...], _Entry] = {}
+        self._by_name: dict[str, _Entry] = {}
+        self._by_object: dict[int, tuple[Tensor, _Entry]] = {}
+        """DTensors: of one that is tied nothing may be here that would tell."""
+
+    @contextmanager
+    def shared(self, sharing: Sharing | None) -> Iterator[None]:
+        """Within it, what other ranks are known to have of each tensor that says nothing of that by itself."""
+        before, self._sharing = self._sharing, sharing
+        try:
+            yield
+        finally:
+            self._sharing = before
 
     def encode(self, value: object, path: str) -> Json:
         """The tagged JSON of any value; tensors and arrays within are collected.
@@ -65,15 +84,26 @@ class Collector:
     def tensor(self, tensor: Tensor, path: str, lifetime: Lifetime = Lifetime.OPTIMIZER) -> dict[str, Json]:
         """The tagged JSON of one tensor, plain or composite, which is collected.
 
+        Args:
+            tensor: any; of a DTensor, what is here.
+            path: under which it is stored.
+            lifetime: of its bytes.
+
         Raises:
             UnsupportedTensor: it has no bytes that could be stored.
         """
         tensors.check_bytes(tensor, path)
-        tensor = local(tensor, path)
-        parts = composites.split(tensor, path)
+        if (known := self._by_object.get(id(tensor))) is not None:
+            return self._alias(known[1], path)
+        here = held(tensor, path, self._sharing)
+        parts = composites.split(here.local, path)
         if parts is None:
-            return self._plain(tensor, path, lifetime)
-        inner = {name: self.tensor(part, values.join(path, name), lifetime) for name, part in parts.parts.items()}
+            leaf = self._plain(here, path, lifetime)
+            if here.local is not tensor:
+                self._by_object[id(tensor)] = tensor, self._by_name[leaf["name"]]
+            return leaf
+        names = parts.parts.items()
+        inner = {name: self.tensor(part, values.join(path, name), lifetime) for name, part in names}
         return {**parts.facts, "parts": inner}
 
     def finish(self) -> tuple[list[tuple[TensorSpec, Tensor]], list[str]]:
@@ -85,6 +115,10 @@ class Collector:
                 leaf["overlaps"] = True
         return [(entry.spec(), entry.tensor) for entry in self._entries], notes
 
+    def sharings(self) -> list[Sharing | None]:
+        """Per tensor, in the same order, who else has the same."""
+        return [entry.sharing for entry in self._entries]
+
     def _leaf(self, value: object, path: str) -> Json:
         if isinstance(value, Tensor):
             found = self.tensor(value, path)
@@ -93,22 +127,29 @@ class Collector:
                 found |= {"grad": True} if value.requires_grad and value.is_leaf else {}
             return found
         if type(value) is np.ndarray:
-            return {"$": "ndarray", "data": self._plain(composites.shared_array(value, path), path, Lifetime.OPTIMIZER)}
+            return {"$": "ndarray", "data": self.tensor(composites.shared_array(value, path), path)}
         return None
 
-    def _plain(self, tensor: Tensor, path: str, lifetime: Lifetime) -> dict[str, Json]:
-        tensors.check_plain(tensor, path)
-        tensor = tensors.plain(tensor)
+    def _plain(self, here: Held, path: str, lifetime: Lifetime) -> dict[str, Json]:
+        tensors.check_plain(here.local, path)
+        tensor = tensors.plain(here.local)
         tensors.check_memory(tensor, path)
-        place = (str(tensor.device), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        place = (str(tensor.device), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, here.spread)
         # A conjugated or negated view is another value at the same address; empty tensors have none.
         key = (*place, tensor.is_conj(), tensor.is_neg())
         entry = self._by_memory.get(key) if tensor.numel() else None
         if entry is None:
-            entry = self._by_memory[key] = _Entry(path, tensor, lifetime)
+            entry = self._by_memory[key] = _Entry(path, tensor, lifetime, here.shape, here.spread, here.sharing)
             self._entries.append(entry)
-        else:
-            entry.aliases.append(path)
+            self._by_name[path] = entry
+            return self._leaf_of(entry)
+        return self._alias(entry, path)
+
+    def _alias(self, entry: _Entry, path: str) -> dict[str, Json]:
+        entry.aliases.append(path)
+        return self._leaf_of(entry)
+
+    def _leaf_of(self, entry: _Entry) -> dict[str, Json]:
         leaf: dict[str, Json] = {"$": "tensor", "name": entry.name}
         entry.leaves.append(leaf)
         return leaf
@@ -133,25 +174,6 @@ def leaves(data: Json) -> Iterator[dict[str, Any]]:
     if isinstance(data, list):
         for item in data:
             yield from leaves(item)
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor."""
-    return not tensors.is_stock(tensor) and tensors.is_a(tensor, "torch.distributed.tensor", "DTensor")
-
-
-def local(tensor: Tensor, path: str) -> Tensor:
-    """What this process holds of a DTensor; any other tensor is itself.
-
-    Raises:
-        UnsupportedTensor: other ranks hold parts of it.
-    """
-    if not is_sharded(tensor):
-        return tensor
-    mesh = tensor.device_mesh  # type: ignore[attr-defined]
-    if mesh.size() != 1:
-        raise UnsupportedTensor(f"{path} is a DTensor over {mesh.size()} ranks; only states of one rank can be stored")
-    return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
 
 
 def _several(entries: list[_Entry]) -> bool:
