@@ -20,7 +20,8 @@ from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.attached import read_attached
 from holdfast.recovery.choice import NewRun, wanted
 from holdfast.recovery.finding import Mismatch
-from holdfast.recovery.launcher import launcher_facts, single_process
+from holdfast.recovery.group import open_group
+from holdfast.recovery.launcher import launcher_facts
 from holdfast.recovery.looping import Loop, callers_names
 from holdfast.recovery.making import making_of, open_checkpoints
 from holdfast.recovery.process import claim_run, refuse_worker, release_run
@@ -57,6 +58,8 @@ class Checkpointer:
         resume: "auto", "must", "never" (never another job's work), or a reference such as ``run-003@500``.
         accumulate: batches per optimizer step, where no hook can tell (foreign optimizers, CUDA graphs); by
             default the steps of the optimizers in ``state`` are counted.
+        peer_timeout: seconds that the ranks of a training wait for each other, before a save has failed or the training
+            ends with `PeerLost`.
         codec: "raw", "zstd", "openzl" (for floats), or "auto": decided once, by what the storage turns out to bear.
         saver: "process": the loop waits for a copy in memory only, and once that exists the checkpoint is made even if
             this process is killed; "inline": the loop waits until it is durable and verified.
@@ -98,6 +101,7 @@ class Checkpointer:
         config: object = None,
         resume: str = "auto",
         accumulate: int | None = None,
+        peer_timeout: float = 600.0,
         codec: str = "raw",
         saver: str = "process",
         stage: Policy | None = None,
@@ -121,6 +125,7 @@ class Checkpointer:
             "save": for_saving(save if save is not None else every(minutes=15)),
             "keep": for_keeping(keep if keep is not None else latest(3)),
             "stage": None if stage is None else for_saving(stage),
+            "patience": _seconds(peer_timeout),
         }
         self._accumulate = accumulate
         self._objects = dict(state)
@@ -292,7 +297,7 @@ class Checkpointer:
 
     def should_stop(self) -> bool:
         """Whether a signal has asked the run to stop: for long evaluations inside the loop."""
-        return self._stops.asked is not None
+        return self._training.should_stop if self._training else self._stops.asked is not None
 
     def close(self) -> None:
         """Saves the ``final`` checkpoint if the total was reached, and lets the run go; idempotent.
@@ -353,12 +358,14 @@ class Checkpointer:
         return "is closed" if self._closed else "holds half-restored state after a failed restore"
 
     def _open(self, total: int | None, resume: bool) -> Training:
-        plan = Plan(**self._settings, total=total, facts=single_process(launcher_facts()))
+        plan = Plan(**self._settings, total=total, facts=launcher_facts())
+        group = open_group(plan.facts, plan.patience)
         try:
-            session = open_session(plan, claim=lambda store, run: claim_run(store, run, self))
+            session = open_session(plan, claim=lambda store, run: claim_run(store, run, self), group=group)
             training = self._train(session, plan)
         except BaseException:
             release_run(self)
+            group.close()
             raise
         if resume:
             self._resume(training)
@@ -395,6 +402,12 @@ class Checkpointer:
         if self._training:
             self._training.close()
         release_run(self)
+
+
+def _seconds(peer_timeout: float) -> float:
+    if not 0 < peer_timeout < float("inf"):
+        raise InvalidInput(f"peer_timeout={peer_timeout}: a number of seconds above 0")
+    return float(peer_timeout)
 
 
 __all__ = ["Checkpointer", "Kind"]

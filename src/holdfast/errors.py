@@ -32,12 +32,13 @@ Grouped by what a handler would do::
     |   `-- Unusable                       an earlier failure left half-restored state
     |-- SaveFailed                         a checkpoint could not be made; training may go on
     |-- CodecUnavailable                   whole, but a package that decodes it is not installed
-    `-- StorageError (OSError)             the machine or the network
-        |-- ObjectExists                   create-if-absent lost (storage layer)
-        |-- ObjectMissing                  no such object (storage layer)
-        |-- StorageFull                    ENOSPC, EDQUOT, EFBIG
-        |-- StorageReadOnly                EROFS, EACCES, EPERM
-        `-- StorageUnavailable             not a directory, missing mount, EIO, ESTALE
+    |-- StorageError (OSError)             the machine or the network
+    |   |-- ObjectExists                   create-if-absent lost (storage layer)
+    |   |-- ObjectMissing                  no such object (storage layer)
+    |   |-- StorageFull                    ENOSPC, EDQUOT, EFBIG
+    |   |-- StorageReadOnly                EROFS, EACCES, EPERM
+    |   `-- StorageUnavailable             not a directory, missing mount, EIO, ESTALE
+    `-- PeerLost                           end this rank too, and start the job again
 
 Every class has a ``kind``, a code that never changes once released, and an
 ``exit_code`` for the command line. Messages say what happened, to which
@@ -320,3 +321,15 @@ class StorageUnavailable(StorageError):
 
     kind = "storage-unavailable"
     exit_code = 75
+
+
+class PeerLost(HoldfastError):
+    """Another rank has ended or does not answer: nothing can be agreed on; the last committed checkpoint stands."""
+
+    kind = "peer-lost"
+    exit_code = 80
+
+    def __init__(self, message: str = "", *, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(*([message] if message else []))
+        self.ranks = ranks
+        """The ranks of which nothing was heard; empty where that cannot be told."""

@@ -21,9 +21,15 @@ def tensors_in_order(skeleton: Skeleton) -> Iterator[int]:
 def counts(skeleton: Skeleton) -> tuple[int, ...]:
     """How many digests each part has."""
     found = [0] * skeleton.parts
-    for spec in skeleton.tensors:
-        for part, count in _counts(spec):
-            found[part] += count
+    # Many tensors have the very same boxes, thousands of them: each list of boxes is gone through once.
+    alike: dict[tuple[int, int], list[TensorSpec]] = {}
+    for number, spec in enumerate(skeleton.tensors):
+        key = (-1, number) if spec.spread is None else (id(spec.spread), item_bytes(spec.dtype))
+        if not spec.inline:
+            alike.setdefault(key, []).append(spec)
+    for specs in alike.values():
+        for part, count in _counts(specs[0]):
+            found[part] += count * len(specs)
     return tuple(found)
 
 

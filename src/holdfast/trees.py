@@ -305,22 +305,26 @@ def decode_skeleton(name: str, data: bytes, digest: Digest) -> Skeleton:
     for spread in found.spreads:
         if len(spread.boxes) != len(spread.parts) or not all(0 <= part < found.parts for part in spread.parts):
             raise Corrupt(f"{name} is malformed: boxes lie in parts that there are not")
+    checked: set[tuple[tuple[int, ...], int | None]] = set()  # many tensors have the same list of thousands of boxes
     for tensor in found.tensors:
-        _check_tensor(name, tensor, found.spreads)
+        _check_tensor(name, tensor, found.spreads, checked)
     return Skeleton(tuple(tensor.spec(found.spreads) for tensor in found.tensors), found.parts)
 
 
-def _check_tensor(name: str, tensor: _Tensor, spreads: Sequence[Spread]) -> None:
+def _check_tensor(
+    name: str, tensor: _Tensor, spreads: Sequence[Spread], checked: set[tuple[tuple[int, ...], int | None]]
+) -> None:
     if any(size < 0 for size in tensor.shape):
         raise Corrupt(f"{name} is malformed: {tensor.name!r} has the shape {tensor.shape}")
     if tensor.dim_order and sorted(tensor.dim_order) != list(range(len(tensor.shape))):
         raise Corrupt(f"{name} is malformed: {tensor.dim_order} is no order of the dimensions of {tensor.name!r}")
-    if tensor.spread is None:
+    if tensor.spread is None or (tensor.shape, tensor.spread) in checked:
         return
     if not 0 <= tensor.spread < len(spreads):
         raise Corrupt(f"{name} is malformed: {tensor.name!r} lies in boxes that there are not")
     if odd := _outside(tensor.shape, spreads[tensor.spread].boxes):
         raise Corrupt(f"{name} is malformed: {odd} is not inside of {tensor.name!r}, {list(tensor.shape)}")
+    checked.add((tensor.shape, tensor.spread))
 
 
 def _outside(shape: tuple[int, ...], boxes: Sequence[Box]) -> Box | None:

@@ -70,7 +70,8 @@ def test_another_kind_of_object_under_the_name_is_refused():
 def test_a_plan_changes_nothing_until_it_is_executed():
     first, second = trained(0), trained(1)
     before = digest(second.objects)
-    ready = plan(second.objects, save(first.objects))
+    comparison = Comparison(second.objects, save(first.objects))
+    ready = comparison.plan(comparison.lacking)
     assert digest(second.objects) == before
     ready.execute()
     assert digest(second.objects) == digest(first.objects)

@@ -74,6 +74,11 @@ def records_folder(run: RunNumber) -> str:
     return f"{run_folder(run)}records/"
 
 
+def parts_folder(run: RunNumber) -> str:
+    """What ranks contribute to saves in flight."""
+    return f"{run_folder(run)}parts/"
+
+
 def trees_folder(run: RunNumber) -> str:
     """Manifests and skeletons of a run."""
     return f"{run_folder(run)}trees/"

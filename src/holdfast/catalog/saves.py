@@ -7,7 +7,7 @@ has the failure that follows from leaving out any of them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +16,8 @@ from holdfast.catalog.holds import save_hold_name, take_name
 from holdfast.catalog.keeping import Keeps
 from holdfast.catalog.launches import Launch
 from holdfast.catalog.manifests import encode_trees, put_tree, read_reach
-from holdfast.catalog.objects import create_once
+from holdfast.catalog.objects import create_once, exists
+from holdfast.catalog.parts import Part, Parts
 from holdfast.catalog.runs import read_record
 from holdfast.catalog.sources import read_sources
 from holdfast.catalog.standing import Standing
@@ -124,8 +125,42 @@ class SaveAttempt:
             put_tree(self._store.storage, name, data)
         return trees.manifest
 
-    def publish(self, record: Record) -> Record:
+    def contribute(self, parts: Parts, part: Part, documents: Iterable[bytes]) -> None:
+        """Hands over to whoever commits: from here on nobody but he, or who takes the name, knows what becomes of it.
+
+        Raises:
+            StorageError: not known to be handed over.
+        """
+        self._tried = True
+        parts.put(part, documents)
+
+    def withdraw(self) -> None:
+        """It is certain that nobody publishes what was contributed: the packs of this save may go."""
+        self._tried = False
+
+    def adopt(self, record: Record) -> Record:
+        """Somebody else has published this very save."""
+        self._published = record
+        _release(self)
+        return record
+
+    def published(self) -> Record | None:
+        """The record of this very save, if it was published; None: nobody has taken the name.
+
+        Raises:
+            Fenced, SaveFailed, RecordConflict: the name is taken by something else.
+        """
+        if not exists(self._store.storage, self.address.name):
+            return None
+        found = read_record(self._store, self.address)
+        if isinstance(found, Record) and found.attempt == self.nonce:
+            return found
+        raise _taken(self)
+
+    def publish(self, record: Record, sizes: Mapping[str, int] | None = None) -> Record:
         """Commits: ``record`` is durable and visible when this returns, and everything that it names was before.
+
+        ``sizes`` has the lengths of packs that others have written.
 
         Raises:
             Fenced: a newer launch has given up on this save.
@@ -133,7 +168,7 @@ class SaveAttempt:
             RecordConflict: another save published under this id.
             StorageError: not known to be published; try again with the same record, or abandon.
         """
-        _check_packs(self, record)
+        _check_packs(self, record, sizes or {})
         _check_trees(self, record)
         self._tried = True
         try:
@@ -287,11 +322,11 @@ def _await_sweep(attempt: SaveAttempt, name: ObjectName) -> None:
         raise SaveFailed(f"a sweep announced {name} and did not end in {SWEEP_SECONDS:.0f} s; end it and save again")
 
 
-def _check_packs(attempt: SaveAttempt, record: Record) -> None:
+def _check_packs(attempt: SaveAttempt, record: Record, sizes: Mapping[str, int]) -> None:
     """Step 5: the length of every pack, right before a record names it (purged and truncated ones are found)."""
     for name in map(ObjectName, record.packs):
         try:
-            expected = attempt._store.footers.get(name).size
+            expected = sizes[name] if name in sizes else attempt._store.footers.get(name).size
             found = attempt._store.storage.size(name)
         except (Damaged, ObjectMissing) as error:
             raise SaveFailed(f"{record.address} was not published, {name} is not there: {error}") from error

@@ -43,8 +43,8 @@ class Every(Policy):
 
     @property
     def by_step(self) -> bool:
-        """Only for steps: clocks and epochs may differ between ranks."""
-        return self.unit is Unit.STEPS
+        """Clocks differ between ranks; steps do not, nor do the steps at which epochs end."""
+        return self.unit in (Unit.STEPS, Unit.EPOCHS)
 
     def _due(self, facts: SaveFacts) -> str | None:
         return str(self) if self._is_due(facts) else None

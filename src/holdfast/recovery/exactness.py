@@ -11,11 +11,12 @@ from holdfast.state.loaders import LoaderPosition
 logger = logging.getLogger(__name__)
 
 
-def exactness_of(position: LoaderPosition | None, progress: Progress) -> dict[str, Exactness]:
+def exactness_of(position: LoaderPosition | None, progress: Progress, world: int) -> dict[str, Exactness]:
     """The sides of a checkpoint that is made now; ``position`` is of the loader, where there is one."""
+    ranks = "one process" if world == 1 else f"{world} ranks; another number of them derives its random streams anew"
     found = {
         "rng": Exactness(exact=True, reason="all generators were captured at the boundary"),
-        "topology": Exactness(exact=True, reason="one process"),
+        "topology": Exactness(exact=True, reason=ranks),
     }
     if not progress.clean:
         found["gradients"] = Exactness(exact=False, reason="saved in the middle of an accumulation")
@@ -35,3 +36,13 @@ def say_inexact(record: Record) -> None:
     for side, exactness in record.exactness.items():
         if not exactness.exact:
             logger.warning("resuming %s is inexact in %s: %s", record.address, side, exactness.reason)
+
+
+def say_resharded(record: Record, size: int) -> str:
+    """Warns that another number of ranks goes on; gives the text."""
+    text = (
+        f"saved by {record.world} ranks and resumed by {size}: random streams are derived anew from checkpoint and rank; "
+        "the data goes on where it was with holdfast.Sampler, and other loaders begin their epoch anew"
+    )
+    logger.warning("%s: %s", record.address, text)
+    return text

@@ -44,7 +44,7 @@ class LiveContent:
 
 def shape_of(snapshot: Snapshot) -> Shape:
     """The structure of a snapshot, its values and its small tensors."""
-    return Shape(snapshot.skeleton, snapshot.values_bytes, snapshot.inline, snapshot.anomalies, snapshot.own)
+    return Shape(snapshot.skeleton, snapshot.values_bytes, snapshot.inline, snapshot.anomalies, snapshot.own, snapshot.prints)
 
 
 class Journal(Protocol):
@@ -145,7 +145,7 @@ class InlineSaves:
 
     def _follow(self, record: Record) -> None:
         try:
-            found = self.trying.following.follow(record)
+            found = self.trying.following.follow(record, self._saving.packs_of(record))
         except (StorageError, BeingDeleted, Damaged) as error:
             # The checkpoint is committed; what follows it (verification, retention) is tried again after the next one.
             # Somebody may also have deleted it meanwhile, which is no reason to end a training.
@@ -155,7 +155,7 @@ class InlineSaves:
         deleted = [str(id_) for id_ in found.deleted]
         self._outcomes.append(Followed(record=record, problem=found.problem, deleted=deleted))
 
-        self.rereading.committed(record)
+        self.rereading.committed(record, self._saving.packs_of(record) or ())
         self._reread()
 
     def _reread(self) -> None:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from holdfast.errors import InvalidInput
 from holdfast.saver.survival import Survival, probe
 
 _TOLD = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_NNODES", "TORCHELASTIC_RUN_ID", "CUDA_VISIBLE_DEVICES")
@@ -51,20 +50,6 @@ def launcher_facts(environ: Mapping[str, str] | None = None) -> LauncherFacts:
         rank=_number(env, "RANK"),
         world=max(1, _number(env, "WORLD_SIZE")),
     )
-
-
-def single_process(facts: LauncherFacts) -> LauncherFacts:
-    """``facts``, where they are those of one process.
-
-    Raises:
-        InvalidInput: there are more, whose state this version cannot put together.
-    """
-    if facts.world > 1:
-        raise InvalidInput(
-            f"WORLD_SIZE is {facts.world}: this version saves the state of one process only; "
-            "start one process, or wait for the version that saves sharded state"
-        )
-    return facts
 
 
 def environment_facts(environ: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -19,8 +20,11 @@ from holdfast.packs.index import SegmentIndex
 from holdfast.packs.reader import read_segments
 from holdfast.payload import Places
 from holdfast.records import Record
+from holdfast.recovery.group import Alone, Group
 from holdfast.recovery.whole import Whole
-from holdfast.state import Restored, Stored, Wanted, restore
+from holdfast.state import Restored, Stored, Wanted
+from holdfast.state.restore import Comparison
+from holdfast.state.rng import derived
 from holdfast.storage.blocks import drop_buffers
 from holdfast.trees import item_bytes
 
@@ -108,8 +112,10 @@ class PackReader:
         return Digest(self._pages[part][at : at + 32])
 
 
-def load(store: Store, record: Record, whole: Whole, *, only: Sequence[str] | None = None) -> Loaded:
+def load(store: Store, record: Record, whole: Whole, group: Group, *, only: Sequence[str] | None = None) -> Loaded:
     """Brings the objects of ``whole`` into the state of ``record``; its values follow when all else has worked.
+
+    What fails on one rank fails on all.
 
     Raises:
         Damaged: the checkpoint cannot be read in full; the objects hold anything, load another one into them.
@@ -117,21 +123,35 @@ def load(store: Store, record: Record, whole: Whole, *, only: Sequence[str] | No
         RestoreFailed: the live state differs from what was stored; the objects must not be used.
         BeingDeleted, StorageError: it cannot be read now.
     """
-    restored = load_objects(store, record, whole.objects, only=only)
+    restored = load_objects(store, record, whole.objects, group, only=only)
     if only is not None:
         return Loaded(None, None, list(restored.not_loaded))
     whole.take(restored.values)
-    return Loaded(restored.own.get("rng"), restored.own.get("data"), [])
+    rng = restored.own.get("rng") if record.world == group.size else derived(record.id, group.rank)
+    return Loaded(rng, restored.own.get("data"), [])
 
 
 def load_objects(
-    store: Store, record: Record, objects: Mapping[str, object], *, only: Sequence[str] | None = None, part: int = 0
+    store: Store,
+    record: Record,
+    objects: Mapping[str, object],
+    group: Group | None = None,
+    *,
+    only: Sequence[str] | None = None,
 ) -> Restored:
-    """As `load`, for the objects alone; ``part`` is the one whose own values are wanted."""
-    with reading(store, [record.address]):
+    """As `load`, for the objects alone; without ``group`` this process is alone."""
+    group, text = group or Alone(), f"the load of {record.address}"
+    part = group.rank if record.world == group.size else 0
+
+    def compare() -> Comparison:
         run = Run.by_number(store, record.run)  # what it holds can be read whether or not its run.json can
         reader = PackReader(run, record, OpenManifest(run, record.manifest_digest))
-        try:
-            return restore(objects, reader.stored(part), only=only)
-        finally:
-            drop_buffers()  # a training that goes on needs no more memory than one that began
+        return Comparison(objects, reader.stored(part), only=only)
+
+    with ExitStack() as stack:
+        stack.callback(drop_buffers)  # a training that goes on needs no more memory than one that began
+        group.agreed(lambda: stack.enter_context(reading(store, [record.address])), text)
+        comparison = group.agreed(compare, text)
+        nowhere = group.everywhere(comparison.lacking, text)
+        plan = group.agreed(lambda: comparison.plan(nowhere), text)
+        return group.agreed(plan.execute, text)

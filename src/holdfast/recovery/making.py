@@ -137,7 +137,7 @@ def _inline(session: Session, plan: Plan, making: Making, after: Afterwards, sto
         ballast=ballast,
         damaged=quarantined_packs(session.store),
     )
-    following = Following(run=launch.run, keep=plan.keep)
+    following = Following(run=launch.run, keep=plan.keep, rank=session.group.rank)
     return inline_saves(
         saving,
         following,
@@ -168,6 +168,7 @@ def _process(session: Session, plan: Plan, making: Making, after: Afterwards) ->
             url=_url(session),
             run=int(session.run.number),
             launch=session.launch.number,
+            rank=session.group.rank,
             keep=str(plan.keep),
             codec=making.codec,
             nice=NICE,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.ids import nonce
+from holdfast.ids import Digest, nonce
 from holdfast.records import Kind, Target
 from holdfast.recovery.exactness import exactness_of
 from holdfast.recovery.progress import Progress
@@ -22,14 +22,21 @@ class Nonces:
     So a save of a boundary whose reserve has become a checkpoint meanwhile finds its own record, not a conflict.
     """
 
+    secret: str | None = None
+    """What several ranks know, so that they have the same nonces; None: there are no others."""
     _at: tuple[int, int] | None = None
     _nonce: str = ""
+    _tries: int = 0
 
     def of(self, timeline: int, step: int) -> str:
         """The nonce for the boundary after ``step``."""
         if self._at != (timeline, step):
-            self._at, self._nonce = (timeline, step), nonce()
-        return self._nonce
+            self._at, self._nonce, self._tries = (timeline, step), nonce(), 0
+        if self.secret is None:
+            return self._nonce
+        # What one try of several ranks has left must not be taken for parts of the next one.
+        self._tries += 1
+        return str(Digest.of(f"{self.secret} {timeline} {step} {self._tries}".encode()))[:16]
 
 
 def request_of(
@@ -65,9 +72,12 @@ def request_of(
         kind=kind,
         reason=reason,
         metrics=dict(metrics),
-        exactness=exactness_of(position, progress),
+        exactness=exactness_of(position, progress, session.group.size),
         environment=session.environment,
         config_digest=session.config_digest,
         attempt=attempt,
         began=began,
+        rank=session.group.rank,
+        world=session.group.size,
+        patience=session.patience,
     )

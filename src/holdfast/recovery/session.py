@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from holdfast.catalog.config import config_changes, config_digest
 from holdfast.catalog.launches import Launch, begin_launch
 from holdfast.catalog.marks import NO_MARKS, read_marks
+from holdfast.catalog.parts import remove_stale
 from holdfast.catalog.readers import reading
 from holdfast.catalog.references import resolve
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
 from holdfast.errors import Damaged, NotFound, NothingToResume, RefusedFresh
-from holdfast.ids import Order, RecordAddress, RecordId, RunName, RunNumber
+from holdfast.ids import Order, RecordAddress, RecordId, RunName, RunNumber, nonce
 from holdfast.policy import Policy
-from holdfast.records import Kind, Record
+from holdfast.records import Kind, Record, Target
 from holdfast.recovery.choice import KnownRun, NewRun, RunChoice, choose_run
 from holdfast.recovery.fresh import restart_evidence
+from holdfast.recovery.group import Alone, Group
+from holdfast.recovery.joining import NOTICEABLE, Joining, await_store, check_shared
 from holdfast.recovery.launcher import LauncherFacts, command_line, environment_facts
 from holdfast.recovery.resume import Rejected, candidates
 
@@ -43,6 +46,8 @@ class Plan:
     """When to keep a state in memory, beside the saves."""
     total: int | None = None
     facts: LauncherFacts
+    patience: float = 600.0
+    """Seconds for which ranks wait for each other."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,6 +65,11 @@ class Session:
     """What ``resume=`` names."""
     must: bool
     forked_from: RecordAddress | None
+    group: Group
+    secret: str
+    """Known to all ranks of this launch and to nobody else, a nonce."""
+    patience: float
+    """Seconds for which ranks wait for each other."""
     timeline: int = -1
     begun: bool = False
     """Whether a start was noted: a restore, of parts perhaps, or one from zero."""
@@ -86,7 +96,8 @@ class Session:
             RefusedFresh: there are records, and none can be used.
             NothingToResume: "must", and there are none.
         """
-        for record in candidates(self.store, self.run, self.rejected, begin or self.begin):
+        found = candidates(self.store, self.run, self.rejected, begin or self.begin)
+        while (record := self._next(found)) is not None:
             try:
                 load(record)
             except Damaged as error:
@@ -97,9 +108,15 @@ class Session:
             else:
                 self._note(record, self._why(record))
                 return record
-        self._check_fresh()
+        self.group.told(self._check_fresh, "whether there is nothing to resume from")
         self._note(None, "there was nothing to resume from")
         return None
+
+    def _next(self, found: Iterator[Record]) -> Record | None:
+        """The next one to try, as rank 0 sees it; damaged ones it has passed over."""
+        if self.group.size == 1:
+            return next(found, None)
+        return self.group.told(lambda: next(found, None), "what to resume from", Record | None)
 
     def address(self, step: int) -> RecordAddress:
         """Where a checkpoint of this launch and timeline lies."""
@@ -112,22 +129,32 @@ class Session:
         Raises:
             NothingToResume: there is none, or this launch has begun without one.
         """
-        record = None if self.begun else next(candidates(self.store, self.run, self.rejected, self.begin), None)
+        found = candidates(self.store, self.run, self.rejected, self.begin)
+        record = None if self.begun else self._next(found)
         if record is None:
             raise NothingToResume(f"{self.run.number} has no checkpoint yet, so there is nothing to restore")
         return record
 
     def has_work(self) -> bool:
         """Whether the run has checkpoints of its own, readable or not."""
-        return bool(self.run.records() or self.run.damaged())
+        return self.group.told(
+            lambda: bool(self.run.records() or self.run.damaged()), "whether the run has checkpoints", bool
+        )
 
     def named(self, reference: str) -> Record:
         """The record that a reference means; errors as in `holdfast.catalog.references.resolve`."""
-        return resolve(self.store, reference, default_run=self.run.number)
+        return self.group.told(
+            lambda: resolve(self.store, reference, default_run=self.run.number), "what is meant", Record
+        )
 
     def begin_with_parts(self, record: Record, only: tuple[str, ...]) -> None:
         """Notes a start that loaded parts of a checkpoint; until it saves, that checkpoint stays the head."""
         self._note(record, f"only {', '.join(only)} of it, as asked for")
+
+    def _record_start(self, why: str) -> None:
+        # A sweep of another run does not see this start before it is there: hold on to the record until then.
+        with reading(self.store, [self.parent] if self.parent else []):
+            self.launch.record_start(self.timeline, self.parent, why)
 
     def _why(self, record: Record) -> str:
         if self.rejected.reasons:
@@ -147,9 +174,7 @@ class Session:
         self.timeline += 1
         self.parent = record.address if record else None
         self.resumed = record
-        # A sweep of another run does not see this start before it is there: hold on to the record until then.
-        with reading(self.store, [self.parent] if self.parent else []):
-            self.launch.record_start(self.timeline, self.parent, why)
+        self.group.told(lambda: self._record_start(why), "the start of a new timeline")
         self.begun = True
         place = f"resumes from {record.address}" if record else "starts from zero"
         (logger.warning if self.rejected.reasons else logger.info)("%s %s: %s", self.run.number, place, why)
@@ -157,11 +182,16 @@ class Session:
 
 
 def open_session(
-    plan: Plan, tell: Callable[[str], None] = logger.warning, *, claim: Callable[[Store, Run], None] | None = None
+    plan: Plan,
+    tell: Callable[[str], None] = logger.warning,
+    *,
+    claim: Callable[[Store, Run], None] | None = None,
+    group: Group | None = None,
 ) -> Session:
     """Opens the store, chooses or creates the run, and claims a launch of it.
 
     ``claim`` may refuse the run by raising; it is asked before there is a launch, which would fence the older ones.
+    Of several ranks the first one does all this, and the others join.
 
     Raises:
         RefusedFresh: there is evidence of earlier work that is not in this store.
@@ -169,6 +199,64 @@ def open_session(
         UnknownReference: ``resume`` names a record that is not there.
         StorageError: the store cannot be reached or written.
     """
+    group = group or Alone()
+    return _open_first(plan, tell, claim, group) if group.size == 1 else _open_all(plan, tell, claim, group)
+
+
+def _open_all(
+    plan: Plan, tell: Callable[[str], None], claim: Callable[[Store, Run], None] | None, group: Group
+) -> Session:
+    first: list[Session] = []
+
+    def opened() -> Joining:
+        first.append(_open_first(plan, tell, claim, group))
+        return Joining(
+            store=first[0].store.info.id,
+            run=int(first[0].run.number),
+            launch=first[0].launch.number,
+            begin=_target(first[0].begin),
+            asked=_target(first[0].asked),
+            forked_from=_target(first[0].forked_from),
+            secret=first[0].secret,
+        )
+
+    joining = group.told(opened, "the launch", Joining)
+    session = group.agreed(lambda: first[0] if first else _joined(plan, joining, claim, group), "the launch")
+    visibility = check_shared(session.store, session.run, session.launch.number, group)
+    if visibility > NOTICEABLE:
+        tell(f"{session.store.url} shows what one rank writes to the others after {visibility:.1f} s")
+        session.store = replace(session.store, visibility=visibility)
+    return session
+
+
+def _target(address: RecordAddress | None) -> Target | None:
+    return None if address is None else Target.of(address)
+
+
+def _joined(plan: Plan, joining: Joining, claim: Callable[[Store, Run], None] | None, group: Group) -> Session:
+    store = await_store(plan.url, joining, group.rank)
+    run = store.run(joining.run)
+    if claim is not None:
+        claim(store, run)
+    return Session(
+        store=store,
+        run=run,
+        launch=Launch(run, joining.launch),
+        environment=environment_facts(),
+        config_digest=config_digest(plan.config),
+        begin=joining.begin.address if joining.begin else None,
+        asked=joining.asked.address if joining.asked else None,
+        must=plan.resume == "must",
+        forked_from=joining.forked_from.address if joining.forked_from else None,
+        group=group,
+        secret=joining.secret,
+        patience=plan.patience,
+    )
+
+
+def _open_first(
+    plan: Plan, tell: Callable[[str], None], claim: Callable[[Store, Run], None] | None, group: Group
+) -> Session:
     store, is_new = _open(plan)
     source = None if plan.resume in MODES else resolve(store, plan.resume).address
     mode = plan.resume if source is None else "reference"
@@ -182,7 +270,7 @@ def open_session(
     run = _run(store, choice, plan)
     if claim is not None:
         claim(store, run)
-    return _launched(store, run, choice, plan, source, tell)
+    return _launched(store, run, choice, plan, source, tell, group)
 
 
 def _open(plan: Plan) -> tuple[Store, bool]:
@@ -263,6 +351,7 @@ def _launched(
     plan: Plan,
     source: RecordAddress | None,
     tell: Callable[[str], None],
+    group: Group,
 ) -> Session:
     earlier = run.launches()
     again = plan.facts.job is not None and any(one.job == plan.facts.job for one in earlier)
@@ -279,6 +368,7 @@ def _launched(
         config_digest=config_digest(plan.config),
         report=tell,
     )
+    remove_stale(store, run.number, launch.number)
     logger.info("%s, launch %d: %s", run.number, launch.number, choice.why)
     return Session(
         store=store,
@@ -291,4 +381,7 @@ def _launched(
         asked=source,
         must=plan.resume == "must",
         forked_from=choice.forked_from,
+        group=group,
+        secret=nonce(),
+        patience=plan.patience,
     )

@@ -19,14 +19,15 @@ from holdfast.policy import kind_of
 from holdfast.records import Kind, Record, Target
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.checkpoints import Checkpoints
-from holdfast.recovery.exactness import say_inexact
+from holdfast.recovery.decisions import Agreed, Decisions
+from holdfast.recovery.exactness import say_inexact, say_resharded
 from holdfast.recovery.finding import Mismatch, find
 from holdfast.recovery.loading import Loaded, load
 from holdfast.recovery.measuring import plain, taken
 from holdfast.recovery.progress import Progress
-from holdfast.recovery.requests import Nonces, request_of
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
+from holdfast.recovery.taking import Taking
 from holdfast.recovery.triggers import Moment, Trigger
 from holdfast.recovery.whole import Whole
 from holdfast.saver import SaveRequest
@@ -64,14 +65,18 @@ class Training:
         self.looping = False
         """Whether a loop is being iterated, as far as this side can see."""
         self._session, self._plan, self._stops = session, plan, stops
-        self._whole = Whole(objects=objects, values=values, files=files)
+        self._whole = Whole(objects=objects, values=values, files=files, rank=session.group.rank)
         self._checkpoints, self._after = checkpoints, after
-        self._nonces = Nonces()
+        self._group, self._decisions = session.group, Decisions(session.group)
         self._latest: tuple[Kind, str, int] = (Kind.MANUAL, "", -1)
         self._save_trigger = Trigger(plan.save, after)
         self._stage_trigger = None if plan.stage is None else Trigger(plan.stage, after)
         self.progress = Progress(objects.values(), values, accumulate)
+        self._taking = Taking(session, self._whole, self.progress)
         self._position: LoaderPosition | None = None
+        self._agreed_stop: str | None = None
+        self._called = 0
+        self._moved = False
         self._data: dict[str, Any] | None = None
         self._begin_at(0)
 
@@ -82,6 +87,7 @@ class Training:
         self._metrics: dict[str, Any] = {}  # of the boundary
         self._coming: dict[str, Any] = {}  # of the step at hand
         self._asked: list[tuple[TagName | None, str]] = []
+        self._wish: tuple[str, dict[str, Any]] | None = None
         self._rng: Any = None
         self._satisfied(step, 0)
 
@@ -111,7 +117,7 @@ class Training:
         fresh = self._session.resume(self._load) is None
         self.torn = False
         if fresh:
-            self._whole.check()
+            self._group.agreed(self._whole.check, "whether the state can be saved")
             self._checkpoints.resumed(None)
 
     def restore_from(self, reference: str | None) -> None:
@@ -143,7 +149,7 @@ class Training:
     def _read(self, record: Record, only: tuple[str, ...] | None = None) -> Loaded:
         before, self.torn = self.torn, True
         try:
-            loaded = load(self._session.store, record, self._whole, only=only)
+            loaded = load(self._session.store, record, self._whole, self._group, only=only)
         except StateMismatch:
             self.torn = before  # it is found before anything is changed
             raise
@@ -156,6 +162,7 @@ class Training:
         clear_gradients(self._whole.objects.values())
         self._begin_at(record.step)
         self._rng, self._data = loaded.rng, loaded.data
+        self._moved = record.world != self._group.size
         self._satisfied(record.step, int((loaded.data or {}).get("epoch", 0)))
         self._checkpoints.resumed(record)
         if self._position is not None:
@@ -163,6 +170,8 @@ class Training:
         for note in rng.restore(loaded.rng or rng.capture()):
             logger.warning("resuming %s: %s", record.address, note)
         say_inexact(record)
+        if self._moved:
+            self._after.note("resharded", say_resharded(record, self._group.size))
 
     # The loop
 
@@ -188,18 +197,20 @@ class Training:
             rng.restore(self._rng)
         else:
             self._rng = rng.capture()
-        if self._stops.asked:
-            logger.warning("%s has asked to stop, so the loop ends at once", self._stops.asked)
+        if self._stop:
+            logger.warning("%s has asked to stop, so the loop ends at once", self._stop)
 
     def _find(self, position: LoaderPosition, mismatch: Mismatch = Mismatch.RAISE) -> None:
         if self._data is not None:
+            if self._moved and position.strategy != "cursor":
+                mismatch = Mismatch.RESTART_EPOCH  # nobody can tell which samples the other ranks have had
             with self._whole.generators_kept():
                 find(position, self._data, mismatch)
             self._satisfied(self.step, position.epoch + (position.batch == position.length))
 
     def ended(self) -> bool:
         """Whether the total is reached, or a signal has asked to stop and this is the place to."""
-        stop = self._stops.asked is not None and (self.progress.clean or self._stopped)
+        stop = self._stop is not None and (self.progress.clean or self._stopped)
         return stop or (self.total is not None and self.step >= self.total)
 
     def enter(self) -> None:
@@ -211,7 +222,9 @@ class Training:
         """The body has ended: count, save what is due, and notice a request to stop."""
         if self.progress.leave():
             self._metrics, self._coming = self._coming, {}
-        if self.progress.clean or self.progress.overdue or self._stops.waited(STOP_SECONDS):
+        # Several ranks come to the same boundaries: no clock decides on one of them.
+        waited = self._group.size == 1 and self._stops.waited(STOP_SECONDS)
+        if self.progress.clean or self.progress.overdue or waited:
             self._boundary(epoch_ended)
 
     def epoch_over(self) -> None:
@@ -223,8 +236,10 @@ class Training:
     def end_loop(self, reached: bool = False) -> None:
         """The loop has come to its end by itself: a request to stop that came after the last body is served."""
         self._reached = self._reached or reached
-        if self._stops.asked and self.progress.clean and self._checkpoints.here(self.step) is None:
-            self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
+        if self._decisions.last().stop:
+            self._agreed_stop = self._stops.asked or "a signal to another rank"
+        if self._stop and self.progress.clean and self._checkpoints.here(self.step) is None:
+            self._save(Kind.PREEMPTED, f"{self._stop} asked to stop")
 
     def settle(self) -> None:
         """If the body was left by `break`: counts its step if it was made, and makes the saves that waited for it.
@@ -242,14 +257,46 @@ class Training:
         self._epoch_ended = epoch_ended
         self._checkpoints.listen()
         self._checkpoints.prepare(self._snapshot)
-        reason = self._save_trigger.due(self._moment(), self._metrics)
-        if self._stops.asked:
-            self._save(Kind.PREEMPTED, f"{self._stops.asked} asked to stop")
+        agreed = self._decide()
+        reason = self._save_trigger.due(self._moment(), self._metrics, by_step=True)
+        if self._stop:
+            self._save(Kind.PREEMPTED, f"{self._stop} asked to stop")
             self._stopped = True
-        elif reason:
-            self._save(kind_of(reason), reason)
+        elif reason or agreed.save:
+            self._save_due(reason, agreed)
         self._save_asked()
         self._reserve()
+
+    def _decide(self) -> Agreed:
+        """What of this boundary the ranks decide together; in a process of its own it is decided right here."""
+        if self._group.rank == 0 and (reason := self._due_here()):
+            self._wish = reason, dict(self._metrics)
+        stop, wish = self._stops.asked is not None, self._wish is not None
+        agreed = self._decisions.at(self.step, stop=stop, save=wish, saves=self._called)
+        if agreed.stop:
+            self._agreed_stop = self._stops.asked or "a signal to another rank"
+        return agreed
+
+    def _due_here(self) -> str | None:
+        """Why a checkpoint is due for what clocks and metrics say: those of rank 0 count."""
+        return self._save_trigger.due(self._moment(), self._metrics, by_step=False)
+
+    def _save_due(self, reason: str | None, agreed: Agreed) -> None:
+        wish, metrics = self._wish or ("rank 0 has asked for it", {})
+        if agreed.save:
+            reason = "; ".join(filter(None, (reason, wish)))
+            self._metrics, self._wish = {**metrics, **self._metrics}, None
+        self._save(kind_of(reason or wish), reason or wish)
+
+    @property
+    def _stop(self) -> str | None:
+        """What has asked the training to stop; of several ranks, as far as all of them have heard of it."""
+        return self._stops.asked if self._group.size == 1 else self._agreed_stop
+
+    @property
+    def should_stop(self) -> bool:
+        """See `Checkpointer.should_stop`."""
+        return self._stop is not None
 
     def _reserve(self) -> None:
         """Keeps this state in memory, where the saver finds it if this process dies."""
@@ -259,7 +306,7 @@ class Training:
         if reason := trigger.due(self._moment(), self._metrics):
             began = time.monotonic()
             request = self._request(Kind.REGULAR, f"kept in reserve, {reason}", began)
-            self._checkpoints.reserve(self._snapshot(), request)
+            self._checkpoints.reserve(self._taking.compared(self._snapshot()), request)
             trigger.satisfied(self.step, self._moment().epochs)
 
     @property
@@ -290,7 +337,9 @@ class Training:
     def _save_best(self, logged: Mapping[str, Any]) -> None:
         watched = self._save_trigger.watches(logged)
         reason = self._save_trigger.due(self._moment(), self._metrics) if watched else None
-        if reason and self._at_boundary():
+        if reason and self._group.size > 1:
+            self._wish = (reason, dict(self._metrics)) if self._group.rank == 0 else None
+        elif reason and self._at_boundary():
             self._save(kind_of(reason), reason)
         elif reason:
             logger.warning("%s at step %d, but the body has gone on: log it before the forward pass", reason, self.step)
@@ -298,6 +347,7 @@ class Training:
     def save_asked(self, tag: TagName | None, reason: str, *, durable: bool) -> Record | None:
         """See `Checkpointer.save`."""
         self.settle()
+        self._called += 1
         self._asked.append((tag, reason))
         if self.progress.in_body and not self._at_boundary():
             return None
@@ -312,8 +362,9 @@ class Training:
             tag, reason = self._asked.pop(0)
             target = self._save(Kind.MANUAL, reason)
             if tag is not None:
-                self._checkpoints.check_tag(tag)
-                self._checkpoints.add_tag(target, tag)
+                self._group.told(lambda: self._checkpoints.check_tag(tag), "whether the tag is free")  # noqa: B023
+                if self._group.rank == 0:
+                    self._checkpoints.add_tag(target, tag)
         return target
 
     def _at_boundary(self) -> bool:
@@ -331,7 +382,7 @@ class Training:
             return here
         began, self._latest = time.monotonic(), (kind, reason, self.step)
         target = Target.of(self._session.address(self.step))
-        snapshot = self._snapshot()
+        snapshot = self._taking.compared(self._snapshot())
         self._satisfied(self.step, self._moment().epochs)
         self._checkpoints.save(snapshot, self._request(kind, reason, began), urgent=kind is Kind.PREEMPTED)
         return target
@@ -339,26 +390,12 @@ class Training:
     def _snapshot(self) -> Snapshot:
         # What happens outside of a loop, an evaluation perhaps, goes on from there; inside, the boundary counts.
         at_boundary = self._rng if self.looping or self.progress.in_body else None
-        return self._whole.snapshot(data=self._data_state(), rng=at_boundary or rng.capture())
+        return self._taking.snapshot(self._position, self._data, at_boundary or rng.capture())
 
     def _request(self, kind: Kind, reason: str, began: float) -> SaveRequest:
-        return request_of(
-            self._session,
-            self.progress,
-            self._position,
-            epoch=self._epoch,
-            metrics=plain(self._metrics),
-            kind=kind,
-            reason=reason,
-            began=began,
-            attempt=self._nonces.of(self._session.timeline, self.step),
+        return self._taking.request(
+            self._position, epoch=self._epoch, metrics=self._metrics, kind=kind, reason=reason, began=began
         )
-
-    def _data_state(self) -> dict[str, Any] | None:
-        """The loader's position at the boundary: in the body, the batch at hand is not used up yet."""
-        if self._position is None:
-            return self._data
-        return self._position.before() if self.progress.in_body else self._position.state()
 
     def finish(self) -> None:
         """The ``final`` checkpoint, if the total was reached; whatever is in flight is waited for.
@@ -396,5 +433,6 @@ class Training:
         """Lets saver and loader go, and writes the journal."""
         self._checkpoints.close(CLOSE_SECONDS)
         self._after.close()
+        self._group.close()
         if self._position is not None:
             self._position.close()

@@ -44,8 +44,14 @@ class Trigger:
         """Whether the policy looks at one of these."""
         return any(isinstance(part, Best) and part.metric in metrics for part in self.policy.parts)
 
-    def due(self, moment: Moment, metrics: Mapping[str, Any]) -> str | None:
-        """Why a checkpoint is due now, if it is; metrics on a device are read only for policies that look at any."""
+    def due(self, moment: Moment, metrics: Mapping[str, Any], *, by_step: bool | None = None) -> str | None:
+        """Why a checkpoint is due now, if it is; metrics on a device are read only for policies that look at any.
+
+        ``by_step`` asks only the policies that see the same on all ranks (True), or only the others (False).
+        """
+        asked = [part for part in self.policy.parts if by_step is None or part.by_step is by_step]
+        if not asked:
+            return None
         facts = SaveFacts(
             step=moment.step,
             steps_since_save=moment.step - self._step,
@@ -56,4 +62,4 @@ class Trigger:
             metrics=plain(metrics) if self.after.watches(self.policy) else {},
             saved=self.after.saved_metrics(self.policy),
         )
-        return self.policy.due(facts)
+        return "; ".join(filter(None, (part.due(facts) for part in asked))) or None

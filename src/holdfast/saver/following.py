@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.catalog.marks import add_mark
@@ -40,20 +40,30 @@ class Following:
 
     run: Run
     keep: Policy
+    rank: int = 0
+    """Of several that save together, each reads back what it has written; the first one alone removes old ones."""
     pace: Pace | None = None
     progress: Callable[[int], None] | None = None
     """Told of bytes as they are read back."""
 
-    def follow(self, record: Record, *, retain: bool = True) -> Followed:
+    def follow(self, record: Record, packs: Collection[str] | None, *, retain: bool = True) -> Followed:
         """Everything that follows a save.
+
+        Args:
+            record: of the checkpoint.
+            packs: those with what this rank has contributed; None: nobody knows, for its saver has died.
+            retain: whether the policy may remove older ones now.
 
         Raises:
             StorageError, BeingDeleted, Damaged: not all of it was done; the checkpoint is not concerned.
         """
-        if problems := read_back(self.run.store, record, self.progress, self.pace):
-            return self._quarantine(record, problems)
-        add_mark(self.run.store, record.address, MarkKind.VERIFIED, by="saver")
-        return Followed(deleted=self.retain() if retain else [])
+        mine = record.packs if record.world == 1 else packs
+        if mine is not None:
+            if problems := read_back(self.run.store, record, mine, self.progress, self.pace):
+                return self._quarantine(record, problems)
+            share = {} if record.world == 1 else {"part": self.rank, "of": record.world}
+            add_mark(self.run.store, record.address, MarkKind.VERIFIED, by="saver", data=share)
+        return Followed(deleted=self.retain() if retain and self.rank == 0 else [])
 
     def retain(self) -> list[RecordId]:
         """Removes what the policy does not keep; gives the ids of what is gone."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from holdfast.catalog.parts import Prints
 from holdfast.errors import Corrupt
 from holdfast.ids import Digest, ObjectName, Order, RecordAddress, RecordId, RunNumber
 from holdfast.packs.segment import Segment
@@ -39,6 +40,11 @@ class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
     config_digest: str | None = None
     tags: list[str] = []
     """Names that the record gets once it is durable."""
+    rank: int = 0
+    """Of the trainer, among those that save together."""
+    world: int = 1
+    patience: float = 60.0
+    """Seconds for which ranks wait for each other's contributions."""
     survives: str = "nothing"
     """What the staged state survives until it is durable."""
     attempt: str
@@ -68,6 +74,8 @@ class Shape(msgspec.Struct, frozen=True):
     """What was noticed at the capture."""
     own: bytes = b"{}"
     """Tagged JSON of what belongs to this rank alone."""
+    prints: tuple[Prints, ...] = ()
+    """Fingerprints of what other ranks hold as well."""
 
     @property
     def large(self) -> list[TensorSpec]:
@@ -127,6 +135,7 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
     inline: bytes
     anomalies: list[str]
     own: bytes
+    prints: list[Prints]
     offsets: list[int]
     """Per large tensor: where its first segment begins in the slot; -1: it is not staged."""
     stored_in: Target | None = None
@@ -142,6 +151,7 @@ def encode_job(request: SaveRequest, shape: Shape, offsets: list[int], stored_in
         shape.inline,
         list(shape.anomalies),
         shape.own,
+        list(shape.prints),
         offsets,
         stored_in,
     )
@@ -160,4 +170,4 @@ def decode_job(data: bytes) -> tuple[SaveRequest, Shape, Job]:
         raise Corrupt(f"the document of a staged save is malformed: {error}") from error
     request = unseal(_REQUEST, job.request, SaveRequest)
     skeleton = decode_skeleton("the skeleton of a staged save", job.skeleton, Digest.of(job.skeleton))
-    return request, Shape(skeleton, job.values, job.inline, tuple(job.anomalies), job.own), job
+    return request, Shape(skeleton, job.values, job.inline, tuple(job.anomalies), job.own, tuple(job.prints)), job

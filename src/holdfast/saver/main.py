@@ -74,7 +74,7 @@ def _worker(
     launch, ballast = with_ballast(Launch(store.run(hello.run), hello.launch))
     run, store = launch.run, launch.run.store
     pace = Pace(hello.nice, orders.hurry)
-    journal = JournalWriter(store, run.number, f"saver-{hello.launch}-{os.getpid()}")
+    journal = JournalWriter(store, run.number, f"saver-{hello.launch}-{hello.rank}-{os.getpid()}")
     return Worker(
         saving=Saving(
             launch=launch,
@@ -85,7 +85,7 @@ def _worker(
             pace=pace,
             damaged=quarantined_packs(store),
         ),
-        following=Following(run=run, keep=parse(hello.keep), pace=pace),
+        following=Following(run=run, keep=parse(hello.keep), rank=hello.rank, pace=pace),
         rereading=Rereading(store=store, pace=pace),
         journal=journal,
         control=control,

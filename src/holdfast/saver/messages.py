@@ -24,6 +24,7 @@ class Hello(_Message, frozen=True, kw_only=True):
     url: str
     run: int
     launch: int
+    rank: int = 0
     trainer: int = 0
     """Its process id."""
     trainer_started: str = ""

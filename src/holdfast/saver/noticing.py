@@ -92,19 +92,17 @@ class Notices:
         return [self._specs[place].name for place in sorted(self._nan)]
 
 
-def noticed(state: Manifest, parent: Manifest | None, notices: Notices, *, trained: bool) -> list[str]:
-    """One sentence for each thing that looks wrong.
+def noticed(state: Manifest, parent: Manifest | None, *, trained: bool) -> list[str]:
+    """One sentence for each thing that looks wrong beside the save before.
 
     Args:
-        state: what is saved.
+        state: what is saved, of all ranks.
         parent: what was saved before on this line, if anything.
-        notices: what the bytes say.
         trained: whether a step was made since the parent.
     """
-    found = describe("NaN inside", [*notices.nan_inside, *_nan_inline(state)])
     if parent is None:
-        return found
-    found += describe("keys lost", keys_lost(state.skeleton, parent.skeleton))
+        return []
+    found = describe("keys lost", keys_lost(state.skeleton, parent.skeleton))
     if trained and identical(state, parent):
         found.append("bit-identical to the checkpoint before, although steps were made in between")
     return found
@@ -141,7 +139,8 @@ def tensors_of_segments(specs: Sequence[TensorSpec]) -> list[int]:
     return [place for place, spec in enumerate(specs) for _ in range(segment_count(spec))]
 
 
-def _nan_inline(state: Manifest) -> Iterator[str]:
+def nan_inline(state: Manifest) -> Iterator[str]:
+    """Names of the small tensors that hold a NaN."""
     at = 0
     for spec in state.skeleton.tensors:
         if spec.inline:

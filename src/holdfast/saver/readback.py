@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from holdfast.catalog import layout
 from holdfast.catalog.marks import add_mark, read_record_marks
@@ -29,18 +29,23 @@ _MARK = re.compile(rf".*/marks/.*/({MarkKind.QUARANTINED}|{MarkKind.NOTE})-[^/]*
 
 
 def read_back(
-    store: Store, record: Record, progress: Callable[[int], None] | None = None, pace: Pace | None = None
+    store: Store,
+    record: Record,
+    packs: Collection[str],
+    progress: Callable[[int], None] | None = None,
+    pace: Pace | None = None,
 ) -> list[Problem]:
-    """What is damaged in the packs of a record; those of a verified parent were read back before.
+    """What is damaged in packs of a record; those of a verified parent were read back before.
 
     Args:
         store: where the record lies.
         record: a committed one.
+        packs: which of its packs.
         progress: told of bytes as they are checked.
         pace: whether to leave the processor to others, and until when.
     """
     before = _packs_verified(store, record.parent)
-    new = [ObjectName(name) for name in record.packs if name not in before]
+    new = [ObjectName(name) for name in packs if name not in before]
     return [problem for name in new for problem in verify_pack(store.storage, name, progress, pace)]
 
 

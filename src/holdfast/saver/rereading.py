@@ -9,7 +9,7 @@ writes what was in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from holdfast.catalog.store import Store
@@ -36,9 +36,9 @@ class Rereading:
     _unread: dict[ObjectName, int] = field(default_factory=dict)
     """Saves that relied on a pack since it was read."""
 
-    def committed(self, record: Record) -> None:
-        """A save was made: the packs that it names are in use, others are no more."""
-        self.newest, names = record, map(ObjectName, record.packs)
+    def committed(self, record: Record, packs: Collection[str]) -> None:
+        """A save was made: these packs of it are in use, others are no more."""
+        self.newest, names = record, map(ObjectName, packs)
         self._unread = {name: self._unread.get(name, -1) + 1 for name in names}
 
     def turn(self) -> ObjectName | None:

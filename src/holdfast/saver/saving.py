@@ -17,17 +17,18 @@ from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.runs import read_record
 from holdfast.catalog.saves import SaveAttempt, begin_save
 from holdfast.catalog.standing import Standing
-from holdfast.clock import utc_now
-from holdfast.errors import Damaged, NotFound, SaveFailed, StorageError, StorageFull
+from holdfast.errors import Damaged, NotFound, SaveFailed
 from holdfast.ids import Digest, ObjectName, RecordAddress
 from holdfast.packs.codec import Codec
 from holdfast.packs.parallel import THREADS, Pace
 from holdfast.packs.writer import Written, write_segments
-from holdfast.records import Record, Sizes, Target, Timing
+from holdfast.records import Record, Sizes, Timing
 from holdfast.saver.ballast import Ballast
 from holdfast.saver.coding import decided
 from holdfast.saver.jobs import Content, Positions, SaveRequest, Shape
-from holdfast.saver.noticing import Notices, noticed, tensors_of_segments
+from holdfast.saver.noticing import Notices, tensors_of_segments
+from holdfast.saver.publishing import Made, alone
+from holdfast.saver.together import Together
 from holdfast.trees import Lifetime, Manifest
 
 _RECENT = 4
@@ -38,16 +39,14 @@ def _nobody(codec: Codec, text: str) -> None:
     pass
 
 
-PUBLISH_PAUSES = (0.1, 0.5)
-"""Seconds before the publication of a record is tried again."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
     """A committed save."""
 
     record: Record
     manifest: Manifest
+    packs: list[str]
+    """Those that hold what this rank has contributed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +69,8 @@ class Saving:
     """Room for what commits and what clears up; a save does not begin to write without it."""
     damaged: set[ObjectName] = field(default_factory=set)
     """Packs that are no source: what only they have is written again."""
+    together: Together = field(default_factory=Together)
+    """How ranks that save together do it."""
     last: Saved | None = None
     recent: deque[Saved] = field(default_factory=lambda: deque(maxlen=_RECENT))
     """The last ones: what is staged already may leave frozen tensors to one that retention has removed since."""
@@ -95,45 +96,46 @@ class Saving:
             notices = Notices(shape.large)
             written = self._write(shape, content, kept, attempt, notices)
             digests = list(Positions(shape.large).merged({k: one.digests for k, one in written.items()}, kept))
-            state = _manifest(shape, digests)
-            manifest = attempt.write_manifest(state)
-            trained = parent is not None and parent.order.step < request.step
-            said = noticed(state, self._read(parent), notices, trained=trained)
-            record = _published(
-                attempt,
-                Record(
-                    **attempt.target.fields(),
-                    epoch=request.epoch,
-                    parent=Target.of(parent) if parent else None,
-                    created=utc_now(),
-                    kind=request.kind,
-                    reason=request.reason,
-                    metrics=request.metrics,
-                    manifest=str(manifest),
-                    packs=attempt.packs(digests),
-                    tensors=len(shape.skeleton.tensors),
-                    bytes=_sizes(shape, written.values()),
-                    exactness=request.exactness,
-                    anomalies=[*shape.anomalies, *request.anomalies, *said],
-                    fingerprinted=_tensors_kept(shape, kept),
-                    timing=self._timing(request, written.values()),
-                    codec=str(self.codec),
-                    survives=request.survives,
-                    environment=request.environment,
-                    config_digest=request.config_digest,
-                    owner=attempt.owner,
-                    attempt=attempt.nonce,
-                ),
+            made = Made(
+                request=request,
+                shape=shape,
+                state=_manifest(shape, digests),
+                packs=attempt.packs(digests),
+                fingerprinted=_tensors_kept(shape, kept),
+                nan=notices.nan_inside,
+                sizes=_sizes(shape, written.values()),
+                timing=self._timing(request, written.values()),
+                codec=str(self.codec),
             )
-        self.last = Saved(record=record, manifest=state)
-        self.recent.append(self.last)
+            record = self._committed(made, attempt, parent)
         self._choose_codec(record, shape, content)
         return record
+
+    def _committed(self, made: Made, attempt: SaveAttempt, parent: RecordAddress | None) -> Record:
+        earlier = self._read(parent)
+        trained = parent is not None and parent.order.step < made.request.step
+        if made.request.world == 1:
+            record, state = alone(made, attempt, parent, earlier, trained=trained), made.state
+        else:
+            record, state = self.together.commit(made, attempt, parent, earlier, trained=trained)
+        self.last = Saved(record=record, manifest=state, packs=made.packs)
+        self.recent.append(Saved(record=record, manifest=made.state, packs=made.packs))
+        return record
+
+    def gave_up(self, request: SaveRequest, error: Exception) -> None:
+        """Nobody tries any more to save this: those who wait for this rank are told."""
+        if request.world > 1:
+            self.together.give_up(self.launch.run.store, self.address(request), request, error)
 
     def _choose_codec(self, record: Record, shape: Shape, content: Content) -> None:
         if self.undecided and (choice := decided(record, shape, content, self.threads)) is not None:
             self.undecided, self.codec = False, Codec(choice[0])
             self.chosen(self.codec, f'codec="auto" is {choice[0]} for this launch: {choice[1]}')
+
+    def packs_of(self, record: Record) -> list[str] | None:
+        """The packs with what this process has contributed; None: a saver that has died knew it."""
+        found = (one.packs for one in self.recent if one.record.address == record.address)
+        return next(found, record.packs if record.world == 1 else None)
 
     def address(self, request: SaveRequest) -> RecordAddress:
         """The record that a request is for."""
@@ -245,21 +247,6 @@ class Saving:
             writing=sum(part.write_seconds for part in parts),
             durable=passed,
         )
-
-
-def _published(attempt: SaveAttempt, record: Record) -> Record:
-    """Publishes; a failure that proves nothing is followed by the same request, which finds its own record.
-
-    Given up in between, the name would be taken for good, and the state could not be saved any more.
-    """
-    for pause in PUBLISH_PAUSES:
-        try:
-            return attempt.publish(record)
-        except StorageFull:
-            raise
-        except StorageError:
-            time.sleep(pause)
-    return attempt.publish(record)
 
 
 class Restage(SaveFailed):

@@ -17,6 +17,7 @@ from holdfast.records import Record
 from holdfast.saver.following import Following
 from holdfast.saver.jobs import Content, SaveRequest, Shape
 from holdfast.saver.saving import Restage, Saving
+from holdfast.saver.together import NotTogether
 
 ATTEMPTS = 3
 """Tries of a save before it is given up; a disk that is full does not count as one."""
@@ -47,14 +48,21 @@ class Trying:
 
     def save(self, request: SaveRequest, shape: Shape, content: Content) -> Record:
         """As `Saving.save`, after what can be done about its errors."""
+        try:
+            return self._tried(request, shape, content)
+        except Exception as error:
+            self.saving.gave_up(request, error)
+            raise
+
+    def _tried(self, request: SaveRequest, shape: Shape, content: Content) -> Record:
         failures, full = 0, _Full()
         while True:
             try:
                 return self.saving.save(request, shape, content)
             except StorageFull as error:
                 self._make_room(error, full)
-            except Restage:
-                raise  # the bytes are not here
+            except (Restage, NotTogether):
+                raise  # the bytes are not here, or others are needed
             except (StorageError, SaveFailed) as error:
                 failures += 1
                 if failures >= ATTEMPTS:

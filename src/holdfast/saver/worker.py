@@ -86,6 +86,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.following.progress = self.rereading.progress = self._alive
+        self.saving.together.orphaned = lambda: self.orders.orphaned
         self.trying = Trying(
             saving=self.saving,
             following=self.following,
@@ -292,7 +293,7 @@ class Worker:
         for text in record.anomalies:
             self.journal.add("anomaly", f"{record.address}: {text}")
         try:
-            found = self.following.follow(record, retain=not self.orders.orphaned)
+            found = self.following.follow(record, self.saving.packs_of(record), retain=not self.orders.orphaned)
         except (StorageError, BeingDeleted, Damaged) as error:
             # The checkpoint is committed; what follows it is tried again after the next one.
             self.say(logging.WARNING, f"after the save of {record.address}: {error}")
@@ -300,7 +301,7 @@ class Worker:
         if found.problem:
             self.journal.add("damaged", found.problem)
         self.saving.damaged |= found.damaged
-        self.rereading.committed(record)
+        self.rereading.committed(record, self.saving.packs_of(record) or ())
         self._followed(generation, found)
         self._flush_journal(JOURNAL_SECONDS)
 

@@ -9,9 +9,10 @@ from holdfast.state import values_torch as _values_torch  # registers its codecs
 from holdfast.state.audit import Finding, audit
 from holdfast.state.capture import Snapshot, capture
 from holdfast.state.reading import Stored, TensorReader, Wanted
-from holdfast.state.restore import Plan, Restored, plan, restore
+from holdfast.state.restore import Comparison, Plan, Restored, restore
 
 __all__ = [
+    "Comparison",
     "Finding",
     "Plan",
     "Restored",
@@ -21,7 +22,6 @@ __all__ = [
     "Wanted",
     "audit",
     "capture",
-    "plan",
     "restore",
 ]
 

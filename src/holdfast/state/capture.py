@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from holdfast.catalog.parts import Prints
 from holdfast.errors import InvalidInput
 from holdfast.packs.segment import Segment
 from holdfast.state import rng as rng_state
@@ -51,6 +52,12 @@ class Snapshot:
     """What other ranks hold as well, bit for bit: the live tensors."""
     division: Division | None = None
     """Who writes what, for the next snapshot."""
+    prints: tuple[Prints, ...] = ()
+    """Fingerprints of the replicas."""
+
+    def with_prints(self, prints: tuple[Prints, ...]) -> Snapshot:
+        """The same with fingerprints."""
+        return replace(self, prints=prints)
 
     @property
     def logical_bytes(self) -> int:

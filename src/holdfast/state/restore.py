@@ -16,6 +16,7 @@ from holdfast.errors import Corrupt, RestoreFailed, StateMismatch
 from holdfast.state import rng
 from holdfast.state.capture import Collected, collect
 from holdfast.state.compare import differences
+from holdfast.state.entries import entries, without
 from holdfast.state.loading import Tree, fresh
 from holdfast.state.reading import BUFFER_BYTES, Filling, Stored
 from holdfast.trees import TensorSpec
@@ -70,32 +71,64 @@ class Plan:
         return Restored(values=dict(fresh(self.values, Filling(self.stored))), own=own, not_loaded=self.not_loaded)
 
 
-def plan(objects: Mapping[str, object], stored: Stored, *, only: Collection[str] | None = None) -> Plan:
-    """Compares ``stored`` with ``objects`` (with the named ones, if ``only`` is given).
+class Comparison:
+    """A checkpoint beside the objects of this process; nothing is changed.
+
+    Of a checkpoint that several ranks load, each has what the program has there: pipeline stages have parts of one
+    model. What no rank has does not fit.
+
+    Args:
+        objects: by name.
+        stored: the checkpoint.
+        only: the names that are wanted; None: all.
 
     Raises:
-        StateMismatch: they do not fit; every reason is in the message.
         InvalidInput, StateError: as `holdfast.state.capture.collect`.
         Corrupt: the values page is malformed.
     """
-    stored.check()
-    document = _document(stored)
-    saved: dict[str, dict[str, Json]] = document["objects"]
-    names = list(objects) if only is None else list(only)
-    live = collect(objects, only=names)
-    surplus = saved.keys() - objects.keys() if only is None else ()
-    problems = [f"{name}: in the checkpoint, not in the program; leave it out with only=" for name in sorted(surplus)]
-    problems += _problems(saved, live, stored)
-    if problems:
-        raise StateMismatch(_report("the checkpoint does not fit the program; nothing was changed", problems))
-    # What is here now; what an optimizer makes anew is found when it is needed.
-    stored.need((spec.name, spec) for spec in live.specs if spec.name in stored.by_path)
-    documents = {name: saved[name]["data"] for name in live.adapters}
-    if only is not None:
-        # Whoever takes parts of a checkpoint has decided what is to be trained.
-        documents = {name: _trained_as_now(data, live.data[name]) for name, data in documents.items()}
-    not_loaded = tuple(name for name in saved if name not in documents)
-    return Plan(objects, stored, documents, live, document["values"], _parsed(stored.own), not_loaded)
+
+    def __init__(self, objects: Mapping[str, object], stored: Stored, *, only: Collection[str] | None = None) -> None:
+        stored.check()
+        self._objects, self._stored, self._only = objects, stored, only
+        self._document = _document(stored)
+        self._live = collect(objects, only=list(objects) if only is None else list(only))
+        self._entries = list(entries(self._document["objects"]))
+
+    @property
+    def lacking(self) -> bytes:
+        """For each entry of the checkpoint, in the order that all ranks have, 1 if it is not here."""
+        here = {name: {"data": data} for name, data in self._live.data.items()}
+        there = set(entries(here))
+        return bytes(entry not in there for entry in self._entries)
+
+    def plan(self, nowhere: bytes) -> Plan:
+        """How to load it.
+
+        Args:
+            nowhere: for each entry, 1 if no rank has it.
+
+        Raises:
+            StateMismatch: it does not fit; every reason is in the message.
+        """
+        pairs = zip(self._entries, self.lacking, nowhere, strict=True)
+        elsewhere = {entry for entry, lacks, lost in pairs if lacks and not lost}
+        saved: dict[str, dict[str, Json]] = without(self._document["objects"], elsewhere)
+        live, stored, only = self._live, self._stored, self._only
+        surplus = saved.keys() - self._objects.keys() if only is None else ()
+        problems = [
+            f"{name}: in the checkpoint, not in the program; leave it out with only=" for name in sorted(surplus)
+        ]
+        problems += _problems(saved, live, stored)
+        if problems:
+            raise StateMismatch(_report("the checkpoint does not fit the program; nothing was changed", problems))
+        # What is here now; what an optimizer makes anew is found when it is needed.
+        stored.need((spec.name, spec) for spec in live.specs if spec.name in stored.by_path)
+        documents = {name: saved[name]["data"] for name in live.adapters}
+        if only is not None:
+            # Whoever takes parts of a checkpoint has decided what is to be trained.
+            documents = {name: _trained_as_now(data, live.data[name]) for name, data in documents.items()}
+        not_loaded = tuple(name for name in saved if name not in documents)
+        return Plan(self._objects, stored, documents, live, self._document["values"], _parsed(stored.own), not_loaded)
 
 
 def restore(
@@ -114,7 +147,8 @@ def restore(
         StateMismatch: before anything was changed, with all reasons.
         RestoreFailed, Damaged, StorageError: afterwards; the objects must not be used.
     """
-    return plan(objects, stored, only=only).execute(budget=budget)
+    comparison = Comparison(objects, stored, only=only)
+    return comparison.plan(comparison.lacking).execute(budget=budget)
 
 
 def _problems(saved: Mapping[str, Any], live: Collected, stored: Stored) -> Iterator[str]:
