@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from holdfast.checkpointer import Checkpointer
     from holdfast.policy import best, every, latest
     from holdfast.recovery.choice import new_run
+    from holdfast.state.per_rank import per_rank
     from holdfast.state.sampler import Sampler
     from holdfast.state.seeding import seeded
 
@@ -31,6 +32,7 @@ __all__ = [
     "latest",
     "new_run",
     "open",
+    "per_rank",
     "seeded",
     "tolerate",
 ]
@@ -43,6 +45,7 @@ _HOME = {
     "latest": "holdfast.policy",
     "new_run": "holdfast.recovery.choice",
     "open": "holdfast.catalog.opening",
+    "per_rank": "holdfast.state.per_rank",
     "seeded": "holdfast.state.seeding",
     "tolerate": "holdfast.policy",
 }

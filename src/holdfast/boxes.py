@@ -197,7 +197,7 @@ def outer_rows(box: Box, item: int, first: int, last: int) -> tuple[int, int]:
 
 
 def inner_rows(box: Box, item: int, first: int, last: int) -> tuple[int, int]:
-    """The most whole segments within the rows ``first`` up to ``last``, as rows; none: the second is not above the first."""
+    """The most whole segments within the rows ``first`` up to ``last``, as rows; there are none if these are none."""
     step, begin, end = _step(box, item), box.offsets[0], box.offsets[0] + box.sizes[0]
     return first if first == begin else -(-first // step) * step, last if last == end else last // step * step
 

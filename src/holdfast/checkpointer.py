@@ -10,26 +10,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from holdfast.catalog.config import plain_config
 from holdfast.errors import InvalidInput, Unusable
 from holdfast.ids import TagName
-from holdfast.policy import Policy, every, for_keeping, for_saving, latest
+from holdfast.policy import Policy
 from holdfast.policy.tolerance import Tolerance
-from holdfast.records import Kind, Record
+from holdfast.records import Record
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.attached import read_attached
-from holdfast.recovery.choice import NewRun, wanted
+from holdfast.recovery.choice import NewRun
 from holdfast.recovery.finding import Mismatch
 from holdfast.recovery.group import open_group
 from holdfast.recovery.launcher import launcher_facts
 from holdfast.recovery.looping import Loop, callers_names
 from holdfast.recovery.making import making_of, open_checkpoints
 from holdfast.recovery.process import claim_run, refuse_worker, release_run
-from holdfast.recovery.session import MODES, Plan, Session, open_session
+from holdfast.recovery.session import Plan, Session, open_session
+from holdfast.recovery.settings import checked
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.training import Training
 from holdfast.state.audit import audit
 from holdfast.state.loaders import open_position
+from holdfast.state.per_rank import bare, named
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ class Checkpointer:
         resume: "auto", "must", "never" (never another job's work), or a reference such as ``run-003@500``.
         accumulate: batches per optimizer step, where no hook can tell (foreign optimizers, CUDA graphs); by
             default the steps of the optimizers in ``state`` are counted.
-        peer_timeout: seconds that the ranks of a training wait for each other, before a save has failed or the training
-            ends with `PeerLost`.
+        prefix: put before the names in ``state``, where ranks have different objects under the same names.
+        peer_timeout: seconds that ranks wait for each other, before a save has failed or a training is `PeerLost`.
         codec: "raw", "zstd", "openzl" (for floats), or "auto": decided once, by what the storage turns out to bear.
         saver: "process": the loop waits for a copy in memory only, and once that exists the checkpoint is made even if
             this process is killed; "inline": the loop waits until it is durable and verified.
@@ -101,6 +102,7 @@ class Checkpointer:
         config: object = None,
         resume: str = "auto",
         accumulate: int | None = None,
+        prefix: str = "",
         peer_timeout: float = 600.0,
         codec: str = "raw",
         saver: str = "process",
@@ -117,22 +119,11 @@ class Checkpointer:
         if accumulate is not None and accumulate < 1:
             raise InvalidInput(f"accumulate={accumulate}: at least one batch makes a step")
         self._making = making_of(saver, codec, ram_budget, on_save_error, on_full, check_staging, progress)
-        self._settings: dict[str, Any] = {
-            "url": store,
-            "want": wanted(run),
-            "resume": resume if resume in MODES else str(resume),
-            "config": plain_config(config),
-            "save": for_saving(save if save is not None else every(minutes=15)),
-            "keep": for_keeping(keep if keep is not None else latest(3)),
-            "stage": None if stage is None else for_saving(stage),
-            "patience": _seconds(peer_timeout),
-        }
+        self._settings = checked(store, run, resume, config, save, keep, stage, peer_timeout)
         self._accumulate = accumulate
-        self._objects = dict(state)
+        self._objects, self._prefix = dict(state), prefix
         self._training: Training | None = None
-        self._values: dict[str, Any] = {}
-        self._files: dict[str, bytes] = {}
-        self._pid = os.getpid()
+        self._values, self._files, self._pid = dict[str, Any](), dict[str, bytes](), os.getpid()
         self._closed = self._broken = self._superseded = False
         self.loop: Loop | None = None
         self._stops = StopRequests()
@@ -271,16 +262,18 @@ class Checkpointer:
         name = None if tag is None else TagName(tag)
         return self._opened(None).save_asked(name, reason, durable=wait == "durable")
 
-    def log(self, **metrics: Any) -> None:
+    def log(self, *, reduce: str | None = None, **metrics: Any) -> None:
         """Metrics of the step at hand: they go into its record, and `best` looks at them.
 
         After the optimizer step they belong to the step just made; before it, to the state as it stands, which is the
         checkpoint of the boundary before. Tensors of other devices are read when a checkpoint is made, not now.
+        Those of rank 0 count, unless ``reduce`` is "mean", "sum", "min" or "max": then every rank has to call it with
+        the same names, and waits. What `best` wants of several ranks is saved one step later, when all have heard.
 
         Raises:
             InvalidInput: something that is not one number.
         """
-        self._opened(None).log(metrics)
+        self._opened(None).log(metrics, reduce)
 
     def attach(self, path: str | Path) -> None:
         """Keeps a file, or all files of a folder, with every checkpoint; equal content is stored once.
@@ -297,7 +290,7 @@ class Checkpointer:
 
     def should_stop(self) -> bool:
         """Whether a signal has asked the run to stop: for long evaluations inside the loop."""
-        return self._training.should_stop if self._training else self._stops.asked is not None
+        return self._training.stop_asked is not None if self._training else self._stops.asked is not None
 
     def close(self) -> None:
         """Saves the ``final`` checkpoint if the total was reached, and lets the run go; idempotent.
@@ -336,7 +329,8 @@ class Checkpointer:
     def _begin(self, total: int | None, loader: object = None) -> Training:
         if self.looping:
             raise InvalidInput("this Checkpointer is in a loop already; leave it first")
-        for finding in audit({**self._objects, "loader": loader}, self._namespace):
+        objects = {name: bare(value) for name, value in self._objects.items()}
+        for finding in audit({**objects, "loader": loader}, self._namespace):
             logger.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding)
         self._namespace = {}
         return self._opened(total)
@@ -375,7 +369,7 @@ class Checkpointer:
         after = Afterwards(session)
         return Training(
             session,
-            self._objects,
+            named(self._objects, self._prefix, session.group.rank),
             self._values,
             self._files,
             plan=plan,
@@ -403,11 +397,3 @@ class Checkpointer:
             self._training.close()
         release_run(self)
 
-
-def _seconds(peer_timeout: float) -> float:
-    if not 0 < peer_timeout < float("inf"):
-        raise InvalidInput(f"peer_timeout={peer_timeout}: a number of seconds above 0")
-    return float(peer_timeout)
-
-
-__all__ = ["Checkpointer", "Kind"]

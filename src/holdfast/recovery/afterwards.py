@@ -75,6 +75,8 @@ class Afterwards:
             Missing, BeingDeleted: somebody has deleted it.
             StorageError: not known to be written.
         """
+        if self._session.group.rank:
+            return
         add_mark(self._session.store, record.address, MarkKind.FINAL, by="checkpointer")
 
     def note(self, kind: str, message: str, **data: Any) -> None:

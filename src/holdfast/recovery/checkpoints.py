@@ -120,7 +120,8 @@ class Checkpoints:
         """Metrics that were measured after the save; if that fails, the next one of the same boundary has them."""
         known = self._late[1] if self._late is not None and self._late[0] == target else {}
         self._late = target, {**known, **metrics}
-        self._saves.add_metrics(target, metrics)
+        if self._session.group.rank == 0:
+            self._saves.add_metrics(target, metrics)
         self._after.measured(target, metrics)
 
     def _with_late_metrics(self, target: Target, request: SaveRequest) -> SaveRequest:
@@ -145,7 +146,8 @@ class Checkpoints:
             return
         if self.in_flight:
             self._tags.setdefault(target, []).append(tag)
-        self._saves.add_tag(target, str(tag))
+        if self._session.group.rank == 0:
+            self._saves.add_tag(target, str(tag))
 
     def _not_tagged(self, target: Target, tags: Iterable[TagName]) -> None:
         for tag in tags:
@@ -266,9 +268,10 @@ class Checkpoints:
             self._failures, self._failure, self._failed = 0, None, None
         self._tags.pop(Target.of(record.address), None)
         self._after.measured(Target.of(record.address), record.metrics)
-        for text in record.anomalies:
+        for text in record.anomalies if self._session.group.rank == 0 else ():
             logger.warning("%s: %s", record.address, text)
-        logger.info("saved %s: %s; %s", record.address, record.reason, sentence(record))
+        level = logging.INFO if self._session.group.rank == 0 else logging.DEBUG
+        logger.log(level, "saved %s: %s; %s", record.address, record.reason, sentence(record))
 
     def _is_newer(self, record: Record) -> bool:
         """Whether the line goes on from it: not if it was staged before a restore, or is older and came late."""

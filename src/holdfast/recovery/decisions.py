@@ -8,10 +8,13 @@ decides at once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from holdfast.errors import SaveFailed, StateError
 from holdfast.recovery.group import Group
+from holdfast.recovery.signals import StopRequests
+from holdfast.recovery.triggers import Moment, Trigger
 
 
 class Agreed(NamedTuple):
@@ -21,8 +24,8 @@ class Agreed(NamedTuple):
     save: bool = False
 
 
-class Decisions:
-    """The decisions of one launch. Belongs to the thread that trains.
+class Exchange:
+    """What is said at each boundary. Belongs to the thread that trains.
 
     Args:
         group: who decides.
@@ -68,3 +71,88 @@ class Decisions:
                 "rank has a part of the state, so every rank has to call it, not under 'if rank == 0'"
             )
         return Agreed(bool(stop), bool(save))
+
+
+class Decisions:
+    """Whether a checkpoint is due and whether to stop, for all ranks of a training. Belongs to the thread that trains.
+
+    Args:
+        group: who decides.
+        stops: the signals of this process.
+        trigger: the policy.
+    """
+
+    def __init__(self, group: Group, stops: StopRequests, trigger: Trigger) -> None:
+        self._group, self._stops, self._trigger = group, stops, trigger
+        self._exchange = Exchange(group)
+        self._agreed_stop: str | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """The training goes on from another checkpoint: what was wished for is void."""
+        self._wish: tuple[str, dict[str, Any]] | None = None
+        self._said = False
+        """Whether the others are about to hear of it."""
+
+    @property
+    def stop(self) -> str | None:
+        """What has asked the training to stop; of several ranks, as far as all of them have heard of it."""
+        return self._stops.asked if self._group.size == 1 else self._agreed_stop
+
+    def waited(self, seconds: float) -> bool:
+        """Whether a request to stop has waited for so long that it cannot wait for the end of a step.
+
+        Several ranks come to the same boundaries: no clock decides on one of them.
+        """
+        return self._group.size == 1 and self._stops.waited(seconds)
+
+    def due(self, moment: Moment, metrics: dict[str, Any], saves: int) -> str | None:
+        """Why a checkpoint is due at this boundary; errors as of `Exchange.at`.
+
+        Args:
+            moment: the boundary.
+            metrics: of it; those that led to a wish at the boundary before are added.
+            saves: how many the program has asked for.
+        """
+        reason = self._trigger.due(moment, metrics, by_step=True)
+        agreed = self._exchange.at(
+            moment.step, stop=self._stops.asked is not None, save=self._wished(moment, metrics), saves=saves
+        )
+        self._take(agreed)
+        if not agreed.save:
+            return reason
+        wish, measured = self._wish or ("rank 0 has asked for it", {})
+        self.forget()
+        for name, value in measured.items():
+            metrics.setdefault(name, value)
+        return "; ".join(filter(None, (reason, wish)))
+
+    def _wished(self, moment: Moment, metrics: Mapping[str, Any]) -> bool:
+        """Whether there is a wish that the others have not heard of: clocks and metrics of rank 0 count."""
+        if self._group.rank == 0 and self._wish is None:
+            wish = self._trigger.due(moment, metrics, by_step=False)
+            self._wish = None if wish is None else (wish, dict(metrics))
+        new = self._wish is not None and not self._said
+        self._said = self._wish is not None
+        return new
+
+    def measured(self, moment: Moment, metrics: dict[str, Any], logged: Mapping[str, Any]) -> str | None:
+        """Why a checkpoint is due right now, because of what was just measured between two steps.
+
+        Several ranks make it at the next boundary but one: only rank 0 knows of it now.
+        """
+        watched = self._trigger.watches(logged)
+        reason = self._trigger.due(moment, metrics) if watched else None
+        if self._group.size == 1 or reason is None:
+            return reason
+        if self._group.rank == 0 and self._wish is None:
+            self._wish = reason, dict(metrics)
+        return None
+
+    def end(self) -> None:
+        """The loop has ended: what was said at the last boundary is heard; errors as of `Exchange.at`."""
+        self._take(self._exchange.last())
+
+    def _take(self, agreed: Agreed) -> None:
+        if agreed.stop:
+            self._agreed_stop = self._stops.asked or "a signal to another rank"

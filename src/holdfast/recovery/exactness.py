@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from holdfast.records import Exactness, Record
+from holdfast.recovery.group import Group
 from holdfast.recovery.progress import Progress
 from holdfast.state.loaders import LoaderPosition
 
@@ -31,6 +33,19 @@ def exactness_of(position: LoaderPosition | None, progress: Progress, world: int
     return found | {"data": lost if progress.unused else parts["order"], "augmentation": parts["augmentation"]}
 
 
+def say_resumed(record: Record, notes: list[str], group: Group, note: Callable[[str, str], None]) -> None:
+    """Says what is not as it was: ``notes`` of random states on each rank, everything else on the first one.
+
+    Another number of ranks is for the journal, too, which ``note`` writes.
+    """
+    for text in notes:
+        logger.warning("resuming %s: %s", record.address, text)
+    if group.rank == 0:
+        say_inexact(record)
+        if record.world != group.size:
+            note("resharded", say_resharded(record, group.size))
+
+
 def say_inexact(record: Record) -> None:
     """Warns of each side that is not exact."""
     for side, exactness in record.exactness.items():
@@ -41,8 +56,8 @@ def say_inexact(record: Record) -> None:
 def say_resharded(record: Record, size: int) -> str:
     """Warns that another number of ranks goes on; gives the text."""
     text = (
-        f"saved by {record.world} ranks and resumed by {size}: random streams are derived anew from checkpoint and rank; "
-        "the data goes on where it was with holdfast.Sampler, and other loaders begin their epoch anew"
+        f"saved by {record.world} and resumed by {size} ranks: random streams are derived anew from checkpoint and "
+        "rank; with holdfast.Sampler the data goes on where it was, other loaders begin their epoch anew"
     )
     logger.warning("%s: %s", record.address, text)
     return text

@@ -44,7 +44,14 @@ class LiveContent:
 
 def shape_of(snapshot: Snapshot) -> Shape:
     """The structure of a snapshot, its values and its small tensors."""
-    return Shape(snapshot.skeleton, snapshot.values_bytes, snapshot.inline, snapshot.anomalies, snapshot.own, snapshot.prints)
+    return Shape(
+        skeleton=snapshot.skeleton,
+        values=snapshot.values_bytes,
+        inline=snapshot.inline,
+        anomalies=snapshot.anomalies,
+        own=snapshot.own,
+        prints=snapshot.prints,
+    )
 
 
 class Journal(Protocol):

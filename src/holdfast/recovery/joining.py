@@ -1,4 +1,4 @@
-"""The other ranks join the launch that rank 0 has begun; first of all it is found out whether they see the same store."""
+"""The other ranks join the launch that rank 0 has begun; first it is found out whether they see the same store."""
 
 from __future__ import annotations
 

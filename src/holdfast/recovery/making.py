@@ -182,8 +182,10 @@ def _process(session: Session, plan: Plan, making: Making, after: Afterwards) ->
 def _in_process(
     process: SaverProcess, session: Session, plan: Plan, making: Making, after: Afterwards, stops: StopRequests
 ) -> Saves:
-    tell, survival, stager = _teller(after), staged_survival(), Stager(process.control, making.check_staging)
-    tell(logging.INFO, f"{session.run.number}: {survival}; {making.budget.why}")
+    tell, survival = _teller(after, first=session.group.rank == 0), staged_survival()
+    stager = Stager(process.control, making.check_staging)
+    if session.group.rank == 0:
+        tell(logging.INFO, f"{session.run.number}: {survival}; {making.budget.why}")
     return BackgroundSaves(
         process=process,
         address=lambda request: Target.of(_address(session, request)),
@@ -202,9 +204,9 @@ def _read(session: Session, target: Target) -> Record | None:
     return found if isinstance(found, Record) else None
 
 
-def _teller(after: Afterwards) -> Callable[[int, str], None]:
+def _teller(after: Afterwards, *, first: bool = True) -> Callable[[int, str], None]:
     def tell(level: int, text: str) -> None:
-        logger.log(level, "%s", text)
+        logger.log(level if level > logging.INFO or first else logging.DEBUG, "%s", text)
         if level >= logging.WARNING:
             after.note("saver", text)
 

@@ -177,7 +177,8 @@ class Session:
         self.group.told(lambda: self._record_start(why), "the start of a new timeline")
         self.begun = True
         place = f"resumes from {record.address}" if record else "starts from zero"
-        (logger.warning if self.rejected.reasons else logger.info)("%s %s: %s", self.run.number, place, why)
+        level = logging.WARNING if self.rejected.reasons else logging.INFO
+        logger.log(level if self.group.rank == 0 else logging.DEBUG, "%s %s: %s", self.run.number, place, why)
         self.rejected = Rejected()
 
 

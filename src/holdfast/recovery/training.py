@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from holdfast.errors import StateMismatch
@@ -19,12 +20,13 @@ from holdfast.policy import kind_of
 from holdfast.records import Kind, Record, Target
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.checkpoints import Checkpoints
-from holdfast.recovery.decisions import Agreed, Decisions
-from holdfast.recovery.exactness import say_inexact, say_resharded
+from holdfast.recovery.decisions import Decisions
+from holdfast.recovery.exactness import say_resumed
 from holdfast.recovery.finding import Mismatch, find
 from holdfast.recovery.loading import Loaded, load
 from holdfast.recovery.measuring import plain, taken
 from holdfast.recovery.progress import Progress
+from holdfast.recovery.reducing import reduced
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.taking import Taking
@@ -63,32 +65,30 @@ class Training:
         self.total: int | None = plan.total
         self.torn = False
         self.looping = False
-        """Whether a loop is being iterated, as far as this side can see."""
-        self._session, self._plan, self._stops = session, plan, stops
+        """Whether a loop is iterated, as far as this side can see."""
+        self._session, self._group = session, session.group
         self._whole = Whole(objects=objects, values=values, files=files, rank=session.group.rank)
         self._checkpoints, self._after = checkpoints, after
-        self._group, self._decisions = session.group, Decisions(session.group)
         self._latest: tuple[Kind, str, int] = (Kind.MANUAL, "", -1)
         self._save_trigger = Trigger(plan.save, after)
+        self._decisions = Decisions(session.group, stops, self._save_trigger)
         self._stage_trigger = None if plan.stage is None else Trigger(plan.stage, after)
         self.progress = Progress(objects.values(), values, accumulate)
         self._taking = Taking(session, self._whole, self.progress)
         self._position: LoaderPosition | None = None
-        self._agreed_stop: str | None = None
-        self._called = 0
-        self._moved = False
+        self._called, self._moved = 0, False
+        self._rng: Any = None
         self._data: dict[str, Any] | None = None
         self._begin_at(0)
 
     def _begin_at(self, step: int) -> None:
         self.progress.begin_at(step)
         self._reached = self._epoch_ended = self._stopped = False
-        self._untouched = True
+        self._untouched, self._rng = True, None
         self._metrics: dict[str, Any] = {}  # of the boundary
         self._coming: dict[str, Any] = {}  # of the step at hand
         self._asked: list[tuple[TagName | None, str]] = []
-        self._wish: tuple[str, dict[str, Any]] | None = None
-        self._rng: Any = None
+        self._decisions.forget()
         self._satisfied(step, 0)
 
     def _satisfied(self, step: int, epochs: int) -> None:
@@ -105,11 +105,16 @@ class Training:
         """The newest durable checkpoint of this line."""
         return self._checkpoints.last
 
+    @property
+    def stop_asked(self) -> str | None:
+        """What has asked the training to stop, if anything has."""
+        return self._decisions.stop
+
     # Resuming
 
     @property
     def unbegun(self) -> bool:
-        """Whether nothing has been restored or begun yet."""
+        """Whether nothing was restored or begun yet."""
         return not self._session.begun
 
     def resume(self) -> None:
@@ -167,11 +172,7 @@ class Training:
         self._checkpoints.resumed(record)
         if self._position is not None:
             self._find(self._position)
-        for note in rng.restore(loaded.rng or rng.capture()):
-            logger.warning("resuming %s: %s", record.address, note)
-        say_inexact(record)
-        if self._moved:
-            self._after.note("resharded", say_resharded(record, self._group.size))
+        say_resumed(record, rng.restore(loaded.rng or rng.capture()), self._group, self._after.note)
 
     # The loop
 
@@ -197,8 +198,8 @@ class Training:
             rng.restore(self._rng)
         else:
             self._rng = rng.capture()
-        if self._stop:
-            logger.warning("%s has asked to stop, so the loop ends at once", self._stop)
+        if stop := self._decisions.stop:
+            logger.warning("%s has asked to stop, so the loop ends at once", stop)
 
     def _find(self, position: LoaderPosition, mismatch: Mismatch = Mismatch.RAISE) -> None:
         if self._data is not None:
@@ -210,7 +211,7 @@ class Training:
 
     def ended(self) -> bool:
         """Whether the total is reached, or a signal has asked to stop and this is the place to."""
-        stop = self._stop is not None and (self.progress.clean or self._stopped)
+        stop = self._decisions.stop is not None and (self.progress.clean or self._stopped)
         return stop or (self.total is not None and self.step >= self.total)
 
     def enter(self) -> None:
@@ -222,9 +223,7 @@ class Training:
         """The body has ended: count, save what is due, and notice a request to stop."""
         if self.progress.leave():
             self._metrics, self._coming = self._coming, {}
-        # Several ranks come to the same boundaries: no clock decides on one of them.
-        waited = self._group.size == 1 and self._stops.waited(STOP_SECONDS)
-        if self.progress.clean or self.progress.overdue or waited:
+        if self.progress.clean or self.progress.overdue or self._decisions.waited(STOP_SECONDS):
             self._boundary(epoch_ended)
 
     def epoch_over(self) -> None:
@@ -236,10 +235,9 @@ class Training:
     def end_loop(self, reached: bool = False) -> None:
         """The loop has come to its end by itself: a request to stop that came after the last body is served."""
         self._reached = self._reached or reached
-        if self._decisions.last().stop:
-            self._agreed_stop = self._stops.asked or "a signal to another rank"
-        if self._stop and self.progress.clean and self._checkpoints.here(self.step) is None:
-            self._save(Kind.PREEMPTED, f"{self._stop} asked to stop")
+        self._decisions.end()
+        if self._decisions.stop and self.progress.clean and self._checkpoints.here(self.step) is None:
+            self._save(Kind.PREEMPTED, f"{self._decisions.stop} asked to stop")
 
     def settle(self) -> None:
         """If the body was left by `break`: counts its step if it was made, and makes the saves that waited for it.
@@ -257,55 +255,22 @@ class Training:
         self._epoch_ended = epoch_ended
         self._checkpoints.listen()
         self._checkpoints.prepare(self._snapshot)
-        agreed = self._decide()
-        reason = self._save_trigger.due(self._moment(), self._metrics, by_step=True)
-        if self._stop:
-            self._save(Kind.PREEMPTED, f"{self._stop} asked to stop")
+        reason = self._decisions.due(self._moment(), self._metrics, self._called)
+        if stop := self._decisions.stop:
+            self._save(Kind.PREEMPTED, f"{stop} asked to stop")
             self._stopped = True
-        elif reason or agreed.save:
-            self._save_due(reason, agreed)
+        elif reason:
+            self._save(kind_of(reason), reason)
         self._save_asked()
         self._reserve()
-
-    def _decide(self) -> Agreed:
-        """What of this boundary the ranks decide together; in a process of its own it is decided right here."""
-        if self._group.rank == 0 and (reason := self._due_here()):
-            self._wish = reason, dict(self._metrics)
-        stop, wish = self._stops.asked is not None, self._wish is not None
-        agreed = self._decisions.at(self.step, stop=stop, save=wish, saves=self._called)
-        if agreed.stop:
-            self._agreed_stop = self._stops.asked or "a signal to another rank"
-        return agreed
-
-    def _due_here(self) -> str | None:
-        """Why a checkpoint is due for what clocks and metrics say: those of rank 0 count."""
-        return self._save_trigger.due(self._moment(), self._metrics, by_step=False)
-
-    def _save_due(self, reason: str | None, agreed: Agreed) -> None:
-        wish, metrics = self._wish or ("rank 0 has asked for it", {})
-        if agreed.save:
-            reason = "; ".join(filter(None, (reason, wish)))
-            self._metrics, self._wish = {**metrics, **self._metrics}, None
-        self._save(kind_of(reason or wish), reason or wish)
-
-    @property
-    def _stop(self) -> str | None:
-        """What has asked the training to stop; of several ranks, as far as all of them have heard of it."""
-        return self._stops.asked if self._group.size == 1 else self._agreed_stop
-
-    @property
-    def should_stop(self) -> bool:
-        """See `Checkpointer.should_stop`."""
-        return self._stop is not None
 
     def _reserve(self) -> None:
         """Keeps this state in memory, where the saver finds it if this process dies."""
         trigger = self._stage_trigger
         if trigger is None or not self._checkpoints.reserves or self._checkpoints.here(self.step):
             return
-        if reason := trigger.due(self._moment(), self._metrics):
-            began = time.monotonic()
-            request = self._request(Kind.REGULAR, f"kept in reserve, {reason}", began)
+        if reason := trigger.due(self._moment(), self._metrics, by_step=True if self._group.size > 1 else None):
+            request = self._request(Kind.REGULAR, f"kept in reserve, {reason}", time.monotonic())
             self._checkpoints.reserve(self._taking.compared(self._snapshot()), request)
             trigger.satisfied(self.step, self._moment().epochs)
 
@@ -322,10 +287,10 @@ class Training:
 
     # Logging and saving
 
-    def log(self, metrics: Mapping[str, Any]) -> None:
+    def log(self, metrics: Mapping[str, Any], reduce: str | None) -> None:
         """See `Checkpointer.log`."""
         self.settle()
-        found = taken(metrics)
+        found = taken(metrics) if reduce is None else reduced(self._group, taken(metrics), reduce)
         if not self.progress.before_step:
             self._coming |= found
         elif here := self._checkpoints.here(self.step):
@@ -335,11 +300,8 @@ class Training:
             self._save_best(found)
 
     def _save_best(self, logged: Mapping[str, Any]) -> None:
-        watched = self._save_trigger.watches(logged)
-        reason = self._save_trigger.due(self._moment(), self._metrics) if watched else None
-        if reason and self._group.size > 1:
-            self._wish = (reason, dict(self._metrics)) if self._group.rank == 0 else None
-        elif reason and self._at_boundary():
+        reason = self._decisions.measured(self._moment(), self._metrics, logged)
+        if reason and self._at_boundary():
             self._save(kind_of(reason), reason)
         elif reason:
             logger.warning("%s at step %d, but the body has gone on: log it before the forward pass", reason, self.step)
@@ -362,9 +324,8 @@ class Training:
             tag, reason = self._asked.pop(0)
             target = self._save(Kind.MANUAL, reason)
             if tag is not None:
-                self._group.told(lambda: self._checkpoints.check_tag(tag), "whether the tag is free")  # noqa: B023
-                if self._group.rank == 0:
-                    self._checkpoints.add_tag(target, tag)
+                self._group.told(partial(self._checkpoints.check_tag, tag), "whether the tag is free")
+                self._checkpoints.add_tag(target, tag)
         return target
 
     def _at_boundary(self) -> bool:
@@ -425,6 +386,7 @@ class Training:
 
     def interrupted(self, error: BaseException | None) -> None:
         """The block was left by an exception: what is staged is finished, and nothing else is saved."""
+        self._group.close()  # so that no other rank waits for this one
         self.progress.left(told=self._told)
         dropped = f"; a save that was asked for ({self._asked[0][1]}) was not made" if self._asked else ""
         self._checkpoints.interrupted(type(error).__name__, self.step, dropped)

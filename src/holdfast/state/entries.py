@@ -1,4 +1,4 @@
-"""The entries of a stored document that a rank may have or not: objects, and the names within modules and optimizers."""
+"""What of a stored document a rank may have or not: objects, and the names within modules and optimizers."""
 
 from __future__ import annotations
 

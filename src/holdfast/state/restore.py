@@ -8,8 +8,9 @@ live state, because a ``load_state_dict`` may cast, drop or share what it gets.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.errors import Corrupt, RestoreFailed, StateMismatch
@@ -18,9 +19,12 @@ from holdfast.state.capture import Collected, collect
 from holdfast.state.compare import differences
 from holdfast.state.entries import entries, without
 from holdfast.state.loading import Tree, fresh
+from holdfast.state.per_rank import is_per_rank
 from holdfast.state.reading import BUFFER_BYTES, Filling, Stored
 from holdfast.trees import TensorSpec
 from holdfast.values import Json
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 40
 
@@ -112,8 +116,8 @@ class Comparison:
         """
         pairs = zip(self._entries, self.lacking, nowhere, strict=True)
         elsewhere = {entry for entry, lacks, lost in pairs if lacks and not lost}
-        saved: dict[str, dict[str, Json]] = without(self._document["objects"], elsewhere)
-        live, stored, only = self._live, self._stored, self._only
+        saved, live = self._without_other_ranks(without(self._document["objects"], elsewhere))
+        stored, only = self._stored, self._only
         surplus = saved.keys() - self._objects.keys() if only is None else ()
         problems = [
             f"{name}: in the checkpoint, not in the program; leave it out with only=" for name in sorted(surplus)
@@ -129,6 +133,15 @@ class Comparison:
             documents = {name: _trained_as_now(data, live.data[name]) for name, data in documents.items()}
         not_loaded = tuple(name for name in saved if name not in documents)
         return Plan(self._objects, stored, documents, live, self._document["values"], _parsed(stored.own), not_loaded)
+
+    def _without_other_ranks(self, saved: dict[str, Any]) -> tuple[dict[str, Any], Collected]:
+        """Leaves out what belongs to ranks that are not here, on either side."""
+        live = self._live.adapters
+        kept = {name: item for name, item in saved.items() if name in live or not is_per_rank(name)}
+        fresh = [name for name in live if is_per_rank(name) and name not in saved]
+        for name in fresh:
+            logger.warning("%s stays as it is: the checkpoint has nothing for this rank", name)
+        return kept, replace(self._live, adapters={name: one for name, one in live.items() if name not in fresh})
 
 
 def restore(

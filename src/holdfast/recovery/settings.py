@@ -1,0 +1,41 @@
+"""What a `Checkpointer` was asked for, checked before anything is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from holdfast.catalog.config import plain_config
+from holdfast.errors import InvalidInput
+from holdfast.policy import Policy, every, for_keeping, for_saving, latest
+from holdfast.recovery.choice import NewRun, wanted
+from holdfast.recovery.session import MODES
+
+
+def checked(
+    store: str | Path,
+    run: str | int | NewRun | None,
+    resume: str,
+    config: object,
+    save: Policy | None,
+    keep: Policy | None,
+    stage: Policy | None,
+    peer_timeout: float,
+) -> dict[str, Any]:
+    """Fields of a `holdfast.recovery.session.Plan`; the arguments are those of `Checkpointer`.
+
+    Raises:
+        InvalidInput: one that cannot be right.
+    """
+    if not 0 < peer_timeout < float("inf"):
+        raise InvalidInput(f"peer_timeout={peer_timeout}: a number of seconds above 0")
+    return {
+        "url": store,
+        "want": wanted(run),
+        "resume": resume if resume in MODES else str(resume),
+        "config": plain_config(config),
+        "save": for_saving(save if save is not None else every(minutes=15)),
+        "keep": for_keeping(keep if keep is not None else latest(3)),
+        "stage": None if stage is None else for_saving(stage),
+        "patience": float(peer_timeout),
+    }
