@@ -520,7 +520,7 @@ def _sources_before_tombstones(patch):
         return read_tombstones(attempt._store)
 
     found = {}
-    patch.setattr(saves, "_check_packs", lambda attempt, record: None)  # the last line of defence would see it
+    patch.setattr(saves, "_check_packs", lambda attempt, record, sizes: None)  # the last line of defence would see it
     patch.setattr(saves, "_read_tombstones", early)
     patch.setattr(saves, "_find_sources", lambda attempt, quarantined: found[attempt])
 

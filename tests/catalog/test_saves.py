@@ -174,7 +174,7 @@ def test_a_pack_that_is_purged_or_truncated_during_the_save_is_found_before_the_
 
 
 def test_without_the_length_check_a_record_would_name_a_purged_pack(store, launch, monkeypatch):
-    monkeypatch.setattr("holdfast.catalog.saves._check_packs", lambda attempt, record: None)
+    monkeypatch.setattr("holdfast.catalog.saves._check_packs", lambda attempt, record, sizes: None)
     base = save(launch, 1, [A])
     with begin_save(launch, 0, 2, bases=[base.address]) as attempt:
         record = fill(attempt, 2, [A, B])

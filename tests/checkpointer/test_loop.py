@@ -16,7 +16,7 @@ from holdfast.catalog.journal import read_journal
 from holdfast.catalog.marks import read_record_marks
 from holdfast.ids import RunNumber
 from holdfast.records import Kind
-from holdfast.recovery import training
+from holdfast.recovery import taking
 from holdfast.recovery.measuring import plain
 
 
@@ -247,7 +247,7 @@ def test_a_metric_of_an_unsaved_step_is_not_carried_into_the_next_record(tmp_pat
 def test_tensors_of_a_device_are_read_only_where_a_record_is_made(tmp_path: Path, monkeypatch) -> None:
     """Reading a tensor waits for its device: without ``best`` no step does."""
     reads = []
-    monkeypatch.setattr(training, "plain", lambda metrics: reads.append(metrics) or plain(metrics))
+    monkeypatch.setattr(taking, "plain", lambda metrics: reads.append(metrics) or plain(metrics))
     launched(tmp_path / "s", 4, then=lambda step, ckpt: ckpt.log(loss=1.0))
     assert len(reads) == len(records_of(tmp_path / "s"))
 

@@ -16,6 +16,7 @@ LAYERS = (
     ("seals", "records"),
     ("boxes",),
     ("trees",),
+    ("payload",),
     ("storage",),
     ("packs",),
     ("catalog",),

@@ -181,9 +181,9 @@ def test_a_launch_that_is_fenced_between_hold_and_publish_publishes_nothing(tmp_
     state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.0)}
     publish = saves.SaveAttempt.publish
 
-    def overtaken(self, record):
+    def overtaken(self, record, sizes):
         launches.begin_launch(holdfast.open(tmp_path).run(1), deadline=0)
-        return publish(self, record)
+        return publish(self, record, sizes)
 
     with Checkpointer(tmp_path, run="toy", state=state, save=every(steps=1)) as ckpt:
         monkeypatch.setattr(saves.SaveAttempt, "publish", overtaken)
@@ -248,7 +248,7 @@ def test_going_back_by_hand_is_done_once_per_job(tmp_path, monkeypatch):
 def test_a_wall_clock_that_jumps_back_changes_no_order(tmp_path, monkeypatch):
     """Users-ask 20: the newest is the newest by lineage; created times are for people."""
     days = iter(range(28, 0, -1))
-    monkeypatch.setattr("holdfast.saver.saving.utc_now", lambda: f"2026-01-{next(days):02}T00:00:00Z")
+    monkeypatch.setattr("holdfast.saver.publishing.utc_now", lambda: f"2026-01-{next(days):02}T00:00:00Z")
     trained(tmp_path, 4, keep=latest(2))
     assert [record.step for record in records(tmp_path)] == [3, 4]
     created = [record.created for record in records(tmp_path)]

@@ -91,10 +91,10 @@ def test_what_was_never_read_back_is_read_back_with_the_next_save(tmp_path, monk
     monkeypatch.setattr(opening, "LocalStorage", lambda root, **options: LocalStorage(root, files=disk, **options))
     follow = Following.follow
 
-    def not_the_first(self, record, **options):
+    def not_the_first(self, record, packs, **options):
         if record.step == 1:
             raise StorageUnavailable("the disk does not answer")
-        return follow(self, record, **options)
+        return follow(self, record, packs, **options)
 
     monkeypatch.setattr(Following, "follow", not_the_first)
     train(tmp_path / "s", 3)
@@ -109,11 +109,11 @@ def test_what_was_never_read_back_is_read_back_with_the_next_save(tmp_path, monk
 def test_a_checkpoint_that_somebody_deletes_at_once_does_not_end_the_training(tmp_path, monkeypatch, caplog):
     follow = Following.follow
 
-    def deleted(self, record, **options):
+    def deleted(self, record, packs, **options):
         store = holdfast.open(tmp_path / "s")
         if record.step == 1:
             execute(store, plan_sweep(store, store.run(1), [record.address]))
-        return follow(self, record, **options)
+        return follow(self, record, packs, **options)
 
     monkeypatch.setattr(Following, "follow", deleted)
     train(tmp_path / "s", 2)

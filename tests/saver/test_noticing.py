@@ -16,7 +16,7 @@ from holdfast import Checkpointer, every, latest
 from holdfast.ids import Digest
 from holdfast.saver import noticing
 from holdfast.saver.jobs import Positions
-from holdfast.saver.noticing import Notices, describe, has_nan, identical, keys_lost, noticed, tensors_of_segments
+from holdfast.saver.noticing import Notices, describe, has_nan, identical, keys_lost, nan_inline, noticed, tensors_of_segments
 from holdfast.state import Snapshot, capture
 from holdfast.trees import Manifest, Skeleton
 
@@ -66,7 +66,9 @@ def looked_at(snapshot: Snapshot) -> Notices:
 def said(parent: Snapshot | None = None, *, trained: bool = False, **tensors: torch.Tensor) -> list[str]:
     state = capture(tensors)
     before = None if parent is None else manifest_of(parent)
-    return noticed(manifest_of(state), before, looked_at(state), trained=trained)
+    now = manifest_of(state)
+    nan = describe("NaN inside", [*looked_at(state).nan_inside, *nan_inline(now)])
+    return nan + noticed(now, before, trained=trained)
 
 
 def test_no_dtype_with_a_nan_is_missing():

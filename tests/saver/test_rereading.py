@@ -170,24 +170,24 @@ def turns(tmp_path):
 def test_a_pack_is_due_after_so_many_saves_that_relied_on_it(tmp_path, turns):
     due = []
     for _ in range(5):
-        turns.committed(record(tmp_path, ["data/shared/a.pack"]))
+        turns.committed(record(tmp_path, ["data/shared/a.pack"]), ["data/shared/a.pack"])
         due.append(turns.turn())
     assert due == [None, None, None, "data/shared/a.pack", "data/shared/a.pack"]
 
 
 def test_a_pack_that_is_in_no_new_checkpoint_any_more_is_not_read(tmp_path, turns):
     for _ in range(4):
-        turns.committed(record(tmp_path, ["data/shared/a.pack"]))
-    turns.committed(record(tmp_path, ["data/shared/b.pack"]))
+        turns.committed(record(tmp_path, ["data/shared/a.pack"]), ["data/shared/a.pack"])
+    turns.committed(record(tmp_path, ["data/shared/b.pack"]), ["data/shared/b.pack"])
     assert turns.turn() is None
 
 
 def test_the_one_that_waited_longest_comes_first_and_then_the_others(tmp_path, turns):
     (old,) = shared_packs(tmp_path / "s")
     old = ObjectName(f"data/shared/{old}")
-    turns.committed(record(tmp_path, [old]))
+    turns.committed(record(tmp_path, [old]), [old])
     for _ in range(4):
-        turns.committed(record(tmp_path, [old, "data/shared/new.pack"]))
+        turns.committed(record(tmp_path, [old, "data/shared/new.pack"]), [old, "data/shared/new.pack"])
     assert turns.turn() == old
     assert turns.read(old) == []
     assert turns.turn() == "data/shared/new.pack"

@@ -102,7 +102,7 @@ def test_plain_values_are_refused_with_the_place_where_they_belong(value):
         capture({"x": value})
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "values", "own", "$x", 3])
+@pytest.mark.parametrize("name", ["", "a/b", "values", "$own", "$x", 3])
 def test_names_that_would_be_ambiguous_are_refused(name):
     with pytest.raises(InvalidInput, match="cannot name a part of the state"):
         capture({name: nn.Linear(2, 2)})

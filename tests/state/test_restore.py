@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from holdfast.errors import Corrupt, InvalidInput, RestoreFailed, StateError, StateMismatch
-from holdfast.state import Stored, capture, plan, restore
+from holdfast.state import Comparison, Stored, capture, restore
 
 from .state_roundtrip import Trained, digest, save
 

@@ -72,7 +72,7 @@ class SaveAttempt:
         self._tombstones = Tombstones(sweeps=(), damaged=())
         self._sources = SegmentIndex()
         self._own: dict[ObjectName, Footer | None] = {}
-        self._tried = False
+        self._tried = self._left = False
         self._published: Record | None = None
 
     @property
@@ -137,6 +137,11 @@ class SaveAttempt:
     def withdraw(self) -> None:
         """It is certain that nobody publishes what was contributed: the packs of this save may go."""
         self._tried = False
+
+    def leave(self) -> None:
+        """What was written is left to whoever commits, and protected by his hold; `abandon` still removes it."""
+        self._left = True
+        _release(self)
 
     def adopt(self, record: Record) -> Record:
         """Somebody else has published this very save."""
@@ -207,7 +212,7 @@ class SaveAttempt:
         return self
 
     def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        if self._published is not None:
+        if self._published is not None or self._left:
             return
         try:
             self.abandon()

@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -73,6 +74,9 @@ class Group(Protocol):
     def result(self) -> list[int] | None:
         """The largest of each word that was posted; None if none were."""
 
+    def longer(self, seconds: float) -> AbstractContextManager[None]:
+        """Within it, every wait may take so many seconds more: what is waited for takes long on some ranks."""
+
     def close(self) -> None:
         """Ends it without waiting for anybody; idempotent."""
 
@@ -105,6 +109,9 @@ class Alone:
     def result(self) -> list[int] | None:  # noqa: D102
         posted, self._posted = self._posted, None
         return posted
+
+    def longer(self, seconds: float) -> AbstractContextManager[None]:  # noqa: D102
+        return nullcontext()
 
     def close(self) -> None:  # noqa: D102
         self._posted = None
@@ -177,6 +184,9 @@ class Ranks:
         (flight, count), self._posted = self._posted, None
         with self._wire.during(flight.call):
             return self._wire.landed(flight).words[:count]
+
+    def longer(self, seconds: float) -> AbstractContextManager[None]:  # noqa: D102
+        return self._wire.longer(seconds)
 
     def close(self) -> None:  # noqa: D102
         self._posted = None

@@ -37,7 +37,7 @@ class Joining(msgspec.Struct, frozen=True, kw_only=True):
     secret: str
 
 
-def await_store(url: str | Path, joining: Joining, rank: int, seconds: float = SEE_SECONDS) -> Store:
+def await_store(url: str | Path, joining: Joining, rank: int, seconds: float) -> Store:
     """The store of rank 0, as this rank sees it.
 
     Raises:
@@ -59,7 +59,7 @@ def await_store(url: str | Path, joining: Joining, rank: int, seconds: float = S
         time.sleep(0.05)
 
 
-def check_shared(store: Store, run: Run, launch: int, group: Group, seconds: float = SEE_SECONDS) -> float:
+def check_shared(store: Store, run: Run, launch: int, group: Group, seconds: float) -> float:
     """How long it takes until rank 0 sees what the others write, in seconds.
 
     Raises:

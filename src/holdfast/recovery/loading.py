@@ -28,6 +28,9 @@ from holdfast.state.rng import derived
 from holdfast.storage.blocks import drop_buffers
 from holdfast.trees import item_bytes
 
+LOAD_SECONDS = 900.0
+"""How much longer ranks wait for each other while they load: the slowest disk counts."""
+
 
 class Loaded(NamedTuple):
     """What a load leaves for the caller to apply last."""
@@ -89,7 +92,7 @@ class PackReader:
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Fills every view, from another copy where one is rotten; errors as in `read_segments`."""
         while True:
-            pieces = (piece for one in wanted for piece in self._pieces(one))
+            pieces = [piece for one in wanted for piece in self._pieces(one)]  # may find more packs
             try:
                 return read_segments(self._run.store.storage, self._copies.index.get, pieces)
             except Damaged as error:
@@ -149,6 +152,7 @@ def load_objects(
         return Comparison(objects, reader.stored(part), only=only)
 
     with ExitStack() as stack:
+        stack.enter_context(group.longer(LOAD_SECONDS))
         stack.callback(drop_buffers)  # a training that goes on needs no more memory than one that began
         group.agreed(lambda: stack.enter_context(reading(store, [record.address])), text)
         comparison = group.agreed(compare, text)

@@ -23,13 +23,16 @@ from holdfast.records import Kind, Record, Target
 from holdfast.recovery.choice import KnownRun, NewRun, RunChoice, choose_run
 from holdfast.recovery.fresh import restart_evidence
 from holdfast.recovery.group import Alone, Group
-from holdfast.recovery.joining import NOTICEABLE, Joining, await_store, check_shared
+from holdfast.recovery.joining import NOTICEABLE, SEE_SECONDS, Joining, await_store, check_shared
 from holdfast.recovery.launcher import LauncherFacts, command_line, environment_facts
 from holdfast.recovery.resume import Rejected, candidates
 
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "must", "never")
+
+OPEN_SECONDS = 900.0
+"""How much longer the other ranks wait while rank 0 waits for the savers of an earlier launch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,13 +224,20 @@ def _open_all(
             secret=first[0].secret,
         )
 
-    joining = group.told(opened, "the launch", Joining)
-    session = group.agreed(lambda: first[0] if first else _joined(plan, joining, claim, group), "the launch")
-    visibility = check_shared(session.store, session.run, session.launch.number, group)
+    with group.longer(OPEN_SECONDS):
+        joining = group.told(opened, "the launch", Joining)
+        session = group.agreed(lambda: first[0] if first else _joined(plan, joining, claim, group), "the launch")
+        visibility = check_shared(session.store, session.run, session.launch.number, group, _look_seconds(plan))
     if visibility > NOTICEABLE:
         tell(f"{session.store.url} shows what one rank writes to the others after {visibility:.1f} s")
         session.store = replace(session.store, visibility=visibility)
+        session.run = session.store.run(session.run.number)
+        session.launch = Launch(session.run, session.launch.number)
     return session
+
+
+def _look_seconds(plan: Plan) -> float:
+    return min(SEE_SECONDS, plan.patience)
 
 
 def _target(address: RecordAddress | None) -> Target | None:
@@ -235,7 +245,7 @@ def _target(address: RecordAddress | None) -> Target | None:
 
 
 def _joined(plan: Plan, joining: Joining, claim: Callable[[Store, Run], None] | None, group: Group) -> Session:
-    store = await_store(plan.url, joining, group.rank)
+    store = await_store(plan.url, joining, group.rank, _look_seconds(plan))
     run = store.run(joining.run)
     if claim is not None:
         claim(store, run)

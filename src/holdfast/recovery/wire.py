@@ -117,6 +117,17 @@ class Wire:
             self.leave(call, error)
             raise
 
+    @contextlib.contextmanager
+    def longer(self, seconds: float) -> Iterator[None]:
+        """Within it, every wait may take so much longer."""
+        before = self._timeout, self._patience
+        self._timeout += seconds
+        self._patience = timedelta(seconds=self._timeout)
+        try:
+            yield
+        finally:
+            self._timeout, self._patience = before
+
     def reduced(self, call: str, *, voice: int = 0, failed: bool = False, length: int = 0) -> Frame:
         """The frame of this call, the largest of every word."""
         return self.landed(self.begin(call, voice=voice, failed=failed, length=length, patience=self._patience))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.catalog import layout
@@ -28,7 +28,7 @@ from holdfast.saver.coding import decided
 from holdfast.saver.jobs import Content, Positions, SaveRequest, Shape
 from holdfast.saver.noticing import Notices, tensors_of_segments
 from holdfast.saver.publishing import Made, alone
-from holdfast.saver.together import Together
+from holdfast.saver.together import Handed, Together
 from holdfast.trees import Lifetime, Manifest
 
 _RECENT = 4
@@ -90,34 +90,56 @@ class Saving:
         if self.ballast is not None:
             self.ballast.hold()
         parent = self._parent(request)
-        kept = content.kept()
         with self._begin(request, parent, shape) as attempt:
-            _check_kept(attempt, kept)
-            notices = Notices(shape.large)
-            written = self._write(shape, content, kept, attempt, notices)
-            digests = list(Positions(shape.large).merged({k: one.digests for k, one in written.items()}, kept))
-            made = Made(
-                request=request,
-                shape=shape,
-                state=_manifest(shape, digests),
-                packs=attempt.packs(digests),
-                fingerprinted=_tensors_kept(shape, kept),
-                nan=notices.nan_inside,
-                sizes=_sizes(shape, written.values()),
-                timing=self._timing(request, written.values()),
-                codec=str(self.codec),
-            )
-            record = self._committed(made, attempt, parent)
+            made = self.write(request, shape, content, attempt)
+            record = self.commit(made, attempt, parent)
         self._choose_codec(record, shape, content)
         return record
 
-    def _committed(self, made: Made, attempt: SaveAttempt, parent: RecordAddress | None) -> Record:
+    def write(self, request: SaveRequest, shape: Shape, content: Content, attempt: SaveAttempt) -> Made:
+        """What this process contributes: its packs are durable when this returns, and nothing is visible.
+
+        Raises:
+            SaveFailed, StorageError: as `save`; whoever has the attempt abandons it.
+        """
+        kept = content.kept()
+        _check_kept(attempt, kept)
+        notices = Notices(shape.large)
+        written = self._write(shape, content, kept, attempt, notices)
+        digests = list(Positions(shape.large).merged({k: one.digests for k, one in written.items()}, kept))
+        return Made(
+            request=request,
+            shape=shape,
+            state=_manifest(shape, digests),
+            packs=attempt.packs(digests),
+            fingerprinted=_tensors_kept(shape, kept),
+            nan=notices.nan_inside,
+            sizes=_sizes(shape, written.values()),
+            timing=self._timing(request, written.values()),
+            codec=str(self.codec),
+        )
+
+    def commit(
+        self,
+        made: Made,
+        attempt: SaveAttempt,
+        parent: RecordAddress | None,
+        others: Sequence[Handed] | None = None,
+    ) -> Record:
+        """Publishes what was written; errors as in `save`.
+
+        Args:
+            made: by this process.
+            attempt: that it was made in.
+            parent: the record before on this line.
+            others: what the other ranks have handed over, if somebody brings it; None: it lies in the store.
+        """
         earlier = self._read(parent)
         trained = parent is not None and parent.order.step < made.request.step
         if made.request.world == 1:
             record, state = alone(made, attempt, parent, earlier, trained=trained), made.state
         else:
-            record, state = self.together.commit(made, attempt, parent, earlier, trained=trained)
+            record, state = self.together.commit(made, attempt, parent, earlier, trained=trained, others=others)
         self.last = Saved(record=record, manifest=state, packs=made.packs)
         self.recent.append(Saved(record=record, manifest=made.state, packs=made.packs))
         return record

@@ -13,6 +13,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -41,6 +42,13 @@ class NotTogether(SaveFailed):
     """The ranks did not bring this save about; the same save would not succeed a moment later."""
 
 
+class Handed(NamedTuple):
+    """A part, and the texts that it refers to."""
+
+    part: Part
+    documents: list[bytes]
+
+
 @dataclass(slots=True)
 class Together:
     """The side of one rank, for the saves of one launch, one at a time. Not thread-safe."""
@@ -59,8 +67,9 @@ class Together:
         earlier: Manifest | None,
         *,
         trained: bool,
+        others: Sequence[Handed] | None = None,
     ) -> tuple[Record, Manifest]:
-        """The record, and the manifest to compare the next save with; arguments as of `publishing.alone`.
+        """The record, and the manifest to compare the next save with; arguments as of `Saving.commit`.
 
         Raises:
             NotTogether: a rank is late or has failed, or they contradict each other; it is named.
@@ -68,21 +77,24 @@ class Together:
         """
         request, store = made.request, attempt.launch.run.store
         parts = Parts(store.storage, attempt.address, request.attempt)
-        part, documents = _part(made, _lengths(store, made.packs))
+        part, documents = handed(made, store)
         if request.rank:
             attempt.contribute(parts, part, documents)
             return self._await_record(request, attempt, parts), made.state
-        own = {bytes(Digest.of(text)): text for text in documents}
+        texts = [*documents, *(text for one in others or () for text in one.documents)]
+        known = {bytes(Digest.of(text)): text for text in texts}
         try:
-            gathered = [part, *self._gather(request, attempt, parts)]
-            state, whole = self._merged(gathered, parts, own, attempt, earlier, trained=trained)
+            brought = None if others is None else [_checked(one.part, request) for one in others]
+            gathered = [part, *(self._gather(request, attempt, parts) if brought is None else brought)]
+            state, whole = self._merged(gathered, parts, known, attempt, earlier, trained=trained)
         except (SaveFailed, Damaged, ObjectMissing) as error:
             raise NotTogether(str(error)) from error
         timing = msgspec.structs.replace(whole.timing, durable=time.monotonic() - request.began)
         whole = msgspec.structs.replace(whole, timing=timing)
         sizes = {name: size for one in gathered for name, size in one.packs}
         record = published(attempt, record_of(made, attempt, parent, whole), sizes)
-        parts.remove()
+        if others is None:
+            parts.remove()
         return record, state
 
     def give_up(self, store: Store, address: RecordAddress, request: SaveRequest, error: Exception) -> None:
@@ -185,8 +197,8 @@ class Together:
         return len(at_work) - 1 < missing
 
 
-def _part(made: Made, lengths: list[tuple[str, int]]) -> tuple[Part, tuple[bytes, bytes]]:
-    """What this rank hands in, and the texts that it refers to."""
+def handed(made: Made, store: Store) -> Handed:
+    """What this rank contributes."""
     structure = without_boxes(made.shape.skeleton).encode()
     counts, boxes = pack_boxes(made.shape.skeleton.tensors)
     part = Part(
@@ -199,14 +211,14 @@ def _part(made: Made, lengths: list[tuple[str, int]]) -> tuple[Part, tuple[bytes
         digests=made.state.digests,
         inline=made.shape.inline,
         own=made.shape.own,
-        packs=lengths,
+        packs=_lengths(store, made.packs),
         prints=list(made.shape.prints),
         anomalies=made.anomalies(),
         fingerprinted=made.fingerprinted,
         sizes=(made.sizes.logical, made.sizes.new, made.sizes.stored),
         seconds=(made.timing.stall, made.timing.staging, made.timing.hashing, made.timing.writing),
     )
-    return part, (structure, made.shape.values)
+    return Handed(part, [structure, made.shape.values])
 
 
 def _lengths(store: Store, packs: Sequence[str]) -> list[tuple[str, int]]:

@@ -89,7 +89,7 @@ class Collected:
 
     adapters: dict[str, Adapter]
     data: dict[str, Json]
-    """Per object."""
+    """Per object, and under names that no object can have what is saved beside them."""
     tensors: list[tuple[TensorSpec, Tensor]]
     """With the boxes that this process holds, and its memory of them."""
     sharings: list[Sharing | None]
@@ -132,7 +132,7 @@ def collect(
     if values is not None:
         data["values"] = collector.encode(dict(values), "values")
     if own is not None:
-        data["own"] = collector.encode(dict(own[1]), f"own/{own[0]}")  # tensors among them are no other rank's
+        data["$own"] = collector.encode(dict(own[1]), f"$own/{own[0]}")  # tensors among them are no other rank's
     specs, notes = collector.finish()
     return Collected(found, data, specs, collector.sharings(), notes)
 
@@ -175,7 +175,7 @@ def capture(
     return Snapshot(
         skeleton=Skeleton(tuple(division.written)),
         values_bytes=_text(document),
-        own=_text(found.data["own"]),
+        own=_text(found.data["$own"]),
         inline=b"".join(tensors.row_bytes(tensor) for spec, tensor in written if spec.inline),
         tensors=tuple((spec, tensor) for spec, tensor in written if not spec.inline),
         anomalies=tuple(found.notes),

@@ -25,7 +25,7 @@ from holdfast.values import Json
 
 logger = logging.getLogger(__name__)
 
-RESERVED = frozenset({"values", "own"})
+RESERVED = frozenset({"values"})
 """Names that a checkpoint uses for parts of its own."""
 
 
