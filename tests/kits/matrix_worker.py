@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-import torch
 import topologies as t
+import torch
 
 import holdfast
 

@@ -8,8 +8,8 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
 import topologies as t
+import torch
 from torch import nn
 
 import holdfast
@@ -175,6 +175,7 @@ def what_one_rank_cannot_save():
         ckpt.values["odd"] = object() if RANK == 1 else 1
         for _ in ckpt.steps(1):
             return "begun"
+    return None
 
 
 def different_stores():

@@ -63,7 +63,15 @@ def start(folder: Path, script: str, size: int, *arguments: object, **environ: s
     for rank, log in enumerate(logs):
         ranks = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
         ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, [str(KITS), os.environ.get("PYTHONPATH")]))} | (ranks if size > 1 else {}) | environ
+        env = (
+            os.environ
+            | {
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(KITS), os.environ.get("PYTHONPATH")])),
+            }
+            | (ranks if size > 1 else {})
+            | environ
+        )
         with log.open("a") as output:
             command = [sys.executable, str(KITS / script), *map(str, arguments)]
             processes.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, cwd=folder))

@@ -5,7 +5,6 @@ import topologies
 import worlds
 
 
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     found = tmp_path_factory.mktemp("matrix")

@@ -1,15 +1,28 @@
 """Two ranks: what they must agree on, what is said if they do not, and what is evidence of what."""
 
+import itertools
 import json
 
 import pytest
 import worlds
 
-SCENARIOS = (
-    "save_on_rank_0_only different_without_evidence small_values_that_differ equal_without_evidence drift each_its_own "
-    "names_of_their_own a_signal_to_one_rank a_clock_of_one_rank a_metric_of_rank_0 a_metric_of_all "
-    "a_program_that_does_not_fit what_one_rank_cannot_save different_stores tags"
-).split()
+SCENARIOS = [
+    "save_on_rank_0_only",
+    "different_without_evidence",
+    "small_values_that_differ",
+    "equal_without_evidence",
+    "drift",
+    "each_its_own",
+    "names_of_their_own",
+    "a_signal_to_one_rank",
+    "a_clock_of_one_rank",
+    "a_metric_of_rank_0",
+    "a_metric_of_all",
+    "a_program_that_does_not_fit",
+    "what_one_rank_cannot_save",
+    "different_stores",
+    "tags",
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +54,8 @@ def test_equal_names_without_evidence_are_refused_where_their_content_differs(fo
     for one in found("different_without_evidence"):
         assert one["error"] in ("SaveFailed", "NotTogether")
         assert "model/0.weight is not the same on rank 0 and on rank 1" in one["text"]
-        assert "per_rank()" in one["text"] and "prefix=" in one["text"]
+        assert "per_rank()" in one["text"]
+        assert "prefix=" in one["text"]
 
 
 def test_values_that_differ_are_refused_by_name(found):
@@ -69,20 +83,22 @@ def test_a_prefix_tells_stages_apart_that_have_equal_names(found):
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(found):
     (step, records), other = values(found("a_signal_to_one_rank"))
     assert other == [step, records]
-    assert records == [[step, "preempted", records[0][2]]] and step in (4, 5, 6)
+    assert records == [[step, "preempted", records[0][2]]]
+    assert step in (4, 5, 6)
 
 
 def test_the_clock_of_rank_0_counts_for_all(found):
     first, second = values(found("a_clock_of_one_rank"))
-    assert first == second and len(first) >= 3
+    assert first == second
+    assert len(first) >= 3
     steps = [step for step, _, _ in first[:-1]]
-    assert all(b - a >= 2 for a, b in zip(steps, steps[1:], strict=False)), "no wish is granted twice"
+    assert all(b - a >= 2 for a, b in itertools.pairwise(steps)), "no wish is granted twice"
 
 
 def test_the_metric_of_rank_0_counts_and_is_saved_a_step_later(found):
     first, second = values(found("a_metric_of_rank_0"))
     assert first == second
-    steps = {step: metrics for step, metrics in first}
+    steps = dict(first)
     assert steps[2]["loss"] == 2.0 or "loss" in steps[2]
     assert 5 in steps or 4 in steps
 
@@ -93,18 +109,22 @@ def test_metrics_of_all_ranks_can_be_brought_together(found):
 
 def test_what_does_not_fit_is_refused_on_all_ranks_and_changes_nothing(found):
     for text, same in values(found("a_program_that_does_not_fit")):
-        assert "model/0.weight: stored shape [60, 40], live shape [61, 40]" in text and same
+        assert "model/0.weight: stored shape [60, 40], live shape [61, 40]" in text
+        assert same
 
 
 def test_what_one_rank_cannot_save_is_refused_on_all_before_the_first_step(found):
     first, second = found("what_one_rank_cannot_save")
-    assert second["error"] == "UnsupportedValue" and "odd" in second["text"]
-    assert first["error"] == "UnsupportedValue" and first["text"].startswith("rank 1: ")
+    assert second["error"] == "UnsupportedValue"
+    assert "odd" in second["text"]
+    assert first["error"] == "UnsupportedValue"
+    assert first["text"].startswith("rank 1: ")
 
 
 def test_ranks_that_do_not_share_a_store_are_refused_with_the_reason(found):
     for one in found("different_stores"):
-        assert one["error"] == "InvalidInput" and "do not share a store" in one["text"]
+        assert one["error"] == "InvalidInput"
+        assert "do not share a store" in one["text"]
 
 
 def test_a_tag_is_given_once(found):
