@@ -22,6 +22,7 @@ SCENARIOS = [
     "what_one_rank_cannot_save",
     "different_stores",
     "tags",
+    "",
 ]
 
 
