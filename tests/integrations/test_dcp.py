@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import pickle
 
+import dcp_worker
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -14,11 +16,13 @@ from torch.distributed.checkpoint.default_planner import (
     DefaultSavePlanner,
     _EmptyStateDictLoadPlanner,
 )
+from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 import holdfast
 from holdfast import Checkpointer, errors
+from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.verify import verify
 from holdfast.integrations.dcp import StorageReader, StorageWriter
 
@@ -45,7 +49,7 @@ def steps(folder, run="toy"):
 def folder(tmp_path_factory):
     """What worlds of one, two and four ranks have saved, and what went wrong on the way."""
     found = tmp_path_factory.mktemp("dcp")
-    worlds.run(found / "1", "dcp_worker.py", 1, "save", found)
+    dcp_worker.save(found)
     worlds.run(found / "4", "dcp_worker.py", 4, "save", found)
     worlds.run(found / "2", "dcp_worker.py", 2, "save", "unchanged", "failing", "in_background", found)
     return found
@@ -63,7 +67,7 @@ def test_two_ranks_load_what_one_two_and_four_have_saved(loading):
 
 
 def test_one_process_loads_what_several_have_saved(folder):
-    worlds.run(folder / "load-1", "dcp_worker.py", 1, "load", folder)
+    dcp_worker.load(folder)
 
 
 def test_nothing_is_visible_of_a_save_in_which_a_rank_is_killed(folder, loading):
@@ -101,7 +105,8 @@ def test_what_was_saved_is_a_store_like_any_other(folder, loading):
 VALUES = {
     "tuple": (1, 2.5, None),
     "nan": float("nan"),
-    "keys": [{"a": 1}, {3: "x"}],
+    "list": [1, [2.5, "x"]],
+    "counts": collections.deque([{3: "x"}]),
     "rng": ("MT19937", [1, 2], 624),
     "dtype": torch.bfloat16,
     "name/with ~ and /": "text",
@@ -126,11 +131,12 @@ def test_values_come_back_without_pickle_in_either_direction(tmp_path, monkeypat
 def test_arrays_and_tensors_within_values_come_back(tmp_path):
     numpy = pytest.importorskip("numpy")
     rng = numpy.random.RandomState(3).get_state()
-    save(tmp_path, {"rng": rng, "none": (torch.empty(0, 3),)})
+    save(tmp_path, {"rng": rng, "none": collections.deque([torch.empty(0, 3), torch.ones(2)])})
     found = load(tmp_path, {"rng": None, "none": None})
     assert found["rng"][0] == "MT19937"
     assert numpy.array_equal(found["rng"][1], rng[1])
     assert found["none"][0].shape == (0, 3)
+    assert torch.equal(found["none"][1], torch.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -214,6 +220,42 @@ def test_retention_removes_what_the_policy_does_not_keep(tmp_path):
     for step in range(1, 5):
         save(tmp_path, {"w": torch.full((2000,), step)}, step, keep=holdfast.latest(2))
     assert steps(tmp_path) == [3, 4]
+
+
+def test_a_launch_that_took_over_the_run_is_not_fenced_by_the_next_save(tmp_path):
+    save(tmp_path, {"w": torch.ones(3)}, 1)
+    begin_launch(holdfast.open(tmp_path).run(1))
+    for step in (2, 3):
+        with pytest.raises(CheckpointException, match="a newer launch owns the run"):
+            save(tmp_path, {"w": torch.ones(3)}, step)
+    assert steps(tmp_path) == [1]
+
+
+def test_a_process_has_one_launch_of_a_run_whatever_it_calls_it(tmp_path):
+    for step, run in enumerate(("toy", "run-001", 1), 1):
+        save(tmp_path, {"w": torch.ones(3)}, step, run=run)
+    assert [record.launch for record in holdfast.open(tmp_path).run(1).records()] == [1, 1, 1]
+
+
+def test_ranks_that_have_found_different_checkpoints_load_none(tmp_path):
+    plans = [LoadPlan([], storage_data="run-001@1 (ab)"), LoadPlan([], storage_data="run-001@2 (cd)")]
+    with pytest.raises(errors.InvalidInput, match="different checkpoints.*name a step"):
+        StorageReader(tmp_path).prepare_global_plan(plans)
+
+
+def test_a_codec_packs_what_is_written(tmp_path):
+    record = save(tmp_path, {"w": torch.zeros(100_000)}, codec="zstd")
+    assert record.bytes.stored < record.bytes.new
+    assert load(tmp_path, {"w": torch.ones(100_000)})["w"].eq(0).all()
+    with pytest.raises(errors.InvalidInput, match="codec='auto'"):
+        StorageWriter(tmp_path, run="toy", codec="auto")
+
+
+def test_a_writer_does_not_save_twice_under_one_step_by_mistake(tmp_path):
+    writer = StorageWriter(tmp_path, run="toy", step=3)
+    dcp.save({"w": torch.ones(3)}, storage_writer=writer, no_dist=True)
+    with pytest.raises(CheckpointException, match="set step before each save"):
+        dcp.save({"w": torch.ones(3)}, storage_writer=writer, no_dist=True)
 
 
 def test_without_a_step_or_without_collectives_nothing_is_begun(tmp_path):

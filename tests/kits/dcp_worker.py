@@ -27,6 +27,7 @@ def state_of(model, optimizer):
 
 def made(how, seed):
     model, optimizer = t.made("net", how, seed)
+    model.unused.requires_grad_(False)  # for DCP a parameter that was never stepped has moments in the program alone
     return model, optimizer
 
 
@@ -101,6 +102,8 @@ def failing(folder):
     dist.barrier()
     holds = [one.name for one in store.storage.list(f"catalog/runs/{run.number.folder}/holds/")]
     assert not holds, holds
+    packs = {one.name for one in store.storage.list(f"data/runs/{run.number.folder}/")}
+    assert packs == set(run.records()[0].packs), "what the failed save has written is gone"
     print("failed, and went on", flush=True)
 
 
@@ -115,7 +118,8 @@ def failed_with(text, state, one):
 
 def in_background(folder):
     state = {"w": torch.full((4000,), 3.0), "mine": {f"w{t.rank()}": torch.full((5000,), t.rank())}, "step": 5}
-    for step, way in ((5, AsyncCheckpointerType.THREAD), (6, AsyncCheckpointerType.PROCESS), (7, AsyncCheckpointerType.PROCESS)):
+    process = AsyncCheckpointerType.PROCESS
+    for step, way in ((5, AsyncCheckpointerType.THREAD), (6, process), (7, process)):
         future = dcp.async_save(state, storage_writer=writer(folder, "background", step), async_checkpointer_type=way)
         future.result()
         dist.barrier()

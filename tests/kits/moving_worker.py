@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import holdfast
-from holdfast import every
+from holdfast import every, latest
 
 
 class Numbers(Dataset):
@@ -72,7 +72,9 @@ def main(folder, total):
     sampler = holdfast.Sampler(data, batch_size=12 // t.world(), rank=t.rank(), world=t.world())
     state = {"model": model, "optimizer": optimizer}
     used = []
-    with holdfast.Checkpointer(folder / "s", run="x", state=state, save=every(steps=2), peer_timeout=30) as ckpt:
+    with holdfast.Checkpointer(
+        folder / "s", run="x", state=state, save=every(steps=2), keep=latest(20), peer_timeout=30
+    ) as ckpt:
         for step, (numbers, x) in ckpt.batches(DataLoader(data, batch_sampler=sampler), total_steps=total):
             used.append((step, numbers.tolist()))
             model(x).square().sum().backward()
