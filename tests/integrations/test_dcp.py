@@ -84,7 +84,7 @@ def test_a_rank_that_fails_fails_all_and_the_step_can_be_saved_again(folder):
 
 def test_only_what_has_changed_is_written_again_by_another_writer_of_the_process(folder):
     said = [line.split() for line in (folder / "2" / "rank-0.log").read_text().splitlines() if line.startswith("new")]
-    assert [int(one[2]) for one in said][1] == 30 * 30 * 4
+    assert int(said[0][2]) > int(said[1][2]) == 30 * 30 * 4
 
 
 def test_saves_in_threads_and_in_processes_of_dcp_are_checkpoints_of_one_line(folder):
@@ -94,7 +94,7 @@ def test_saves_in_threads_and_in_processes_of_dcp_are_checkpoints_of_one_line(fo
     assert [record.launch for record in run.records()] == [1, 2, 2]
     state = {"w": torch.zeros(4000), "mine": {"w0": torch.ones(5000, dtype=int), "w1": torch.zeros(5000, dtype=int)}}
     load(folder / "store", state, "background@7")
-    assert state["w"].eq(3).all() and state["mine"]["w0"].eq(0).all() and state["mine"]["w1"].eq(1).all()
+    assert [state["w"].unique(), state["mine"]["w0"].unique(), state["mine"]["w1"].unique()] == [3, 0, 1]
 
 
 def test_what_was_saved_is_a_store_like_any_other(folder, loading):
@@ -171,7 +171,7 @@ def test_a_planner_with_bytes_of_its_own_is_refused_and_one_that_loads_them_gets
         def load_bytes(self, read_item, value):
             super().load_bytes(read_item, value)
 
-    with pytest.raises(CheckpointException, match="step would be bytes that Making.transform_object makes"):
+    with pytest.raises(CheckpointException, match=r"step would be bytes that Making\.transform_object makes"):
         save(tmp_path, {"step": 3}, planner=Making())
     save(tmp_path, {"step": 3})
     assert load(tmp_path, {"step": 0}, planner=Loading()) == {"step": 3}
@@ -239,7 +239,7 @@ def test_a_process_has_one_launch_of_a_run_whatever_it_calls_it(tmp_path):
 
 def test_ranks_that_have_found_different_checkpoints_load_none(tmp_path):
     plans = [LoadPlan([], storage_data="run-001@1 (ab)"), LoadPlan([], storage_data="run-001@2 (cd)")]
-    with pytest.raises(errors.InvalidInput, match="different checkpoints.*name a step"):
+    with pytest.raises(errors.InvalidInput, match=r"different checkpoints.*name a step"):
         StorageReader(tmp_path).prepare_global_plan(plans)
 
 
@@ -300,4 +300,5 @@ def test_a_tensor_of_which_a_part_is_missing_is_not_saved(tmp_path):
 
     with pytest.raises(CheckpointException, match=r"w of shape \[1000\] is not complete: nobody has \[2:1000\]"):
         save(tmp_path, {"w": torch.ones(1000)}, planner=Half())
-    assert steps(tmp_path) == []
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "launches"]
+    assert sorted(left) == ["holdfast.json", "run.json"]

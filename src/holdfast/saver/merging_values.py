@@ -40,7 +40,7 @@ def _joined(a: Any, b: Any, path: str, first: int, rank: int) -> Any:
             for key in keys
         }
     if isinstance(a, list) and isinstance(b, list):
-        if path.endswith("/params"):
+        if path.endswith(("/params", "/empty_files")):
             return [*a, *(one for one in b if one not in a)]
         if path.endswith("/groups") and len(a) == len(b):
             return [_joined(x, y, f"{path}/{i}", first, rank) for i, (x, y) in enumerate(zip(a, b, strict=True))]
@@ -49,9 +49,12 @@ def _joined(a: Any, b: Any, path: str, first: int, rank: int) -> Any:
 
 def _conflict(path: str, a: Any, b: Any, first: int, rank: int) -> str:
     name = path.removeprefix("/objects/").replace("/data/", "/", 1).strip("/")
+    said = f"{name} is {_short(a)} on rank {first} and {_short(b)} on rank {rank}"
+    if name.startswith("values/user/"):
+        return f"{said}; ckpt.values are the same on all ranks: give what differs a name with the rank in it"
     return (
-        f"{name} is {_short(a)} on rank {first} and {_short(b)} on rank {rank}; if it belongs to each rank, wrap its "
-        "object in holdfast.per_rank(); if they are parts of one model, give each rank names of its own with prefix="
+        f"{said}; if it belongs to each rank, wrap its object in holdfast.per_rank(); if they are parts of one model, "
+        "give each rank names of its own with prefix="
     )
 
 

@@ -202,6 +202,14 @@ class Filling:
         if not spec.inline and [region.box for region in here] != list(spec.boxes):
             self._cut.append((path, here))
 
+    def put(self, path: str, region: Region) -> None:
+        """As `into`, for one region by itself: whoever asks knows what is held."""
+        spec = self.stored.spec(path)
+        if spec.inline:
+            self._put_inline(path, region)
+        elif region.box.elements:
+            self._overlaps(self.stored.by_path[path], spec, region)
+
     def place(self, path: str, target: Tensor) -> None:
         """As `into`, and remembers ``target`` as the one home of these bytes, so that aliases find it."""
         self._placed.setdefault(self.stored.spec(path).name, target)

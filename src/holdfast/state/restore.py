@@ -214,6 +214,11 @@ def _document(stored: Stored) -> dict[str, Any]:
     document = _parsed(stored.values)
     if not {"objects", "values"} <= document.keys():
         raise Corrupt("the values of the checkpoint are malformed: no objects and values; run 'holdfast verify'")
+    if "dcp" in document:
+        raise StateMismatch(
+            "the checkpoint was made through torch.distributed.checkpoint; "
+            "load it with dcp.load(..., storage_reader=holdfast.integrations.dcp.StorageReader(...))"
+        )
     return document
 
 
