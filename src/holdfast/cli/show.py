@@ -53,6 +53,7 @@ def _document(store: Store, record: Record, manifest: Manifest) -> dict[str, Any
         "tensors": [
             {"name": spec.name, "dtype": spec.dtype, "shape": spec.shape, "lifetime": str(spec.lifetime)}
             | ({"aliases": spec.aliases} if spec.aliases else {})
+            | ({"boxes": len(spec.boxes)} if spec.spread is not None else {})
             for spec in manifest.skeleton.tensors
         ],
         "values": _values(manifest),
@@ -75,6 +76,7 @@ def _print_record(store: Store, record: Record) -> None:
         "metrics": " ".join(f"{name}={number(value)}" for name, value in marks.metrics(record).items()) or "-",
         "bytes": f"{size(record.bytes.logical)} of state, {size(record.bytes.new)} new, "
         f"{size(record.bytes.stored)} stored",
+        **({"ranks": str(record.world)} if record.world > 1 else {}),
         "seconds": f"{record.timing.stall:.2f} stall",
         "exact": "; ".join(_exactness(record)) or "-",
     }

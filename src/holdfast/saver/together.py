@@ -146,7 +146,7 @@ class Together:
             manifest=attempt.write_manifest(state),
             packs=sorted({name for one in gathered for name, _ in one.packs}),
             tensors=len(state.skeleton.tensors),
-            sizes=_sizes(gathered),
+            sizes=_sizes(state.skeleton, gathered),
             anomalies=[
                 *_anomalies(gathered),
                 *drifted(gathered, skeletons),
@@ -240,8 +240,9 @@ def _ranks(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
 
 
-def _sizes(parts: Sequence[Part]) -> Sizes:
-    logical, new, stored = (sum(one.sizes[i] for one in parts) for i in range(3))
+def _sizes(skeleton: Skeleton, parts: Sequence[Part]) -> Sizes:
+    logical = sum(spec.nbytes for spec in skeleton.tensors)
+    new, stored = (sum(one.sizes[i] for one in parts) for i in (1, 2))
     return Sizes(logical=logical, new=new, stored=stored)
 
 
