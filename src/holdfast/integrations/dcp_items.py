@@ -139,7 +139,8 @@ def _value(planner: SavePlanner, item: WriteItem) -> Json:
     fqn = item.index.fqn
     if not isinstance(planner, DefaultSavePlanner):
         raise UnsupportedValue(
-            f"{fqn} is no tensor, and {type(planner).__name__} does not say what it is; derive it from DefaultSavePlanner"
+            f"{fqn} is no tensor, and {type(planner).__name__} does not say what it is; derive it from "
+            "DefaultSavePlanner"
         )
     if type(planner).transform_object is not DefaultSavePlanner.transform_object:
         raise UnsupportedValue(

@@ -19,11 +19,11 @@ from holdfast.catalog import layout
 from holdfast.catalog.launches import Launch, begin_launch
 from holdfast.catalog.objects import exists
 from holdfast.catalog.readers import reading
-from holdfast.catalog.references import ancestor_line
+from holdfast.catalog.references import ancestor_line, named_run
 from holdfast.catalog.runs import Run
 from holdfast.catalog.saves import SaveAttempt, begin_save
 from holdfast.catalog.store import Store, open_store
-from holdfast.errors import Conflict, InvalidInput, NotFound, SaveFailed, StorageError
+from holdfast.errors import Conflict, InvalidInput, NotFound, SaveFailed, StorageError, UnknownReference
 from holdfast.ids import Order, RecordAddress, RecordId, RunName, RunNumber, nonce
 from holdfast.packs.codec import Codec
 from holdfast.records import Record, Target
@@ -144,7 +144,8 @@ class Line:
         self.timeline, self.step, self.parent = self.timeline + 1, -1, parent
 
 
-_lines: dict[tuple[int, str, str], Line] = {}
+_own: dict[tuple[int, str, str], Line] = {}
+_joined: dict[tuple[int, str, str], Line] = {}
 _lock = threading.Lock()
 
 
@@ -155,11 +156,11 @@ def own_line(url: str, run: str | int, codec: Codec) -> Line:
         InvalidName: ``run`` can be no run.
         StorageError: the store cannot be reached or written.
     """
-    key = (os.getpid(), url, str(run))
+    key = (os.getpid(), url, str(wanted(run)))
     with _lock:
-        line = _lines.get(key)
+        line = _own.get(key)
         if line is None or not line.stands():
-            line = _lines[key] = _begun(url, run)
+            line = _own[key] = _begun(url, run)
         line.saving.codec = codec
         return line
 
@@ -172,19 +173,28 @@ def joined_line(url: str, ticket: Ticket, codec: Codec) -> Line:
     """
     key = (os.getpid(), url, f"{ticket.store}/{ticket.target.run}/{ticket.target.launch}")
     with _lock:
-        if key not in _lines:
-            _lines[key] = _joined(url, ticket)
-        line = _lines[key]
+        if key not in _joined:
+            _joined[key] = _join(url, ticket)
+        line = _joined[key]
         line.saving.codec = codec
         return line
 
 
 def _begun(url: str, run: str | int) -> Line:
     store = open_store(url, create=True)
-    launch = begin_launch(
-        _run(store, run), job=launcher_facts().job, command=command_line(), environment=environment_facts()
-    )
+    found = _run(store, run)
+    if (known := _known(store, found)) is not None:
+        return known
+    launch = begin_launch(found, job=launcher_facts().job, command=command_line(), environment=environment_facts())
     return Line(Saving(launch=launch, damaged=quarantined_packs(store)))
+
+
+def _known(store: Store, run: Run) -> Line | None:
+    """The line of this process on a run that it has met under another name: another launch would fence it."""
+    mine = (line for (pid, *_), line in _own.items() if pid == os.getpid())
+    where = (store.info.id, run.number)
+    there = (line for line in mine if (line.store.info.id, line.launch.run.number) == where)
+    return next(filter(Line.stands, there), None)
 
 
 def _run(store: Store, run: str | int) -> Run:
@@ -193,11 +203,13 @@ def _run(store: Store, run: str | int) -> Run:
         return store.run(want)
     if not isinstance(want, RunName):
         raise InvalidInput(f"run={run!r}: name the run, or give its number")
-    named = store.named(want)
-    return store.run(named[-1].number) if named else store.create_run(want, job=launcher_facts().job)
+    try:
+        return named_run(store, want)
+    except UnknownReference:
+        return store.create_run(want, job=launcher_facts().job)
 
 
-def _joined(url: str, ticket: Ticket) -> Line:
+def _join(url: str, ticket: Ticket) -> Line:
     joining = Joining(
         store=ticket.store,
         run=ticket.target.run,

@@ -42,7 +42,9 @@ def _leaf(value: object, path: str) -> Json:
         tensors.check_bytes(value, path)
         tensors.check_plain(value, path)
         if not tensors.is_stock(value):
-            raise UnsupportedValue(f"{path} is a {type(value).__name__} within a value; put it into the state dict itself")
+            raise UnsupportedValue(
+                f"{path} is a {type(value).__name__} within a value; put it into the state dict itself"
+            )
         return _packed("dcp.tensor", tensors.dtype_name(value.dtype), value.shape, tensors.row_bytes(value), path)
     if type(value) is np.ndarray and value.dtype.kind in "biufc":
         return _packed("dcp.array", value.dtype.str, value.shape, memoryview(value.tobytes()), path)

@@ -1,4 +1,4 @@
-"""One save through DCP: announced by rank 0, written by all, published by rank 0 when DCP has gathered what all wrote."""
+"""One save through DCP: announced by rank 0, written by all ranks, published by rank 0 at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from holdfast.catalog.marks import add_mark
 from holdfast.catalog.parts import Part
 from holdfast.catalog.saves import SaveAttempt
-from holdfast.errors import BeingDeleted, Conflict, Damaged, InvalidInput, StorageError
+from holdfast.errors import BeingDeleted, Conflict, Damaged, InvalidInput, SaveFailed, StorageError
 from holdfast.integrations.dcp_items import contents, described
 from holdfast.integrations.dcp_lines import Line, Ticket
 from holdfast.policy import Policy
@@ -25,7 +25,9 @@ from holdfast.recovery.launcher import environment_facts
 from holdfast.saver import SaveRequest
 from holdfast.saver.following import Following
 from holdfast.saver.publishing import Made
+from holdfast.saver.readback import quarantine, read_back
 from holdfast.saver.together import Handed, handed
+from holdfast.values import part as name_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +56,7 @@ class Turn(NamedTuple):
 
     def write(self, plan: SavePlan, planner: SavePlanner) -> Made:
         """Writes what this rank's plan says; if that fails, nothing of it is left."""
-        attempt = self.line.unfinished if self.ticket.rank == 0 else self.line.begin(self.ticket)
-        assert attempt is not None  # rank 0 has announced the save before it told the others
+        attempt = self._announced if self.ticket.rank == 0 else self.line.begin(self.ticket)
         try:
             shape, content = contents(plan, planner)
             made = self.line.saving.write(self._request(), shape, content, attempt)
@@ -66,9 +67,9 @@ class Turn(NamedTuple):
             attempt.leave()
         return made
 
-    def publish(self, made: Made, attempt: SaveAttempt, metadata: Metadata, others: Sequence[Handed]) -> Record:
+    def publish(self, made: Made, metadata: Metadata, others: Sequence[Handed]) -> Record:
         """Commits what all ranks have written; if that fails, nothing is visible."""
-        parent = self.ticket.parent.address if self.ticket.parent else None
+        attempt, parent = self._announced, self.ticket.parent.address if self.ticket.parent else None
         try:
             record = self.line.saving.commit(described(made, metadata), attempt, parent, others)
         except BaseException:
@@ -79,14 +80,30 @@ class Turn(NamedTuple):
 
     def retain(self, record: Record, keep: Policy) -> None:
         """Reads the checkpoint back and removes what the policy does not keep; a failure is said, the save stands."""
-        following = Following(run=self.line.launch.run, keep=keep)
+        store = self.line.store
         try:
-            if problem := following.proven(record):
-                logger.error("%s", problem)
+            if problems := read_back(store, record, record.packs):
+                logger.error("%s: read back after the save, %s", record.address, problems[0].message)
+                self.line.saving.damaged |= quarantine(store, record, problems)
                 return
-            following.retain()
+            add_mark(store, record.address, MarkKind.VERIFIED, by="saver")
+            Following(run=self.line.launch.run, keep=keep).retain()
         except (StorageError, BeingDeleted, Damaged, Conflict) as error:
             logger.warning("after the save of %s: %s", record.address, error)
+
+    @property
+    def _announced(self) -> SaveAttempt:
+        """Of rank 0.
+
+        Raises:
+            SaveFailed: another save of this process has begun since.
+        """
+        attempt = self.line.unfinished
+        if attempt is None or attempt.nonce != self.ticket.attempt:
+            raise SaveFailed(
+                f"the save of {self.ticket.target.address} is over: another save of this run was begun before it ended"
+            )
+        return attempt
 
     def _request(self) -> SaveRequest:
         ticket, wishes = self.ticket, self.wishes
@@ -109,7 +126,7 @@ class Turn(NamedTuple):
 def results_of(plan: SavePlan, made: Made, line: Line) -> list[WriteResult]:
     """What DCP brings to rank 0: a result for each item, and one more with the part of this rank."""
     sizes = {spec.name: spec.held for spec in made.shape.skeleton.tensors}
-    results = [WriteResult(item.index, sizes.get(item.index.fqn, 0), None) for item in plan.items]
+    results = [WriteResult(item.index, sizes.get(name_of(item.index.fqn), 0), None) for item in plan.items]
     part, documents = handed(made, line.store)
     return [*results, WriteResult(MetadataIndex(""), 0, msgspec.msgpack.encode((part, documents)))]
 
@@ -130,7 +147,7 @@ def others_of(results: Sequence[Sequence[WriteResult]]) -> list[Handed]:
 
 def refuse_old_plans(plans: Sequence[SavePlan]) -> None:
     """Raises `InvalidInput` where a rank wants an old plan used again: that would not say where the save goes."""
-    if any(not plan.usable for plan in plans):
+    if not all(getattr(plan, "usable", True) for plan in plans):
         raise InvalidInput(OLD_PLAN)
 
 
