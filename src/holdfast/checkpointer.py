@@ -396,4 +396,3 @@ class Checkpointer:
         if self._training:
             self._training.close()
         release_run(self)
-

@@ -90,13 +90,32 @@ def equal_without_evidence():
     return [r.tensors for r in holdfast.open(FOLDER / "equal").run(1).records()]
 
 
-def drift():
+def drifted(name, change):
     module, optimizer = made()
-    with checkpointer("drift", {"model": module, "optimizer": optimizer}) as ckpt:
+    with checkpointer(name, {"model": module, "optimizer": optimizer}, on_save_error=1) as ckpt:
         train(ckpt, module, optimizer, 2)
         if RANK == 1:
-            module.module[2].weight.data.view(torch.int32)[3, 5] ^= 1
-    return holdfast.open(FOLDER / "drift").run(1).records()[-1].anomalies
+            change(module.module[2])
+
+
+def flip(tensor, *place):
+    tensor.data.view(torch.int32)[place] ^= 1
+
+
+def drift():
+    drifted("drift", lambda layer: flip(layer.weight, 3, 5))
+
+
+def drift_of_a_bias():
+    drifted("bias", lambda layer: flip(layer.bias, 1))
+
+
+def left_to_each_rank():
+    torch.manual_seed(RANK)
+    inner = nn.Sequential(nn.Linear(40, 60), nn.Linear(60, 8))
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, ["0.weight"])
+    with checkpointer("left", {"model": nn.parallel.DistributedDataParallel(inner)}, on_save_error=1) as ckpt:
+        ckpt.save()
 
 
 def each_its_own():

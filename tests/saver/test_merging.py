@@ -114,7 +114,9 @@ def test_and_refused_if_it_is_not():
         merged([[spec("a", (900, 3))]] * 2, salts={1: "other"})
 
 
-@pytest.mark.parametrize(("edges", "text"), [([0, 4, 7], r"nobody has \[7:8, :\]"), ([0, 5, 8], r"2 have \[4:5, 0:131072\]")])
+@pytest.mark.parametrize(
+    ("edges", "text"), [([0, 4, 7], r"nobody has \[7:8, :\]"), ([0, 5, 8], r"2 have \[4:5, 0:131072\]")]
+)
 def test_a_tensor_that_is_not_covered_exactly_once_is_named(edges, text):
     shape = (8, LARGE)
     first, second = rows(shape, [0, 4, 8])
@@ -144,14 +146,37 @@ def test_small_tensors_that_are_whole_on_some_ranks_must_be_the_same():
         merged([ranks[2]])
 
 
+def document(params, lr=1, **parts):
+    data = {"groups": [{"params": params, "values": {"lr": lr}}], "state": {"m": {params[0][1]: {}}}, "other": {}}
+    return {"objects": {"o": {"kind": "optimizer", "data": data}}, "values": {"user": {}, "files": {}, **parts}}
+
+
+def joined(*documents):
+    encoded = {3 * at: msgspec.json.encode(one) for at, one in enumerate(documents)}
+    return msgspec.json.decode(merge_values(encoded))
+
+
 def test_values_are_joined_by_name_and_conflicts_are_named():
-    a = {"objects": {"o": {"kind": "optimizer", "data": {"groups": [{"params": [["m", "a"]], "values": {"lr": 1}}]}}}}
-    b = {"objects": {"o": {"kind": "optimizer", "data": {"groups": [{"params": [["m", "b"]], "values": {"lr": 1}}]}}}}
-    joined = msgspec.json.decode(merge_values({0: msgspec.json.encode(a), 3: msgspec.json.encode(b)}))
-    assert joined["objects"]["o"]["data"]["groups"][0]["params"] == [["m", "a"], ["m", "b"]]
-    b["objects"]["o"]["data"]["groups"][0]["values"]["lr"] = 2
+    a, b = document([["m", "a"]]), document([["m", "b"]])
+    data = joined(a, b)["objects"]["o"]["data"]
+    assert data["groups"][0]["params"] == [["m", "a"], ["m", "b"]]
+    assert list(data["state"]["m"]) == ["a", "b"]
     with pytest.raises(SaveFailed, match=r"o/groups/0/values/lr is 1 on rank 0 and 2 on rank 3"):
-        merge_values({0: msgspec.json.encode(a), 3: msgspec.json.encode(b)})
+        joined(a, document([["m", "b"]], lr=2))
+
+
+def test_plain_values_are_joined_by_name_alone():
+    a, b = document([["m", "a"]], user={"x": 1}), document([["m", "a"]], user={"y": [2]}, empty_files=["z"])
+    assert joined(a, b)["values"] == {"user": {"x": 1, "y": [2]}, "files": {}, "empty_files": ["z"]}
+    for one, other in (({"c": 3}, {"d": 5}), ([0], [1]), (1, True)):
+        with pytest.raises(SaveFailed, match=r"values/user/params.*ckpt.values are the same on all ranks"):
+            joined(document([["m", "a"]], user={"params": one}), document([["m", "a"]], user={"params": other}))
+
+
+def test_state_of_other_objects_is_never_mixed():
+    counters = [{"kind": "object", "data": {name: 1}} for name in ("code", "web")]
+    with pytest.raises(SaveFailed, match="mixture"):
+        joined(*({"objects": {"mixture": one}, "values": {}} for one in counters))
 
 
 def test_the_rank_that_differs_from_most_is_the_one_that_has_drifted():

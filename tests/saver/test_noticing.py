@@ -16,7 +16,16 @@ from holdfast import Checkpointer, every, latest
 from holdfast.ids import Digest
 from holdfast.saver import noticing
 from holdfast.saver.jobs import Positions
-from holdfast.saver.noticing import Notices, describe, has_nan, identical, keys_lost, nan_inline, noticed, tensors_of_segments
+from holdfast.saver.noticing import (
+    Notices,
+    describe,
+    has_nan,
+    identical,
+    keys_lost,
+    nan_inline,
+    noticed,
+    tensors_of_segments,
+)
 from holdfast.state import Snapshot, capture
 from holdfast.trees import Manifest, Skeleton
 

@@ -72,7 +72,7 @@ class SaveAttempt:
         self._tombstones = Tombstones(sweeps=(), damaged=())
         self._sources = SegmentIndex()
         self._own: dict[ObjectName, Footer | None] = {}
-        self._tried = self._left = False
+        self._tried = self._left = self._contributed = False
         self._published: Record | None = None
 
     @property
@@ -131,12 +131,8 @@ class SaveAttempt:
         Raises:
             StorageError: not known to be handed over.
         """
-        self._tried = True
+        self._tried = self._contributed = True
         parts.put(part, documents)
-
-    def withdraw(self) -> None:
-        """It is certain that nobody publishes what was contributed: the packs of this save may go."""
-        self._tried = False
 
     def leave(self) -> None:
         """What was written is left to whoever commits, and protected by his hold; `abandon` still removes it."""
@@ -367,7 +363,9 @@ def _settle_own(attempt: SaveAttempt) -> Record | None:
     take_name(attempt._store, attempt.address, saver=attempt.owner, reason="the saver gave up after a failure")
     try:
         found = read_record(attempt._store, attempt.address)
-    except Damaged:
+    except Damaged as error:
+        if attempt._contributed:
+            raise StorageError(f"{attempt.address} cannot be read, and may be of this save: {error}") from error
         return None
     return found if isinstance(found, Record) and found.attempt == attempt.nonce else None
 

@@ -97,7 +97,7 @@ class BackgroundSaves:
         """Copies the state and hands it over."""
         self.prepare(snapshot)
         if self.slots.usable:
-            self._stage(self._await_slot(urgent), snapshot, request, Intent.SAVE)
+            self._stage(self._await_slot(urgent and request.world == 1), snapshot, request, Intent.SAVE)
             self.process.send(messages.Hurry(on=True) if urgent else messages.Staged())
             self._await_saver()
         else:

@@ -20,6 +20,7 @@ from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome, Sa
 from holdfast.recovery.session import Session
 from holdfast.saver import SaveRequest
 from holdfast.saver.figures import sentence
+from holdfast.saver.together import Together
 from holdfast.state import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -98,11 +99,17 @@ class Checkpoints:
         try:
             self._saves.save(snapshot, request, urgent=urgent)
         except SaveFailed as error:
+            self._tell_others(request, error)
             failed = self._given_up(target, error)
         except BaseException:
             self._newest = None  # nobody makes it
             raise
         self._listen(failed)
+
+    def _tell_others(self, request: SaveRequest, error: SaveFailed) -> None:
+        """No saver hears of what could not even be staged, and other ranks wait for it."""
+        if request.world > 1:
+            Together().give_up(self._session.store, self.address(request.step), request, error)
 
     def reserve(self, snapshot: Snapshot, request: SaveRequest) -> None:
         """Keeps a state in case this process dies; that it cannot be kept is said, and no failure of a save."""

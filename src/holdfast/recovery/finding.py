@@ -7,9 +7,13 @@ from enum import StrEnum
 from typing import Any
 
 from holdfast.errors import StateMismatch
+from holdfast.recovery.group import Group
 from holdfast.state.loaders import LoaderPosition
 
 logger = logging.getLogger(__name__)
+
+FIND_SECONDS = 900.0
+"""How much longer ranks wait for each other while one of them goes through its data."""
 
 
 class Mismatch(StrEnum):
@@ -33,3 +37,9 @@ def find(position: LoaderPosition, stored: dict[str, Any], mismatch: Mismatch) -
             raise
         logger.warning("epoch %d is started over, as asked for: %s", stored["epoch"], error)
         position.start_over(int(stored["epoch"]))
+
+
+def find_together(group: Group, position: LoaderPosition, stored: dict[str, Any], mismatch: Mismatch) -> None:
+    """As `find`, on every rank: what does not fit on one is refused on all."""
+    with group.longer(FIND_SECONDS):
+        group.agreed(lambda: find(position, stored, mismatch), "the place in the data")

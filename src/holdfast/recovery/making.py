@@ -193,7 +193,8 @@ def _in_process(
         survives=str(survival.survives),
         tell=tell,
         read=lambda target: _read(session, target),
-        stopping=lambda: stops.asked is not None,
+        # Of several ranks none gives up earlier than the others: its clock and its signals are its own.
+        stopping=lambda: stops.asked is not None and session.group.size == 1,
         fallback=lambda: _inline(session, plan, making, after, stops),
         progress=making.progress,
     )

@@ -26,17 +26,15 @@ class Nonces:
     """What several ranks know, so that they have the same nonces; None: there are no others."""
     _at: tuple[int, int] | None = None
     _nonce: str = ""
-    _tries: int = 0
 
     def of(self, timeline: int, step: int) -> str:
         """The nonce for the boundary after ``step``."""
         if self._at != (timeline, step):
-            self._at, self._nonce, self._tries = (timeline, step), nonce(), 0
+            self._at, self._nonce = (timeline, step), nonce()
         if self.secret is None:
             return self._nonce
-        # What one try of several ranks has left must not be taken for parts of the next one.
-        self._tries += 1
-        return str(Digest.of(f"{self.secret} {timeline} {step} {self._tries}".encode()))[:16]
+        # A save of several ranks that has failed is not tried again at its step: its name is taken.
+        return str(Digest.of(f"{self.secret} {timeline} {step}".encode()))[:16]
 
 
 def request_of(

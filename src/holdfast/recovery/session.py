@@ -126,14 +126,15 @@ class Session:
         order = Order(self.launch.number, self.timeline, step)
         return RecordAddress(self.run.number, order, RecordId.derive(self.store.info.id, self.run.number, order))
 
-    def newest(self) -> Record:
-        """The record that `resume` would try first, without loading it.
+    def newest(self, known: Record | None) -> Record:
+        """The record that rank 0 knows for the newest of its line, or the one that `resume` would try first.
 
         Raises:
             NothingToResume: there is none, or this launch has begun without one.
         """
+        known = self.group.told(lambda: known, "the newest checkpoint", Record | None)
         found = candidates(self.store, self.run, self.rejected, self.begin)
-        record = None if self.begun else self._next(found)
+        record = known or (None if self.begun else self._next(found))
         if record is None:
             raise NothingToResume(f"{self.run.number} has no checkpoint yet, so there is nothing to restore")
         return record

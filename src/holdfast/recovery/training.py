@@ -22,7 +22,7 @@ from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.checkpoints import Checkpoints
 from holdfast.recovery.decisions import Decisions
 from holdfast.recovery.exactness import say_resumed
-from holdfast.recovery.finding import Mismatch, find
+from holdfast.recovery.finding import Mismatch, find_together
 from holdfast.recovery.loading import Loaded, load
 from holdfast.recovery.measuring import plain, taken
 from holdfast.recovery.progress import Progress
@@ -130,7 +130,7 @@ class Training:
         self.settle()
         self._checkpoints.drain()
         asked = self._session.named(reference).address if reference else None
-        self._session.resume(self._load, asked or (self.last or self._session.newest()).address, asked)
+        self._session.resume(self._load, asked or self._session.newest(self.last).address, asked)
         self.torn = False
 
     def restore_parts(self, reference: str | None, only: tuple[str, ...]) -> list[str]:
@@ -139,7 +139,7 @@ class Training:
         A run that has work of its own goes on with that: what its first launch began with, it has learned from since.
         """
         self._checkpoints.drain()
-        record = self._session.named(reference) if reference else (self.last or self._session.newest())
+        record = self._session.named(reference) if reference else self._session.newest(self.last)
         if self.unbegun and self._session.has_work():
             self.resume()
             if reference is None or record.run != self._session.run.number:
@@ -206,7 +206,7 @@ class Training:
             if self._moved and position.strategy != "cursor":
                 mismatch = Mismatch.RESTART_EPOCH  # nobody can tell which samples the other ranks have had
             with self._whole.generators_kept():
-                find(position, self._data, mismatch)
+                find_together(self._group, position, self._data, mismatch)
             self._satisfied(self.step, position.epoch + (position.batch == position.length))
 
     def ended(self) -> bool:
@@ -367,7 +367,7 @@ class Training:
         self.settle()
         self._save_final()
         self._checkpoints.drain()
-        if self._checkpoints.failed and self._latest[2] == self.step:
+        if self._checkpoints.failed and self._latest[2] == self.step and self._group.size == 1:
             self._save(*self._latest[:2])  # once more, before the state is gone for good
             self._checkpoints.drain()
         self._checkpoints.check()

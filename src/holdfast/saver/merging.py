@@ -166,7 +166,7 @@ class _Joining:
         self._places = {d: {spec.name: at for at, spec in enumerate(one.tensors)} for d, one in used.items()}
         self._specs = _union(parts, used)
         self._numbers = {spec.name: number for number, spec in enumerate(self._specs)}
-        self._owned: dict[tuple[bytes, ...], _Owned] = {}
+        self._owned: dict[tuple[int, tuple[bytes, ...]], _Owned] = {}
         self._covered: set[tuple[tuple[int, ...], int]] = set()
         self._shared: dict[tuple[int, Box], list[int]] = {}
 
@@ -192,9 +192,10 @@ class _Joining:
         if spec.inline:
             return spec
         column = self._column(spec.name)
-        if column not in self._owned:
-            self._owned[column] = _owned(column, len(spec.shape))
-        spread, several = self._owned[column]
+        key = len(spec.shape), column
+        if key not in self._owned:
+            self._owned[key] = _owned(column, len(spec.shape))
+        spread, several = self._owned[key]
         self._check_covered(spec, spread)
         self._shared.update(((number, box), parts) for box, parts in several.items())
         if spread.boxes == (whole(spec.shape),) and spread.parts == (0,):

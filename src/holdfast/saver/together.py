@@ -12,12 +12,14 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 
 from holdfast.catalog.holds import find_saves
+from holdfast.catalog.objects import exists
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.parts import Part, Parts, Prints
 from holdfast.catalog.saves import SaveAttempt
@@ -55,6 +57,8 @@ class Together:
 
     orphaned: Callable[[], bool] = lambda: False
     """Whether the trainer is gone."""
+    alive: Callable[[int], None] = lambda _: None
+    """Told at each look, so that whoever waits for this saver goes on waiting."""
     merging: Merging = field(default_factory=Merging)
     _known: dict[bytes, Skeleton] = field(default_factory=dict)
     """Structures without boxes, by digest."""
@@ -78,6 +82,9 @@ class Together:
         request, store = made.request, attempt.launch.run.store
         parts = Parts(store.storage, attempt.address, request.attempt)
         part, documents = handed(made, store)
+        if others is None and request.rank in parts.failures():
+            # The others have heard it, and have removed what they had written.
+            raise NotTogether(f"rank {request.rank} has given up the save of step {request.step} before its saver died")
         if request.rank:
             attempt.contribute(parts, part, documents)
             return self._await_record(request, attempt, parts), made.state
@@ -94,13 +101,15 @@ class Together:
         sizes = {name: size for one in gathered for name, size in one.packs}
         record = published(attempt, record_of(made, attempt, parent, whole), sizes)
         if others is None:
-            parts.remove()
+            with suppress(StorageError):  # the next launch removes what is left
+                parts.remove()
         return record, state
 
     def give_up(self, store: Store, address: RecordAddress, request: SaveRequest, error: Exception) -> None:
         """Tells the others that this rank does not go on; if it cannot be told, they wait until their time is over."""
         try:
-            Parts(store.storage, address, request.attempt).give_up(request.rank, f"{type(error).__name__}: {error}")
+            if not exists(store.storage, address.name):  # else that tells them, and nothing is left in the store
+                Parts(store.storage, address, request.attempt).give_up(request.rank, f"{type(error).__name__}: {error}")
         except StorageError as failure:
             error.add_note(f"the other ranks could not be told: {failure}")
 
@@ -109,7 +118,7 @@ class Together:
     def _gather(self, request: SaveRequest, attempt: SaveAttempt, parts: Parts) -> list[Part]:
         """The parts of all other ranks, in order."""
         found: dict[int, Part] = {}
-        for _ in self._waits(request, attempt, lambda: request.world - 1 - len(found)):
+        for _ in self._waits(request, attempt):
             for rank, name in parts.names().items():
                 if rank not in found and 0 < rank < request.world:
                     found[rank] = _checked(parts.read(name), request)
@@ -139,6 +148,8 @@ class Together:
 
         skeletons = {one.tensors: self._skeleton(one.tensors, document) for one in gathered}
         self._known = skeletons
+        if odd := drifted(gathered, skeletons):
+            raise NotTogether("; ".join(odd))
         ranks = {one.values: one.rank for one in reversed(gathered)}
         values = merge_values({rank: document(digest) for digest, rank in reversed(ranks.items())})
         state = self.merging.merge(gathered, skeletons, values)
@@ -149,7 +160,6 @@ class Together:
             sizes=_sizes(state.skeleton, gathered),
             anomalies=[
                 *_anomalies(gathered),
-                *drifted(gathered, skeletons),
                 *noticed(state, earlier, trained=trained),
             ],
             fingerprinted=_fingerprinted(state.skeleton, gathered, skeletons),
@@ -163,38 +173,36 @@ class Together:
     # The others
 
     def _await_record(self, request: SaveRequest, attempt: SaveAttempt, parts: Parts) -> Record:
-        for _ in self._waits(request, attempt, lambda: 1, factor=1.5):
-            if (record := attempt.published()) is not None:
-                return attempt.adopt(record)
-            failures = parts.failures()
-            if 0 in failures:
-                attempt.withdraw()
-                raise NotTogether(_failed(failures))
+        for _ in self._waits(request, attempt, factor=1.5):
+            with suppress(StorageError):  # a storage that does not answer now may do so before the time is over
+                if (record := attempt.published()) is not None:
+                    return attempt.adopt(record)
+                if 0 in (failures := parts.failures()):
+                    raise NotTogether(_failed(failures))
         # Nobody knows whether rank 0 still will: its name decides, when this attempt is abandoned.
         raise NotTogether(f"rank 0 did not commit step {request.step} within {1.5 * request.patience:.0f} s")
 
-    def _waits(
-        self, request: SaveRequest, attempt: SaveAttempt, missing: Callable[[], int], factor: float = 1.0
-    ) -> Iterator[None]:
+    def _waits(self, request: SaveRequest, attempt: SaveAttempt, factor: float = 1.0) -> Iterator[None]:
         """Looks, at growing intervals, until the time is over."""
         end, pause = time.monotonic() + factor * request.patience, FIRST_PAUSE
         lonely: float | None = None
         while True:
             yield
             now = time.monotonic()
-            lonely = (lonely or now) if self._lonely(attempt, missing()) else None
+            self.alive(0)
+            lonely = (lonely or now) if self._lonely(attempt, request.world) else None
             if now >= end or (lonely is not None and now >= lonely + ORPHAN_SECONDS):
                 return
             time.sleep(min(pause, max(0.0, end - now)))
             pause = min(pause * 1.5, LONGEST_PAUSE)
 
-    def _lonely(self, attempt: SaveAttempt, missing: int) -> bool:
-        """Whether this saver outlives its trainer, and some that it waits for do not save this."""
+    def _lonely(self, attempt: SaveAttempt, world: int) -> bool:
+        """Whether this saver outlives its trainer, and some ranks do not save this: who has handed in still holds."""
         if not self.orphaned():
             return False
         holds = find_saves(attempt.launch.run.store, attempt.address.run)
         at_work = [one for one in holds if one.publishes == attempt.address and one.liveness is not Liveness.DEAD]
-        return len(at_work) - 1 < missing
+        return len(at_work) < world
 
 
 def handed(made: Made, store: Store) -> Handed:
@@ -303,7 +311,8 @@ def _drifted(several: Sequence[tuple[Part, Prints]], skeletons: Mapping[bytes, S
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         yield (
             f"replicas have drifted apart: {', '.join(names[:3])}{more} on {_ranks(ranks)} differs from the other "
-            f"replicas; the checkpoint has stretches of each of them"
+            "replicas, so there is no one state to be saved; look after that rank's device, and start again from the "
+            "last checkpoint"
         )
 
 

@@ -87,6 +87,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.following.progress = self.rereading.progress = self._alive
         self.saving.together.orphaned = lambda: self.orders.orphaned
+        self.saving.together.alive = self._alive
         self.trying = Trying(
             saving=self.saving,
             following=self.following,
@@ -190,8 +191,7 @@ class Worker:
         try:
             request, shape, job = self._read(row)
             request = self._rescued(request) if row.intent is Intent.RESERVE else request
-            content = self._content(row, shape, job)
-            self._save(row, request, shape, content)
+            self._save(row, request, shape, self._told_content(request, row, shape, job))
         except Exception as error:  # one save that fails must not end the saver, whatever it is
             self._given_up(row, error)
         finally:
@@ -240,6 +240,13 @@ class Worker:
         kept = [place for place, offset in enumerate(job.offsets) if offset < 0]
         known = self._kept(shape, job, kept) if kept else {}
         return StagedContent(self.slabs[row.slab], large, job.offsets, known)
+
+    def _told_content(self, request: SaveRequest, row: Row, shape: Shape, job: Job) -> StagedContent:
+        try:
+            return self._content(row, shape, job)
+        except Exception as error:
+            self.saving.gave_up(request, error)  # other ranks wait for this one
+            raise
 
     def _kept(self, shape: Shape, job: Job, kept: list[int]) -> dict[int, Digest]:
         """The digests of frozen tensors that are not staged, out of the record that has them."""

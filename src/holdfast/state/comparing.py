@@ -46,7 +46,7 @@ def staged(destination: Destination, place: int) -> Tensor:
     spec, offset = destination.layout.specs[place], destination.layout.offsets[place]
     memory = torch.frombuffer(destination.slab.memory, dtype=torch.uint8)
     pieces = [memory[one.offset : one.offset + one.span.length] for one in placed(spec, offset)]
-    return torch.cat(pieces).view(tensors.dtype_of(spec.dtype)).reshape(spec.shape)
+    return torch.cat(pieces).view(tensors.dtype_of(spec.dtype)).reshape(spec.extent)
 
 
 def _row_major(tensor: Tensor) -> Tensor:

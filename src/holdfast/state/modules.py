@@ -97,7 +97,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def _walk(
     module: nn.Module, prefix: str, replicas: Replicas | None
 ) -> Iterator[tuple[str, nn.Module, Replicas | None]]:
-    replicas = replicas_of(module) or replicas
+    replicas = replicas_of(module, prefix) or replicas
     module = unwrapped(module)
     yield prefix, module, replicas
     for name, child in module._modules.items():
@@ -108,7 +108,7 @@ def _walk(
 def _note_sharing(found: ModuleView, module: nn.Module, prefix: str, replicas: Replicas | None) -> None:
     if replicas is None:
         return
-    for name in _own_tensors(module):
+    for name in filter(lambda name: replicas.have(prefix + name), _own_tensors(module)):
         if name not in module._parameters:
             found.sharings[prefix + name] = Sharing(replicas.ranks, first_only=True)
         elif replicas.parameters:

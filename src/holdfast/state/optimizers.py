@@ -329,13 +329,23 @@ def _fits(live: Tensor, spec: TensorSpec) -> bool:
 
 def _made(parameter: Tensor, spec: TensorSpec, device: torch.device, *, sharded: bool) -> Tensor:
     """As the optimizer would have made it: like its parameter, sharded if that is, however it was stored."""
-    if not is_sharded(parameter) or tuple(parameter.shape) != spec.shape or not (sharded or spec.shape):
+    if not is_sharded(parameter) or not (sharded or (spec.shape and tuple(parameter.shape) == spec.shape)):
         return _like(local(parameter), spec, device)
+    if tuple(parameter.shape) != spec.shape:
+        return _replicated(parameter, tensors.allocate(spec, device))
     here = torch.empty_like(tensors.plain(local(parameter)), dtype=tensors.dtype_of(spec.dtype), device=device)
     mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
     return type(parameter.data).from_local(  # type: ignore[attr-defined,no-any-return]
         here, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
+
+
+def _replicated(parameter: Tensor, here: Tensor) -> Tensor:
+    """A DTensor that all ranks of the parameter have whole: factors of moments are, which are smaller than it."""
+    from torch.distributed.tensor import Replicate
+
+    mesh = parameter.device_mesh  # type: ignore[attr-defined]
+    return type(parameter.data).from_local(here, mesh, [Replicate()] * mesh.ndim, run_check=False)  # type: ignore[attr-defined,no-any-return]
 
 
 def _like(parameter: Tensor, spec: TensorSpec, device: torch.device) -> Tensor:
