@@ -36,7 +36,8 @@ def put(run, digest: Digest, data: bytes) -> ObjectName:
 
 
 def put_manifest(run, body: bytes = b"{}", **fields) -> tuple[ObjectName, Digest]:
-    parts = {"skeleton": bytes(32), "values": Page(0, 2, VALUES), "inline": Page(2, 0, EMPTY), "own": (), "pages": (), "parts": ()} | fields
+    parts = {"skeleton": bytes(32), "values": Page(0, 2, VALUES), "inline": Page(2, 0, EMPTY)}
+    parts |= {"own": (), "pages": (), "parts": ()} | fields
     head = msgspec.msgpack.encode(Head(**parts))
     digest = Digest.of(head)
     return put(run, digest, MAGIC + len(head).to_bytes(8, "little") + head + body), digest

@@ -29,10 +29,10 @@ from holdfast import values
 from holdfast.errors import Corrupt, HoldfastError, UnknownFormat
 from holdfast.ids import ObjectName
 
-FORMAT = 0
+FORMAT = 1
 """The format version that this package writes."""
 
-READABLE = frozenset({0})
+READABLE = frozenset({1})
 """The format versions that this package reads."""
 
 _TAIL = re.compile(rb'  "seal": "([0-9a-f]{64})"\n}\n')

@@ -33,7 +33,7 @@ PAGE_SEGMENTS = 4096
 
 T = TypeVar("T")
 
-MAGIC = b"holdfast tree 0\n"
+MAGIC = b"holdfast tree 1\n"
 
 _ITEM_BYTES = {
     **dict.fromkeys(("bool", "uint8", "int8", "float8_e4m3fn", "float8_e4m3fnuz"), 1),
@@ -347,7 +347,7 @@ def decode_head(name: str, data: memoryview | bytes, digest: Digest) -> tuple[He
     """
     start = len(MAGIC) + 8
     if data[: len(MAGIC)] != MAGIC:
-        raise UnknownFormat(f"{name} does not begin like a manifest of format 0; it is damaged or newer")
+        raise UnknownFormat(f"{name} does not begin like a manifest of format 1; it is damaged, or of another version")
     end = head_end(data)
     if end > len(data) or Digest.of(data[start:end]) != digest:
         raise Corrupt(f"{name}: its head does not match its digest; run 'holdfast verify'")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_training import Stop, crash_at, digest_of, expected, launched, one_step, records_of, steps_of, tiny
+from torch.utils.data import DataLoader, TensorDataset
 
 import holdfast
 from holdfast import Checkpointer, errors, every, latest
@@ -336,3 +338,28 @@ def test_after_a_torn_restore_nothing_more_is_done(store: Path) -> None:
             use()
     ckpt.close()
     assert len(records_of(store)) == 2
+
+
+def test_a_run_that_is_resumed_at_its_end_keeps_its_place_in_the_data_for_a_longer_one(tmp_path):
+    """Ended by a kill after the last save: the launch after it only saves the end, and has drawn nothing."""
+    data = TensorDataset(torch.arange(48.0).reshape(48, 1))
+    seen = []
+
+    def live(total, die_at=None):
+        model = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        state = {"model": model, "optimizer": optimizer}
+        loader = DataLoader(data, batch_sampler=holdfast.Sampler(data, batch_size=4, shuffle=False))
+        with Checkpointer(tmp_path, run="x", state=state, save=every(steps=2)) as ckpt:
+            for step, (batch,) in ckpt.batches(loader, total_steps=total):
+                seen.append((step, batch[0].item()))
+                model(batch).sum().backward()
+                optimizer.step()
+                if step + 1 == die_at:
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        live(6, die_at=5)
+    live(4)
+    live(6)
+    assert dict(seen)[4] == 16.0

@@ -54,9 +54,9 @@ def test_a_pack_can_be_read_by_its_description_alone():
     data = bytes(heap.objects[pack.name])
     assert len(data) % 4096 == 0
     magic, version, id_ = struct.unpack("<16sI12x16s16x", data[:64])
-    assert (magic, version, f"{id_.hex()}.pack") == (b"holdfast pack\r\n\n", 0, pack.name.leaf)
+    assert (magic, version, f"{id_.hex()}.pack") == (b"holdfast pack\r\n\n", 1, pack.name.leaf)
     offset, length, digest, version, check, magic = struct.unpack("<QQ32sI12x16s16s", data[-96:])
-    assert (version, magic) == (0, b"holdfast pack\r\n\n")
+    assert (version, magic) == (1, b"holdfast pack\r\n\n")
     assert check == Digest.of(data[-96:-32])[:16]
     assert offset % 4096 == 0
     footer = data[offset : offset + length]
@@ -151,8 +151,8 @@ def test_a_pack_of_a_later_version_asks_for_an_upgrade():
     (pack,) = write(heap, [b"abc"]).packs
     data = heap.objects[pack.name]
     offset, length, digest = struct.unpack("<QQ32s", data[-96:-48])
-    data[-96:] = encode_trailer(Tail(offset, length, Digest(digest)), version=1)
-    with pytest.raises(UnknownFormat, match="format 1"):
+    data[-96:] = encode_trailer(Tail(offset, length, Digest(digest)), version=2)
+    with pytest.raises(UnknownFormat, match="format 2"):
         read_footer(heap, pack.name)
 
 

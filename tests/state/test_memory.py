@@ -30,7 +30,8 @@ def stored(objects):
     known = {n: Digest.of(bytes(n)) for n in {span.length for span in spans}}
     return Stored(
         skeleton=snapshot.skeleton, values=snapshot.values_bytes, inline=bytes(len(snapshot.inline)),
-        own=snapshot.own, counts=(len(spans),), digest=[known[span.length] for span in spans].__getitem__, reader=Zeros(),
+        own=snapshot.own, counts=(len(spans),), reader=Zeros(),
+        digest=[known[span.length] for span in spans].__getitem__,
     )
 
 def resident():

@@ -294,7 +294,8 @@ def test_two_tensors_in_one_memory_are_found():
 
 
 def damaged(stored, **changes):
-    fields = {key: getattr(stored, key) for key in ("skeleton", "values", "inline", "own", "counts", "digest", "reader")}
+    names = ("skeleton", "values", "inline", "own", "counts", "digest", "reader")
+    fields = {key: getattr(stored, key) for key in names}
     return Stored(**fields | changes)
 
 

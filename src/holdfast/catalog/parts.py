@@ -24,7 +24,7 @@ from holdfast.storage.protocol import Storage
 if TYPE_CHECKING:
     from holdfast.catalog.store import Store
 
-MAGIC = b"holdfast part 0\n"
+MAGIC = b"holdfast part 1\n"
 
 
 class Prints(msgspec.Struct, frozen=True, array_like=True):

@@ -1,11 +1,11 @@
-"""Format 0 of a pack: many segments in one immutable object, with their index at its end.
+"""Format 1 of a pack: many segments in one immutable object, with their index at its end.
 
 All integers are unsigned and little-endian. A *digest* is BLAKE3-256, 32
 bytes; a *check* is the first 16 bytes of one. In this order, without holes::
 
     header      64 bytes at offset 0
                   16  magic, the ASCII text "holdfast pack", CR, LF, LF
-                   4  format version, 0
+                   4  format version, 1
                   12  zero
                   16  id of the pack: 16 random bytes
                   16  zero
@@ -22,7 +22,7 @@ bytes; a *check* is the first 16 bytes of one. In this order, without holes::
                    8  offset of the footer
                    8  length of the footer
                   32  digest of the footer
-                   4  format version, 0
+                   4  format version, 1
                   12  zero
                   16  check of the 64 bytes before
                   16  magic, as above
@@ -47,7 +47,7 @@ from typing import NamedTuple
 from holdfast.errors import Corrupt, UnknownFormat
 from holdfast.ids import Digest, ObjectName
 
-VERSION = 0
+VERSION = 1
 BLOCK = 4096
 """Alignment of long segments, of the footer and of a pack's length: what direct I/O wants."""
 SMALL_ALIGNMENT = 64

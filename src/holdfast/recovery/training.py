@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from holdfast.errors import StateMismatch
 from holdfast.ids import TagName
@@ -65,7 +65,6 @@ class Training:
         self.total: int | None = plan.total
         self.torn = False
         self.looping = False
-        """Whether a loop is iterated, as far as this side can see."""
         self._session, self._group = session, session.group
         self._whole = Whole(objects=objects, values=values, files=files, rank=session.group.rank)
         self._checkpoints, self._after = checkpoints, after
@@ -76,8 +75,7 @@ class Training:
         self.progress = Progress(objects.values(), values, accumulate)
         self._taking = Taking(session, self._whole, self.progress)
         self._position: LoaderPosition | None = None
-        self._called, self._moved = 0, False
-        self._rng: Any = None
+        self._called, self._moved, self._rng = 0, False, cast("Any", None)
         self._data: dict[str, Any] | None = None
         self._begin_at(0)
 
@@ -119,8 +117,7 @@ class Training:
 
     def resume(self) -> None:
         """Restores the newest good checkpoint; a fresh start leaves everything as it is."""
-        fresh = self._session.resume(self._load) is None
-        self.torn = False
+        fresh, self.torn = self._session.resume(self._load) is None, False
         if fresh:
             self._group.agreed(self._whole.check, "whether the state can be saved")
             self._checkpoints.resumed(None)
@@ -182,7 +179,10 @@ class Training:
         known = self._position
         if known is not None and known.loader is position.loader:
             position = known
-        elif self._untouched and not self.ended():
+        elif self._untouched and self.ended():
+            self.begin_loop()  # nothing is drawn: what is saved has the stored position, not that of a fresh loader
+            return position
+        elif self._untouched:
             self._find(position, mismatch)
         if known is not None and known is not position:
             known.close()
