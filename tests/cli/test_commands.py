@@ -166,7 +166,7 @@ def test_a_lost_pack_is_found_without_deep(cli, place, records):
 
 def test_a_record_of_an_unknown_format_is_said_to_be_newer(cli, place, records):
     path = place / records[3].name
-    body = path.read_bytes()[: -len('  "seal": ""\n}\n') - 64].replace(b'"format": 0', b'"format": 7')
+    body = path.read_bytes()[: -len('  "seal": ""\n}\n') - 64].replace(b'"format": 1', b'"format": 7')
     path.write_bytes(body + b'  "seal": "' + blake3(body).hexdigest().encode() + b'"\n}\n')
     assert cli(place, "show", records[3].id).code == UnknownFormat.exit_code
     assert "upgrade" in cli(place, "ls", "run-001").out

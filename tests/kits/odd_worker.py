@@ -17,7 +17,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 import holdfast
 from holdfast import every
 
-FOLDER = Path(sys.argv[1])
+FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 
 
 def opened(name, state, **options):

@@ -16,7 +16,7 @@ import holdfast
 from holdfast import best, errors, every
 from holdfast.catalog.tags import read_tags
 
-FOLDER = Path(sys.argv[1])
+FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 RANK = t.rank()
 
 

@@ -16,6 +16,7 @@ from holdfast.policy.tolerance import tolerance_of, tolerate
 from holdfast.records import Kind, Owner, Record, Sizes, Target, Timing
 from holdfast.recovery import checkpoints as module
 from holdfast.recovery.checkpoints import Checkpoints
+from holdfast.recovery.group import Alone
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp
 from holdfast.saver import SaveRequest
 from holdfast.storage.memory import memory_storage
@@ -97,7 +98,7 @@ class World:
 
     def __init__(self, bears=None):
         self.store = create_store(memory_storage())
-        self.session = SimpleNamespace(store=self.store, timeline=0, parent=None, address=self.address)
+        self.session = SimpleNamespace(store=self.store, timeline=0, parent=None, address=self.address, group=Alone())
         self.saves, self.after = FakeSaves(), FakeAfter()
         self.checkpoints = Checkpoints(self.session, self.saves, self.after, tolerance_of(bears))
 

@@ -19,6 +19,8 @@ from holdfast.errors import HoldfastError, InvalidInput
 from holdfast.recovery.group import Alone, open_group
 from holdfast.recovery.launcher import LauncherFacts
 
+SOAK = pytest.mark.soak
+
 WORKER = Path(__file__).parents[1] / "kits" / "group_worker.py"
 # Every new connection to the store asks for the name of an address: without an answer that lasts five seconds.
 ENVIRONMENT = {**os.environ, "RES_OPTIONS": "timeout:1 attempts:1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -148,7 +150,7 @@ def test_under_torchrun():
 # --- ranks that are gone
 
 
-@pytest.mark.parametrize("wait", ["told", "agreed", "result", "everywhere"])
+@pytest.mark.parametrize("wait", ["told", "result", *(pytest.param(w, marks=SOAK) for w in ("agreed", "everywhere"))])
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_killed_rank_is_noticed_by_all_others(world, wait, victim):
     said = world("lost", 4, victim=victim, by="SIGKILL", stops=victim, wait=wait)

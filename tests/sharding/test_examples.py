@@ -34,6 +34,8 @@ def test_an_example_that_is_started_again_ends_as_if_it_had_not_ended_in_between
     assert "step    0" in whole
     assert "step    0" not in again
     assert finished(again) == finished(whole)
+    if example == "ddp.py":
+        return  # the other one goes on with fewer ranks
     more = torchrun(tmp_path / "torn", example, 1, 60)
     assert "60 steps" in finished(more)
     assert "step   40" not in more

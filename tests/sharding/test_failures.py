@@ -148,6 +148,7 @@ def test_parts_of_a_timeline_that_was_left_are_not_taken_for_those_of_the_next_o
     assert problems_of(job.store) == []
 
 
+@pytest.mark.soak
 def test_parts_of_a_launch_that_is_over_that_come_back_by_hand_do_no_harm(tmp_path: Path, undisturbed) -> None:
     """Hazard 1: an older launch's, and some that look as if they were of this one."""
     old, planted = job_in(tmp_path, "fsdp", patience=5.0), tmp_path / "planted"
@@ -243,7 +244,7 @@ def test_what_the_first_rank_has_given_up_its_next_saver_does_not_publish(tmp_pa
 # Savers that are killed
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_the_next_saver_of_the_first_rank_finishes_a_save_whose_parts_are_there(
     tmp_path: Path, undisturbed, after: bool
 ) -> None:
@@ -256,7 +257,7 @@ def test_the_next_saver_of_the_first_rank_finishes_a_save_whose_parts_are_there(
     check(job, undisturbed("fsdp"), world)
 
 
-@pytest.mark.parametrize("wait", [0, 0.5])
+@pytest.mark.parametrize("wait", [pytest.param(0, marks=pytest.mark.soak), 0.5])
 def test_a_job_that_is_killed_once_all_ranks_have_staged_goes_on_from_there(
     tmp_path: Path, undisturbed, wait: float
 ) -> None:
@@ -281,7 +282,9 @@ def test_a_job_that_is_killed_once_all_ranks_have_staged_goes_on_from_there(
 # A disk that is full on one rank
 
 
-@pytest.mark.parametrize(("rank", "op"), [(0, Op.RESERVE), (1, Op.RESERVE), (1, Op.WRITE)])
+@pytest.mark.parametrize(
+    ("rank", "op"), [pytest.param(0, Op.RESERVE, marks=pytest.mark.soak), (1, Op.RESERVE), (1, Op.WRITE)]
+)
 def test_a_full_disk_on_one_rank_fails_the_save_on_all_and_the_next_one_is_good(
     tmp_path: Path, undisturbed, rank: int, op: Op
 ) -> None:

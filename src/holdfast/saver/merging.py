@@ -124,6 +124,8 @@ class _Form(NamedTuple):
     counts: Sequence[int]
     ends: Sequence[int]
     """Per tensor, where its boxes end in the packed ones."""
+    small: Sequence[int]
+    """The places of inline tensors."""
 
     def packed(self, place: int, boxes: bytes) -> bytes:
         """The boxes of one tensor."""
@@ -140,7 +142,8 @@ def _form(part: Part, skeleton: Skeleton) -> _Form:
     if len(counts) != len(skeleton.tensors):
         raise SaveFailed(f"the part of rank {part.rank} has {len(counts)} tensors, and its structure another number")
     sizes = (2 * _NUMBER * len(spec.shape) * count for spec, count in zip(skeleton.tensors, counts, strict=True))
-    return _Form(skeleton, counts, tuple(accumulate(sizes)))
+    small = tuple(place for place, spec in enumerate(skeleton.tensors) if spec.inline)
+    return _Form(skeleton, counts, tuple(accumulate(sizes)), small)
 
 
 def _unpacked(packed: bytes, ndim: int) -> list[Box]:
@@ -219,11 +222,10 @@ class _Joining:
 
     def _inline(self, number: int, known: dict[bytes, InlineForm]) -> InlineForm:
         part, form = self._parts[number], self._forms[number]
-        small = [place for place, spec in enumerate(form.skeleton.tensors) if spec.inline]
-        key = part.tensors + part.counts + b"".join(form.packed(place, part.boxes) for place in small)
+        key = part.tensors + part.counts + b"".join(form.packed(place, part.boxes) for place in form.small)
         if key not in known:
             tensors = form.skeleton.tensors
-            found = ((tensors[place].name, tuple(form.boxes(place, part.boxes))) for place in small)
+            found = ((tensors[place].name, tuple(form.boxes(place, part.boxes))) for place in form.small)
             known[key] = InlineForm(tuple(found))
         return known[key]
 

@@ -46,7 +46,7 @@ class _Joining:
     def _section(self, a: Any, b: Any, path: str) -> Any:
         if path == "/objects":
             return self._by_name(a, b, "", self._object)
-        return self._by_name(a, b, path, self._values) if path == "/values" else self._same(a, b, path)
+        return self._by_name(a, b, path, self._values if path == "/values" else self._same)
 
     def _values(self, a: Any, b: Any, path: str) -> Any:
         if path in ("/values/user", "/values/files"):

@@ -146,7 +146,8 @@ class Together:
         def document(digest: bytes) -> bytes:
             return documents[digest] if digest in documents else parts.document(digest)
 
-        skeletons = {one.tensors: self._skeleton(one.tensors, document) for one in gathered}
+        # Thousands of ranks have a few structures: each is decoded once.
+        skeletons = {digest: self._skeleton(digest, document) for digest in {one.tensors: None for one in gathered}}
         self._known = skeletons
         if odd := drifted(gathered, skeletons):
             raise NotTogether("; ".join(odd))
