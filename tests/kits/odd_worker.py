@@ -135,7 +135,7 @@ def an_average_beside_it():
     with opened("average", {"model": model, "optimizer": optimizer, "average": average}) as ckpt:
         for _ in ckpt.steps(1):
             step(model, optimizer)
-            average.update_parameters(nn.Linear(40, 40).requires_grad_(False) if False else average.module)
+            average.update_parameters(average.module)
     return holdfast.open(FOLDER / "average").run(1).records()[-1].world
 
 
