@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -17,6 +16,7 @@ import msgspec
 
 from holdfast.errors import Damaged, ObjectExists, ObjectMissing, StorageError, Unreadable
 from holdfast.ids import ObjectName
+from holdfast.packs.threads import in_parallel
 from holdfast.seals import seal, unseal
 from holdfast.storage.protocol import Storage
 
@@ -155,8 +155,7 @@ def _read_each(storage: Storage, names: list[ObjectName]) -> list[bytes | Unread
     # One stripe per thread: a task per object would cost more than a local read.
     stripe = -(-len(names) // READERS)
     stripes = [names[at : at + stripe] for at in range(0, len(names), stripe)]
-    with ThreadPoolExecutor(len(stripes), "holdfast-read") as pool:
-        return [data for part in pool.map(lambda names: _read_some(storage, names), stripes) for data in part]
+    return [data for part in in_parallel(lambda names: _read_some(storage, names), stripes) for data in part]
 
 
 def _read_some(storage: Storage, names: list[ObjectName]) -> list[bytes | Unreadable | None]:

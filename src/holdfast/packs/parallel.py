@@ -1,4 +1,4 @@
-"""The threads of one call: started together, gone before it returns, and out of the way of others if asked."""
+"""The threads of one call: all have ended their work before it returns, out of the way of others if asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from holdfast.packs import threads
+
+T = TypeVar("T")
 
 THREADS = 4
 """While some wait for the device, the others hash: on two cores four were measured faster than three, six no faster."""
@@ -44,18 +49,28 @@ def run_threads(count: int, work: Callable[[Stop], None], pace: Pace | None = No
     """
     stop = threading.Event()
     count = max(1, count)
+    if pace is None:
+        _await({threads.start(partial(work, stop)) for _ in range(count)}, stop, lambda _: None)
+        return
     # New threads inherit the priority of the one that makes them, so this one makes them all and stays as it is.
     with _pool(count) as quick, _pool(count) as nice:
-        running: set[Future[bool | None]] = {nice.submit(_nicely, work, stop, pace) for _ in range(count)}
-        try:
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    if future.result():
-                        running.add(quick.submit(work, stop))
-        except BaseException:
-            stop.set()
-            raise
+        lowered = {nice.submit(_nicely, work, stop, pace) for _ in range(count)}
+        _await(lowered, stop, lambda left: quick.submit(work, stop) if left else None)
+
+
+def _await(running: set[Future[T]], stop: threading.Event, after: Callable[[T], Future[Any] | None]) -> None:
+    """Until all have ended, and what comes ``after`` them; the first error is raised then."""
+    left: set[Future[Any]] = {*running}
+    try:
+        while left:
+            done, left = wait(left, return_when=FIRST_COMPLETED)
+            for future in done:
+                if (more := after(future.result())) is not None:
+                    left.add(more)
+    except BaseException:
+        stop.set()
+        wait(left)
+        raise
 
 
 def _pool(count: int) -> ThreadPoolExecutor:
@@ -70,11 +85,8 @@ class _Either(NamedTuple):
         return self.stop.is_set() or self.hurry.is_set()
 
 
-def _nicely(work: Callable[[Stop], None], stop: threading.Event, pace: Pace | None) -> bool:
+def _nicely(work: Callable[[Stop], None], stop: threading.Event, pace: Pace) -> bool:
     """Does the work until it is urgent; whether another thread must do the rest, with its full priority."""
-    if pace is None:
-        work(stop)
-        return False
     if not pace.hurry.is_set():
         lower_priority(pace.nice)
         work(_Either(stop, pace.hurry))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from holdfast import values
 from holdfast.boxes import inner_rows, row_bytes
 from holdfast.ids import Digest
+from holdfast.packs.threads import in_parallel
 from holdfast.state import tensors
 from holdfast.state.capture import Collected
 from holdfast.state.held import Region, narrowed, regions_of
@@ -20,7 +20,6 @@ from holdfast.state.reading import Filling, Stored, digest_of
 from holdfast.trees import TensorSpec, item_bytes
 from holdfast.values import Json
 
-_THREADS = 4
 _NO_BYTES = torch.empty(0, dtype=torch.uint8)
 _OTHER_BYTES = "other bytes than stored"
 
@@ -48,14 +47,13 @@ def differences(documents: Mapping[str, Json], live: Collected, filling: Filling
 
 def _tensors_differences(named: Mapping[str, _Here], filling: Filling) -> Iterator[str]:
     stored, proven = filling.stored, filling.proofs.standing()
-    with ThreadPoolExecutor(_THREADS, "holdfast-compare") as pool:
-        for path, here in named.items():
-            reason = _form_difference(stored.spec(path), here.spec)
-            memory = (stored.by_path[path], here.tensor.data_ptr(), here.tensor.nbytes)
-            if reason is None and memory not in proven:
-                reason = _difference(path, here, filling, pool)
-            if reason is not None:
-                yield f"{path}: {reason}"
+    for path, here in named.items():
+        reason = _form_difference(stored.spec(path), here.spec)
+        memory = (stored.by_path[path], here.tensor.data_ptr(), here.tensor.nbytes)
+        if reason is None and memory not in proven:
+            reason = _difference(path, here, filling)
+        if reason is not None:
+            yield f"{path}: {reason}"
 
 
 def _tree_differences(was: Json, now: Json, path: str) -> Iterator[str]:
@@ -96,12 +94,12 @@ def _leaf_pairs(was: Json, now: Json) -> Iterator[tuple[dict[str, Any], dict[str
             yield from _leaf_pairs(a, b)
 
 
-def _difference(path: str, here: _Here, filling: Filling, pool: ThreadPoolExecutor) -> str | None:
+def _difference(path: str, here: _Here, filling: Filling) -> str | None:
     spec, regions = filling.stored.spec(path), regions_of(here.spec, here.tensor)
     if spec.inline:
         return None if all(_same_inline(path, region, filling.stored) for region in regions) else _OTHER_BYTES
     wanted = [pair for region in regions for pair in _whole_segments(path, region, filling.stored)]
-    if not all(pool.map(_matches, wanted)):
+    if not all(in_parallel(_matches, wanted)):
         return _OTHER_BYTES
     known = filling.filled.get(path)
     return None if known is None or known == digest_of(regions) else _OTHER_BYTES

@@ -32,7 +32,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import torch
@@ -40,7 +39,7 @@ import xxhash
 from torch import Tensor
 
 from holdfast.errors import InvalidInput
-from holdfast.packs.parallel import THREADS
+from holdfast.packs.threads import in_parallel
 from holdfast.state.tensors import dim_order, flat_bytes, plain, row_bytes
 
 FINGERPRINT_BYTES = 16
@@ -109,19 +108,13 @@ class Fingerprints:
             for place, tensor in enumerate(tensors)
             if by_device or tensor.device.type != "cpu"
         }
-        with ThreadPoolExecutor(THREADS, "holdfast-fingerprint") as pool:
-            here = {
-                place: self._here(_dense(tensor), pool)
-                for place, tensor in enumerate(tensors)
-                if place not in elsewhere
-            }
+        here = {place: self._here(_dense(one)) for place, one in enumerate(tensors) if place not in elsewhere}
         return Pending(self._key, [_outside(tensor) for tensor in tensors], here, elsewhere)
 
-    def _here(self, tensor: Tensor, pool: ThreadPoolExecutor) -> bytes:
+    def _here(self, tensor: Tensor) -> bytes:
         view = row_bytes(tensor)
         pieces = [view[at : at + _PIECE] for at in range(0, len(view), _PIECE)]
-        run = pool.map if len(pieces) > 1 else map
-        return b"".join(run(lambda piece: xxhash.xxh3_128_digest(piece, seed=self._key), pieces))
+        return b"".join(in_parallel(lambda piece: xxhash.xxh3_128_digest(piece, seed=self._key), pieces))
 
     def _lanes(self, tensor: Tensor) -> Tensor:
         """Two numbers of 64 bits, where the tensor lives."""

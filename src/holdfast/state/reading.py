@@ -25,6 +25,7 @@ from holdfast.payload import Places, counts
 from holdfast.state import tensors
 from holdfast.state.held import Region, narrowed, regions
 from holdfast.state.proofs import Proofs
+from holdfast.storage.blocks import PAGE, aligned_buffer
 from holdfast.trees import Manifest, Skeleton, TensorSpec, item_bytes
 
 BUFFER_BYTES = 64 * 1024 * 1024
@@ -182,6 +183,9 @@ class Filling:
     _seen: set[tuple[int, int, str]] = field(default_factory=set)
     _placed: dict[str, Tensor] = field(default_factory=dict)
     _cut: list[tuple[str, list[Region]]] = field(default_factory=list)
+    """What is read in other boxes than it lies in, into memory that nothing is known of."""
+    _whole: list[tuple[int, memoryview]] = field(default_factory=list)
+    """The memory of regions, each of one stored tensor, which are filled out of verified bytes alone."""
     filled: dict[str, Digest] = field(default_factory=dict)
     """What lies here of tensors that were read in other boxes than they lie in, hashed right after it was filled."""
     proofs: Proofs = field(default_factory=Proofs)
@@ -199,7 +203,8 @@ class Filling:
                 self._put_inline(path, region)
             else:
                 self._overlaps(index, spec, region)
-        if not spec.inline and [region.box for region in here] != list(spec.boxes):
+        otherwise = [region.box for region in here] != list(spec.boxes)
+        if otherwise and not spec.inline and any(tensors.live_bytes(region.tensor) is None for region in here):
             self._cut.append((path, here))
 
     def put(self, path: str, region: Region) -> None:
@@ -227,17 +232,18 @@ class Filling:
         """
         if self._direct:
             self.stored.reader.read(self._direct)
-            for one in self._direct:
-                self.proofs.verified(one.entry, one.into)
-        for batch in _batches(self._pieces, self.budget):
-            buffers = [torch.empty(piece.span.length, dtype=torch.uint8, device="cpu") for piece in batch]
-            views = [buffer.numpy().data for buffer in buffers]
+        batches = list(_batches(self._pieces, self.budget))
+        buffer = aligned_buffer(max(map(_room, batches), default=0))  # once: new memory costs more than a copy
+        for batch in batches:
+            views = [buffer[span.start : span.start + span.length] for span in _laid_out(batch)]
             pairs = zip(batch, views, strict=True)
             self.stored.reader.read([Wanted(piece.entry, piece.box, piece.span.start, view) for piece, view in pairs])
-            for piece, buffer in zip(batch, buffers, strict=True):
-                piece.put(buffer)
+            for piece, view in zip(batch, views, strict=True):
+                piece.put(torch.frombuffer(view, dtype=torch.uint8))
+        for index, memory in self._whole:
+            self.proofs.verified(index, memory)
         self.filled |= {path: digest_of(here) for path, here in self._cut}
-        self._direct, self._pieces, self._seen, self._cut = [], [], set(), []
+        self._direct, self._pieces, self._seen, self._cut, self._whole = [], [], set(), [], []
         for action in later:
             action()
             self.proofs.forget()
@@ -251,12 +257,12 @@ class Filling:
             if memory is not None and way.rows_alike:
                 self._direct += way.direct(memory)
                 self._pieces += [piece for edge in way.edges() for piece in way.buffered(*edge, self.budget)]
-                written = bool(way.edges())
             else:
                 self._pieces += way.buffered(*way.outer, self.budget)
-                written = True
-            if written:
-                self.proofs.written(region.tensor)
+        if memory is None:
+            self.proofs.written(region.tensor)
+        else:
+            self._whole.append((index, memory))  # the boxes of a checkpoint cover every tensor, each byte once
 
     def _put_inline(self, path: str, region: Region) -> None:
         self.proofs.written(region.tensor)
@@ -357,6 +363,18 @@ def _flat_putter(flat: Tensor, span: Span) -> Callable[[Tensor], None]:
 def digest_of(here: Sequence[Region]) -> Digest:
     """Of all bytes that are held of one tensor."""
     return Digest.of(b"".join(bytes(Digest.of(tensors.row_bytes(region.tensor))) for region in here))
+
+
+def _laid_out(batch: Sequence[_Piece]) -> Iterator[Span]:
+    """Where the pieces of a batch lie in one memory, each at the beginning of a page."""
+    at = 0
+    for piece in batch:
+        yield Span(at, piece.span.length)
+        at += -(-piece.span.length // PAGE) * PAGE
+
+
+def _room(batch: Sequence[_Piece]) -> int:
+    return sum(-(-piece.span.length // PAGE) * PAGE for piece in batch)
 
 
 def _batches(pieces: list[_Piece], budget: int) -> Iterator[list[_Piece]]:
