@@ -97,6 +97,8 @@ class DcpSave(Ranks):
 class DcpAsync(DcpSave):
     label = "dcp.async_save"
     how = "THREAD, a gloo group of its own, a DefaultStager that keeps its memory"
+    stager: Any = None
+    """Where something is saved."""
 
     def prepare(self) -> None:
         self.group = dist.new_group(backend="gloo")
@@ -113,7 +115,8 @@ class DcpAsync(DcpSave):
         self.upload.result()
 
     def close(self) -> None:
-        self.stager.close()
+        if self.stager is not None:
+            self.stager.close()
 
 
 class PerRank(Ranks):
