@@ -14,7 +14,14 @@ from holdfast import errors
 if TYPE_CHECKING:
     from holdfast.catalog.opening import open
     from holdfast.checkpointer import Checkpointer
-    from holdfast.policy import best, every, latest
+    from holdfast.policy.at import at
+    from holdfast.policy.at_most import at_most
+    from holdfast.policy.auto import auto
+    from holdfast.policy.best import best
+    from holdfast.policy.every import every
+    from holdfast.policy.latest import latest
+    from holdfast.policy.newer import newer
+    from holdfast.policy.tolerance import tolerate
     from holdfast.recovery.choice import new_run
     from holdfast.state.per_rank import per_rank
     from holdfast.state.sampler import Sampler
@@ -26,11 +33,15 @@ __all__ = [
     "Checkpointer",
     "Sampler",
     "__version__",
+    "at",
+    "at_most",
+    "auto",
     "best",
     "errors",
     "every",
     "latest",
     "new_run",
+    "newer",
     "open",
     "per_rank",
     "seeded",
@@ -40,10 +51,14 @@ __all__ = [
 _HOME = {
     "Checkpointer": "holdfast.checkpointer",
     "Sampler": "holdfast.state.sampler",
+    "at": "holdfast.policy",
+    "at_most": "holdfast.policy",
+    "auto": "holdfast.policy",
     "best": "holdfast.policy",
     "every": "holdfast.policy",
     "latest": "holdfast.policy",
     "new_run": "holdfast.recovery.choice",
+    "newer": "holdfast.policy",
     "open": "holdfast.catalog.opening",
     "per_rank": "holdfast.state.per_rank",
     "seeded": "holdfast.state.seeding",

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from holdfast.errors import InvalidInput, Unusable
+from holdfast.errors import InvalidInput
+from holdfast.health import GOOD_AFTER, Check, Rule, Watchdog
 from holdfast.ids import TagName
 from holdfast.policy import Policy
 from holdfast.policy.tolerance import Tolerance
 from holdfast.records import Record
-from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.attached import read_attached
+from holdfast.recovery.care import caring_of
 from holdfast.recovery.choice import NewRun
+from holdfast.recovery.configuring import arguments_of
 from holdfast.recovery.finding import Mismatch
-from holdfast.recovery.group import open_group
-from holdfast.recovery.launcher import launcher_facts
-from holdfast.recovery.looping import Loop, callers_names
-from holdfast.recovery.making import making_of, open_checkpoints
-from holdfast.recovery.process import claim_run, refuse_worker, release_run
-from holdfast.recovery.session import Plan, Session, open_session
+from holdfast.recovery.lifetime import Lifetime
+from holdfast.recovery.looping import callers_names
+from holdfast.recovery.making import making_of
+from holdfast.recovery.opening import Opening, stopping_of
+from holdfast.recovery.preempting import Preemption
+from holdfast.recovery.process import refuse_worker
 from holdfast.recovery.settings import checked
-from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.training import Training
-from holdfast.state.audit import audit
 from holdfast.state.loaders import open_position
-from holdfast.state.per_rank import bare, named
-
-logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 
@@ -71,6 +67,17 @@ class Checkpointer:
         on_full: a disk without room even after retention: "skip" the save, or "pause" until there is some.
         check_staging: compare every copy with the live tensors; for debugging, at the price of one more pass.
         progress: show a progress bar of saves on standard error.
+        signals: names or numbers of the signals that end the loop with a checkpoint; docs/preemption.md has the rest.
+        grace: seconds from such a signal until the process is killed; by default as Slurm, torchrun or Kubernetes do.
+        notice: ask the cloud's metadata service ("aws", "gce", "azure", "auto") whether it takes the machine back.
+        on_preempt: called on rank 0 when the loop has ended early and its checkpoint is durable, or given up.
+        health: rules such as ``when(nonfinite("loss"), rollback())``; docs/health.md has them. By default what is wrong
+            is noted, and nothing is changed; ``[]`` for no checks.
+        good_after: steps without a doubt after which a checkpoint is marked ``good``.
+        watchdog: a `holdfast.health.watchdog`, or "off"; by default the stacks of a training that makes no step for
+            long go to the journal.
+        on_config_change: "override" (and say so), "keep" or "refuse" where ``config`` is not that of the checkpoint;
+            or one of these for each key, with dots and ``*``.
 
     Raises:
         InvalidInput: an argument that cannot be right; before anything is touched.
@@ -112,22 +119,53 @@ class Checkpointer:
         on_full: str = "skip",
         check_staging: bool = False,
         progress: bool = False,
+        signals: Sequence[str | int] = ("SIGTERM", "SIGUSR1", "SIGINT"),
+        grace: float | None = None,
+        notice: str | None = None,
+        on_preempt: Callable[[Preemption], object] | None = None,
+        health: Iterable[Rule | Check] | None = None,
+        good_after: int = GOOD_AFTER,
+        watchdog: Watchdog | str | None = None,
+        on_config_change: str | Mapping[str, str] | None = None,
     ) -> None:
         refuse_worker()
         if not isinstance(state, Mapping) or not state:
             raise InvalidInput('state= wants a mapping of names to objects, such as {"model": model}')
         if accumulate is not None and accumulate < 1:
             raise InvalidInput(f"accumulate={accumulate}: at least one batch makes a step")
-        self._making = making_of(saver, codec, ram_budget, on_save_error, on_full, check_staging, progress)
-        self._settings = checked(store, run, resume, config, save, keep, stage, peer_timeout)
-        self._accumulate = accumulate
-        self._objects, self._prefix = dict(state), prefix
-        self._training: Training | None = None
-        self._values, self._files, self._pid = dict[str, Any](), dict[str, bytes](), os.getpid()
-        self._closed = self._broken = self._superseded = False
-        self.loop: Loop | None = None
-        self._stops = StopRequests()
-        self._namespace = callers_names(inspect.currentframe())
+        self._values, self._files = dict[str, Any](), dict[str, bytes]()
+        stopping = stopping_of(signals, grace, notice, on_preempt)
+        self._opening = Opening(
+            settings=checked(store, run, resume, config, save, keep, stage, peer_timeout, on_config_change),
+            making=making_of(saver, codec, ram_budget, on_save_error, on_full, check_staging, progress),
+            stopping=stopping,
+            caring=caring_of(health, good_after, watchdog),
+            stops=stopping.requests(),
+            objects=dict(state),
+            prefix=prefix,
+            values=self._values,
+            files=self._files,
+            accumulate=accumulate,
+        )
+        self._life = Lifetime(self._opening, callers_names(inspect.currentframe()))
+
+    @classmethod
+    def from_config(
+        cls, source: str | Path | Mapping[str, Any], *, state: Mapping[str, object], **overrides: Any
+    ) -> Self:
+        """A Checkpointer as a YAML or TOML file or a mapping says, in our terms or in those of other libraries.
+
+        Args:
+            source: the file, or the mapping.
+            state: as for the constructor.
+            overrides: arguments of the constructor, which count for more than the file.
+
+        Raises:
+            InvalidInput: a key that is not known, with the one that was meant perhaps, or a value that cannot be right.
+        """
+        made = cls(**arguments_of(source, {"state": state, **overrides}))
+        made._life.namespace = callers_names(inspect.currentframe())  # not that of this method
+        return made
 
     @property
     def values(self) -> dict[str, Any]:
@@ -179,15 +217,17 @@ class Checkpointer:
         if on_mismatch not in tuple(Mismatch):
             raise InvalidInput(f"on_mismatch={on_mismatch!r}: there is {', '.join(Mismatch)}")
         position = open_position(loader)
-        training = self._begin(total_steps, loader)
+        training = self._life.begun(total_steps, loader)
         position = training.attach_loader(position, Mismatch(on_mismatch))
-        with Loop(self, training, self._stops):
+        with self._life.looped(training):
             while not training.ended() and (epochs is None or position.epoch < epochs):
                 for batch in position.batches():
+                    if training.passes_over():
+                        continue
                     training.enter()
                     yield training.step, batch
                     training.leave(epoch_ended=position.length is not None and position.batch == position.length)
-                    if training.ended():
+                    if training.ended() or training.turned:
                         break
                 else:
                     training.epoch_over()
@@ -195,9 +235,9 @@ class Checkpointer:
 
     def steps(self, total_steps: int) -> Iterator[int]:
         """As `batches`, for loops that get their data elsewhere; the record says that it has no data position."""
-        training = self._begin(total_steps)
+        training = self._life.begun(total_steps)
         training.begin_loop()
-        with Loop(self, training, self._stops):
+        with self._life.looped(training):
             while not training.ended():
                 training.enter()
                 yield training.step
@@ -223,18 +263,14 @@ class Checkpointer:
         """
         if self.looping:
             raise InvalidInput("restore() inside the loop would tear the data position; leave the loop first")
-        fresh, training = self._training is None, self._opened(None, resume=only is None)
+        fresh, training = self._life.training is None, self._life.opened(resume=only is None)
         try:
             if only is not None:
-                return training.restore_parts(reference, tuple(only))
+                return training.restoring.restore_parts(reference, tuple(only))
             if reference is not None or not fresh:
                 training.restore_from(reference)
         except BaseException:
-            self._broken = training.torn
-            if training.unbegun:
-                training.close()
-                self._training = None
-                release_run(self)
+            self._life.not_restored(training)
             raise
         return []
 
@@ -286,11 +322,49 @@ class Checkpointer:
     @property
     def looping(self) -> bool:
         """Whether `batches` or `steps` is being iterated."""
-        return self.loop is not None
+        return self._life.looping
 
-    def should_stop(self) -> bool:
-        """Whether a signal has asked the run to stop: for long evaluations inside the loop."""
-        return self._training.stop_asked is not None if self._training else self._stops.asked is not None
+    def should_stop(self, *, together: bool = False) -> bool:
+        """Whether a signal has asked the run to stop: for long evaluations and warm-ups.
+
+        Handlers are installed inside the loop only; before it, a signal does what it always does. Several ranks hear
+        of a signal to one of them at the next boundary, all at the same one, so until then this is False on all.
+
+        Args:
+            together: ask the other ranks now. Every rank has to call it equally often, and waits for the others.
+        """
+        if self._training is None:
+            return self._opening.stops.asked is not None
+        self._training.beating.alive()
+        return self._training.stop_anywhere() if together else self._training.stop_asked is not None
+
+    @contextlib.contextmanager
+    def pause_watchdog(self) -> Iterator[None]:
+        """Within it the watchdog does not look: for what takes long inside a step, such as a first compilation.
+
+        A call of `should_stop` or `log` is a sign of life, too: an evaluation that asks now and then needs no pause.
+        """
+        with self._opened(None).beating.paused():
+            yield
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Within it, in the body of the loop, a step that runs out of memory is left out, if a rule shrinks batches.
+
+        The rule is ``when(out_of_memory(), shrink_batch(...))``. Its function is called, the gradients are let go, and
+        the loop goes on with the next batch. Otherwise, once anything has changed, and with several ranks, of which the
+        others would wait for this one, the error goes on its way.
+        """
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if self._training is None or not self._training.survives(error):
+                raise
+
+    @property
+    def preempted(self) -> Preemption | None:
+        """After a loop that ended because it was asked to: the signal, what was saved, and the `exit_code` to use."""
+        return self._training.preempted if self._training else None
 
     def close(self) -> None:
         """Saves the ``final`` checkpoint if the total was reached, and lets the run go; idempotent.
@@ -298,101 +372,20 @@ class Checkpointer:
         Raises:
             Fenced, StorageError: as in `batches`.
         """
-        if self._closed:
-            return
-        try:
-            if self.loop:
-                self.loop.leave()  # something still holds the generator, as a progress bar does
-            if self._training and not self._broken:
-                self._training.finish()
-        finally:
-            self._release()
-
-    def supersede(self) -> None:
-        """Another Checkpointer of this process has taken over the run."""
-        self._superseded = True
-        self._release()
+        self._life.finish()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        if type_ is None:
-            self.close()
-            return
-        try:
-            if self._training:
-                self._training.interrupted(e)
-        finally:
-            self._release()
-
-    def _begin(self, total: int | None, loader: object = None) -> Training:
-        if self.looping:
-            raise InvalidInput("this Checkpointer is in a loop already; leave it first")
-        objects = {name: bare(value) for name, value in self._objects.items()}
-        for finding in audit({**objects, "loader": loader}, self._namespace):
-            logger.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding)
-        self._namespace = {}
-        return self._opened(total)
-
-    def _opened(self, total: int | None, *, resume: bool = True) -> Training:
-        refuse_worker(self._pid)
-        if self._closed or self._broken:
-            raise Unusable(f"this Checkpointer {self._over}; make a new one, and new objects for it")
-        if self._training is None:
-            self._training = self._open(total, resume)
-        if total is not None:
-            self._training.total = total
-        return self._training
+    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> bool:
+        if e is not None:
+            return self._life.interrupted(e)
+        self.close()
+        return False
 
     @property
-    def _over(self) -> str:
-        if self._superseded:
-            return "is closed, for a second one was made for the same run in this process"
-        return "is closed" if self._closed else "holds half-restored state after a failed restore"
+    def _training(self) -> Training | None:
+        return self._life.training
 
-    def _open(self, total: int | None, resume: bool) -> Training:
-        plan = Plan(**self._settings, total=total, facts=launcher_facts())
-        group = open_group(plan.facts, plan.patience)
-        try:
-            session = open_session(plan, claim=lambda store, run: claim_run(store, run, self), group=group)
-            training = self._train(session, plan)
-        except BaseException:
-            release_run(self)
-            group.close()
-            raise
-        if resume:
-            self._resume(training)
-        return training
-
-    def _train(self, session: Session, plan: Plan) -> Training:
-        after = Afterwards(session)
-        return Training(
-            session,
-            named(self._objects, self._prefix, session.group.rank),
-            self._values,
-            self._files,
-            plan=plan,
-            checkpoints=open_checkpoints(session, plan, self._making, after, self._stops),
-            after=after,
-            stops=self._stops,
-            accumulate=self._accumulate,
-        )
-
-    def _resume(self, training: Training) -> None:
-        try:
-            training.resume()
-        except BaseException:
-            training.close()
-            release_run(self)
-            raise
-        finally:
-            self._broken = training.torn
-
-    def _release(self) -> None:
-        self._closed = True
-        if self.loop:
-            self.loop.leave()
-        if self._training:
-            self._training.close()
-        release_run(self)
+    def _opened(self, total: int | None) -> Training:
+        return self._life.opened(total)

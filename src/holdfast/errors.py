@@ -38,7 +38,8 @@ Grouped by what a handler would do::
     |   |-- StorageFull                    ENOSPC, EDQUOT, EFBIG
     |   |-- StorageReadOnly                EROFS, EACCES, EPERM
     |   `-- StorageUnavailable             not a directory, missing mount, EIO, ESTALE
-    `-- PeerLost                           end this rank too, and start the job again
+    |-- PeerLost                           end this rank too, and start the job again
+    `-- Unhealthy                          the health checks have stopped the training; look into it before a restart
 
 Every class has a ``kind``, a code that never changes once released, and an
 ``exit_code`` for the command line. Messages say what happened, to which
@@ -333,3 +334,10 @@ class PeerLost(HoldfastError):
         super().__init__(*([message] if message else []))
         self.ranks = ranks
         """The ranks of which nothing was heard; empty where that cannot be told."""
+
+
+class Unhealthy(HoldfastError):
+    """The health checks have stopped the training; the last committed checkpoint stands."""
+
+    kind = "unhealthy"
+    exit_code = 81

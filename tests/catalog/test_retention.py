@@ -103,7 +103,7 @@ class Story:
         return [address.order.step for address in plan.delete]
 
 
-VERIFIED, QUARANTINED, PINNED = MarkKind.VERIFIED, MarkKind.QUARANTINED, MarkKind.PINNED
+VERIFIED, QUARANTINED, PINNED, GOOD = MarkKind.VERIFIED, MarkKind.QUARANTINED, MarkKind.PINNED, MarkKind.GOOD
 
 
 def test_latest_keeps_the_newest_and_deletes_the_oldest_first():

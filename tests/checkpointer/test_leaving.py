@@ -62,9 +62,9 @@ def test_noise_that_the_loader_draws_is_repeated_by_a_save_at_the_top_of_the_bod
                     if place == "break":
                         break
                     ckpt.log(val=1.0) if place == "log" else ckpt.save()
+                step_of(*parts.values(), batch)
                 if step == until:
                     raise Stop
-                step_of(*parts.values(), batch)
             if place == "break" and ckpt.step == 3:
                 ckpt.save()
         return digest_of(*parts.values())

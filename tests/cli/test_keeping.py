@@ -67,3 +67,55 @@ def test_a_policy_that_is_typed_needs_no_launch(place):
 def test_the_policy_of_the_newest_launch_is_taken(place):
     kept = retention(open_store(place).run(1))
     assert (kept.policy, kept.source, kept.plan.delete) == ("latest(100)", "launch 2", ())
+
+
+def test_why_says_what_a_limit_takes_away_and_what_that_frees(place, cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    found = cli(place, "why", "gpt", "--keep", "latest(3) | at_most('1B')")
+    assert 'delete  latest(3), but at_most("1B") leaves no room' in found.out
+    assert "the limit is not reached, for protected ones need them" in found.out.splitlines()[-1]
+    document = cli(place, "why", "gpt", "--keep", "latest(3) | at_most('1B')", "--json").document
+    sizes = sum(path.stat().st_size for path in (place / "data/runs/001").rglob("*.pack"))
+    assert document["room"]["limit"] == 1
+    assert 0 < document["room"]["kept"] < document["room"]["wanted"] < sizes
+    assert len(document["cut"]) == 2
+    assert len(document["delete"]) == 3
+
+
+def test_why_names_the_policy_for_each_checkpoint(place, cli):
+    found = cli(place, "why", "gpt", "--keep", "at(steps=[2]) | newer(hours=1) | latest(1)").out
+    assert "at(steps=[2]); newer(hours=1)" in " ".join(found.split())
+
+
+def test_why_names_the_newest_good_one(place, cli):
+    add_mark(open_store(place), open_store(place).run(1).records()[1].address, MarkKind.GOOD, by="health")
+    document = cli(place, "why", "gpt", "--keep", "latest(1)", "--json").document
+    assert ["the newest good one"] in document["keep"].values()
+
+
+def test_what_gc_says_it_would_do_is_what_it_does(place, cli):
+    """The plan that is printed is the one that runs: by a limit, too, and byte by byte."""
+    keep = "latest(3) | at_most('1B')"
+    said = cli(place, "gc", "gpt", "--keep", keep, "--dry-run", "--json").document["sweeps"]
+    before = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    done = cli(place, "gc", "gpt", "--keep", keep, "--json")
+    gone = before - {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    assert [{**one, "dry_run": False} for one in said] == done.document["sweeps"]
+    assert gone == {name for one in said for name in one["objects"]}
+    assert "run-001: at_most" in done.err
+    assert cli(place, "gc", "gpt", "--keep", keep, "--dry-run", "--json").document["sweeps"][0]["checkpoints"] == []
+
+
+def test_what_rm_says_it_would_do_is_what_it_does(place, cli):
+    said = cli(place, "rm", "gpt@2", "--dry-run", "--json").document
+    before = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    done = cli(place, "rm", "gpt@2", "--json").document
+    gone = before - {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    assert {**said, "dry_run": False} == done
+    assert gone == set(said["objects"])
+
+
+def test_a_policy_that_only_says_when_to_save_is_refused_for_keeping(place, cli):
+    found = cli(place, "why", "gpt", "--keep", "auto()")
+    assert found.code != 0
+    assert "when to save, not what to keep" in found.err

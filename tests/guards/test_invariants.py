@@ -33,7 +33,7 @@ from holdfast.packs.index import Footers, SegmentIndex
 from holdfast.packs.verify import verify_pack
 from holdfast.packs.writer import write_segments
 from holdfast.policy.tolerance import Tolerance
-from holdfast.recovery import session
+from holdfast.recovery import beginning
 from holdfast.recovery.checkpoints import Checkpoints
 from holdfast.recovery.training import Training
 from holdfast.saver import saving
@@ -222,7 +222,7 @@ def test_a_restarted_job_never_starts_from_zero_in_silence(tmp_path, monkeypatch
 
 
 def test_break_5_evidence_is_not_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "restart_evidence", lambda *args, **kwargs: None)
+    monkeypatch.setattr(beginning, "restart_evidence", lambda *args, **kwargs: None)
     assert silent_beginnings(tmp_path, monkeypatch) != []
 
 

@@ -21,6 +21,7 @@ LAYERS = (
     ("packs",),
     ("catalog",),
     ("policy",),
+    ("health",),
     ("saver",),
     ("state",),
     ("recovery",),
@@ -43,7 +44,7 @@ NUMPY_MODULES = {"holdfast.saver.noticing"}
 TERMINAL_MODULES = {"holdfast.recovery.progress_bar"}
 """Imported by those who ask for a progress bar."""
 
-OPTIONAL = {"torchdata", "pytest"}
+OPTIONAL = {"torchdata", "pytest", "yaml"}
 """Recognised where a program has it (and for its tests), never needed."""
 
 

@@ -197,7 +197,7 @@ def test_a_launch_that_is_fenced_between_hold_and_publish_publishes_nothing(tmp_
 
 def restarted(monkeypatch, **facts):
     given = LauncherFacts(**{"job": None, "restarts": 0, "rank": 0, "world": 1, **facts})
-    monkeypatch.setattr("holdfast.checkpointer.launcher_facts", lambda: given)
+    monkeypatch.setattr("holdfast.recovery.lifetime.launcher_facts", lambda: given)
 
 
 def test_a_restarted_job_with_an_empty_mount_is_refused(tmp_path, monkeypatch):

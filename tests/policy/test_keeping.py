@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
-from holdfast.policy import best, every, for_keeping, latest
+from holdfast.policy import at, at_most, best, every, for_keeping, latest, newer
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,42 @@ def test_every_epochs_keeps_the_last_of_each_group():
     assert steps(every(epochs=2), ones) == [3, 5]
 
 
-def test_every_hour_keeps_one_per_hour():
+def test_every_hour_keeps_the_first_of_each_hour_of_the_clock():
     ones = line(*(One(n, seconds=n * 1000.0) for n in range(10)))
     assert steps(every(hours=1), ones) == [0, 4, 8]
+    late = line(*(One(n, seconds=1800 + n * 1000.0) for n in range(10)))
+    assert steps(every(hours=1), late) == [0, 2, 6, 9]
+
+
+def test_a_milestone_that_is_gone_does_not_cost_the_ones_after_it():
+    """Distances from one kept to the next would shift, and 6 o'clock would go once 0 o'clock had gone for a limit."""
+    hours = [0, 3, 6, 9, 12]
+    ones = line(*(One(n, seconds=3600.0 * n) for n in hours))
+    assert steps(every(hours=6), ones) == [0, 6, 12]
+    assert steps(every(hours=6), line(*ones[:-1])) == [3, 6, 12]
 
 
 def test_a_clock_that_was_set_back_keeps_more_and_never_less():
     ones = line(One(1, seconds=100_000), One(2, seconds=0), One(3, seconds=10))
     assert steps(every(hours=1), ones) == [1, 2]
+    assert steps(newer(hours=1), ones) == [1, 2, 3]
+
+
+def test_newer_counts_from_the_newest_and_not_from_now():
+    """A training that waits in a queue for a week loses nothing by waiting."""
+    ones = line(*(One(n, seconds=3600.0 * n) for n in range(100)))
+    assert steps(newer(hours=24), ones) == list(range(75, 100))
+    assert steps(newer(days=1), ones) == list(range(75, 100))
+    assert steps(newer(minutes=60), ones) == [98, 99]
+    assert steps(newer(hours=24), []) == []
+
+
+@pytest.mark.parametrize(
+    "amounts", [{}, {"hours": 0}, {"hours": -1}, {"hours": math.nan}, {"days": 1, "hours": 1}], ids=repr
+)
+def test_newer_wants_exactly_one_time_above_zero(amounts):
+    with pytest.raises(InvalidPolicy, match=r"newer\("):
+        newer(**amounts)
 
 
 def test_best_keeps_the_n_best():
@@ -116,6 +144,10 @@ policies = st.sampled_from(
         every(steps=7),
         every(epochs=2),
         every(minutes=20),
+        newer(hours=3),
+        at(steps=[5, 50, 200]),
+        at_most("1GB"),
+        newer(hours=1) | every(hours=2) | at_most("1GB"),
         latest(1) | best("m") | every(steps=50),
     ]
 )

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from holdfast.errors import InvalidPolicy
-from holdfast.policy import SaveFacts, any_of, best, every, for_saving, latest
+from holdfast.policy import SaveFacts, any_of, at_most, best, every, for_saving, latest, newer
 
 
 def at(step: int, since: int | None = None, **facts: object) -> SaveFacts:
@@ -130,6 +130,12 @@ def test_a_combination_gives_every_reason():
 def test_latest_cannot_say_when_to_save():
     with pytest.raises(InvalidPolicy, match=r"latest\(3\) says what to keep"):
         for_saving(every(steps=5) | latest(3))
+
+
+@pytest.mark.parametrize("policy", [newer(hours=1), at_most("1GB")], ids=str)
+def test_what_only_says_what_to_keep_is_refused_for_saving(policy):
+    with pytest.raises(InvalidPolicy, match="what to keep, not when to save"):
+        for_saving(every(steps=5) | policy)
 
 
 def test_for_saving_gives_back_a_policy_that_can_save():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import InvalidPolicy
-from holdfast.policy import any_of, best, every, latest, parse
+from holdfast.policy import any_of, at, at_most, auto, best, every, latest, newer, parse
 
 positive = st.integers(1, 10**9)
 amounts = positive | st.floats(1e-6, 1e9)
@@ -16,6 +16,12 @@ singles = st.one_of(
     amounts.map(lambda x: every(seconds=x)),
     amounts.map(lambda x: every(minutes=x)),
     amounts.map(lambda x: every(hours=x)),
+    amounts.map(lambda x: newer(hours=x)),
+    amounts.map(lambda x: newer(days=x)),
+    amounts.map(lambda x: newer(minutes=x)),
+    st.lists(positive, min_size=1, max_size=5).map(lambda steps: at(steps=steps)),
+    st.floats(1e-6, 0.999).map(auto),
+    (positive | positive.map(lambda n: f"{n} GiB") | positive.map(lambda n: f"{n}MB")).map(at_most),
     st.builds(
         best,
         st.text(st.characters(exclude_categories=("Cs", "Cc", "Z"), exclude_characters=":"), min_size=1, max_size=30),
@@ -50,6 +56,12 @@ def test_a_combination_reads_back_from_its_text(policies):
         "latest(3).n",
         "latest(*[3])",
         "every(500)",
+        "at(100)",
+        "at(steps=100)",
+        "newer(24)",
+        "at_most(bytes=3)",
+        'at_most("plenty")',
+        "auto(max_overhead=2)",
         "latest(3) |",
         "latest(" * 500,
         "latest(1)|" * 2000 + "latest(1)",
@@ -66,6 +78,8 @@ def test_anything_else_is_refused(text):
 def test_what_a_person_types_is_read():
     assert parse("  latest(3)|best('val_loss',2,mode='max') ") == latest(3) | best("val_loss", 2, mode="max")
     assert parse("every(steps=10_000)") == every(steps=10_000)
+    assert parse("auto() | at(steps=[100, 1_000])") == auto() | at(steps=[1000, 100])
+    assert parse("newer(hours=24) | at_most('500GB')") == newer(hours=24) | at_most("500GB")
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from holdfast.errors import BeingDeleted, RefusedFresh
 from holdfast.ids import ObjectName, RunName, RunNumber
 from holdfast.policy import every, latest
 from holdfast.records import Record
+from holdfast.recovery.beginning import open_session
 from holdfast.recovery.choice import NewRun
 from holdfast.recovery.launcher import LauncherFacts
 from holdfast.recovery.resume import Rejected, candidates
-from holdfast.recovery.session import Plan, Session, open_session
+from holdfast.recovery.session import Plan, Session
 from holdfast.storage.local import LocalStorage
 
 GPT = RunName("gpt")

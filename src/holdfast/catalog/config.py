@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from holdfast import values
 from holdfast.ids import Digest
 
 _SECRET = ("secret", "password", "passwd", "token_", "api_key", "apikey", "access_key", "credential")
+
+
+class _Absent:
+    """No value, where None is one."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT: Final = _Absent()
+"""Stands for the value of a key that is not there."""
 
 
 def plain_config(config: object) -> dict[str, Any]:
@@ -37,14 +48,51 @@ def config_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Itera
         >>> list(config_changes({"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 1}))
         ['lr was 0.1 and is 0.2']
     """
+    for path, then, now in changed_keys(before, after):
+        yield f"{'.'.join(path)} was {then!r} and is {now!r}"
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Each key that differs, with both values, one of them `ABSENT` perhaps; within mappings the keys of those.
+
+    Example:
+        >>> list(changed_keys({"optim": {"lr": 0.1, "eps": 1}}, {"optim": {"lr": 0.2, "eps": 1}, "seed": 3}))
+        [(('optim', 'lr'), 0.1, 0.2), (('seed',), absent, 3)]
+    """
     for key in sorted({*before, *after}):
-        then, now = before.get(key, "absent"), after.get(key, "absent")
-        if not _same(then, now):
-            yield f"{key} was {then!r} and is {now!r}"
+        then, now = before.get(key, ABSENT), after.get(key, ABSENT)
+        if _is_tree(then) and _is_tree(now):
+            yield from (((key, *path), *both) for path, *both in changed_keys(then, now))
+        elif not _same(then, now):
+            yield (key,), then, now
+
+
+def with_value(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """A copy of a configuration with another value at a path; `ABSENT` takes the key away.
+
+    Example:
+        >>> with_value({"optim": {"lr": 0.1}}, ("optim", "lr"), 0.2)
+        {'optim': {'lr': 0.2}}
+    """
+    first, *rest = path
+    found = dict(config)
+    if rest:
+        found[first] = with_value(found.get(first, {}), tuple(rest), value)
+    elif value is ABSENT:
+        found.pop(first, None)
+    else:
+        found[first] = value
+    return found
+
+
+def _is_tree(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(key, str) for key in value)
 
 
 def _same(then: object, now: object) -> bool:
     """As stored: NaN is NaN; and what the reader could only show (a class that has moved) is as it shows now."""
+    if then is ABSENT or now is ABSENT:
+        return False
     stored = values.encode(now)
     return _text(values.encode(then)) in (_text(stored), _text(values.display(stored)))
 

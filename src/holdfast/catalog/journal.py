@@ -59,7 +59,7 @@ class JournalWriter:
         if not _WRITER.fullmatch(self.writer):
             raise InvalidName(f"not the name of a journal writer: {self.writer!r}; use a-z, 0-9 and -")
 
-    def add(self, kind: str, message: str, **data: Any) -> None:
+    def add(self, kind: str, message: str, /, **data: Any) -> None:
         """Notes one event; it reaches the storage at the next `flush`.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.catalog import layout
 from holdfast.catalog.forks import forks_of
 from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.marks import read_marks
@@ -36,4 +37,5 @@ def read_retention_facts(run: Run) -> RetentionFacts:
         resumed_elsewhere=newest.elsewhere(run.number),
         # A fork point, or the line of the run itself, may be hidden in these.
         unreadable=list(unclear),
+        packs={str(one.name): one.size for one in run.store.storage.list(layout.private_packs(run.number))},
     )

@@ -10,7 +10,7 @@ from io import TextIOWrapper
 
 import typer
 
-from holdfast.cli import demo, fork, gc, log, ls, recode, rm, runs, show, tag, verify, why
+from holdfast.cli import demo, fork, gc, log, ls, plan, recode, rm, runs, show, tag, verify, why
 from holdfast.cli.output import PipeClosed, explain
 from holdfast.errors import HoldfastError
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for module in (runs, ls, show, log, verify, why, tag, fork, rm, gc, recode, demo):
+for module in (runs, ls, show, log, verify, why, plan, tag, fork, rm, gc, recode, demo):
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
 
 

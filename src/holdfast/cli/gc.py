@@ -12,7 +12,7 @@ from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.catalog.sweeps import SweepPlan, execute, plan_sweep, standing_holds
 from holdfast.cli.finding import find_run, opened
-from holdfast.cli.keeping import retention
+from holdfast.cli.keeping import retention, room_text
 from holdfast.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, StoreOption
 from holdfast.cli.output import bar, count, print_json, say, size, warn
 from holdfast.cli.rm import WAIT, document, print_plan, say_waiting
@@ -71,6 +71,8 @@ def _sweeps(
         if found.unreadable:
             warn(f"{run.number}: no checkpoint is deleted, the keep policy is not known: {found.source}")
         kept = found.plan
+        if kept and kept.room and kept.room.kept > kept.room.limit:
+            warn(f"{run.number}: {room_text(kept.room)}")
         done = _sweep(store, run, kept.delete if kept else (), dry_run)
         gone += [*done.records, *done.given_up]
         yield done

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.catalog import layout
 from holdfast.catalog.objects import load
 from holdfast.catalog.protections import read_retention_facts
-from holdfast.catalog.retention import RetentionPlan, plan_retention
+from holdfast.catalog.retention import RetentionFacts, RetentionPlan, Room, plan_retention
 from holdfast.catalog.runs import Run
+from holdfast.cli.output import size
 from holdfast.errors import Damaged, ObjectMissing
-from holdfast.policy import parse
+from holdfast.policy import for_keeping, parse
 from holdfast.records import LaunchInfo
 
 
@@ -49,5 +50,22 @@ def retention(run: Run, typed: str | None = None) -> Retention:
 def _planned(run: Run, text: str, source: str) -> Retention:
     if not text:
         return Retention(policy="", source=source, plan=None)
-    policy = parse(text)
-    return Retention(policy=text, source=source, plan=plan_retention(policy.kept, read_retention_facts(run)))
+    policy = for_keeping(parse(text))
+    plan = plan_retention(policy.kept, _facts(run), policy.limit)
+    return Retention(policy=text, source=source, plan=plan)
+
+
+def _facts(run: Run) -> RetentionFacts:
+    packs = {str(one.name): one.size for one in run.store.storage.list(layout.private_packs(run.number))}
+    return replace(read_retention_facts(run), packs=packs)
+
+
+def room_text(room: Room) -> str:
+    """What a limit has come to, for people."""
+    stays = f"{room.text}: {size(room.kept)} of {size(room.wanted)} stay"
+    return stays if room.kept <= room.limit else f"{stays}; the limit is not reached, for protected ones need them"
+
+
+def room_document(room: Room) -> dict[str, object]:
+    """The same as JSON."""
+    return {"policy": room.text, "limit": room.limit, "wanted": room.wanted, "kept": room.kept}

@@ -1,85 +1,173 @@
-"""``holdfast log``: what happened in a run."""
+"""``holdfast log``: the life of a run as a timeline, and what became of its time."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import typer
 
-from holdfast.catalog.journal import read_journal
+from holdfast.catalog.accounts import Account
+from holdfast.catalog.events import PROGRESS
+from holdfast.catalog.gathering import Gathered, gather
 from holdfast.catalog.runs import Run
-from holdfast.catalog.store import Store
+from holdfast.catalog.timeline import SAVE, Moment, Timeline, timeline_of
 from holdfast.cli.finding import find_run, opened
+from holdfast.cli.life import MEANING, picture, shares
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
-from holdfast.cli.output import print_json, say, size, table
-from holdfast.records import Record
+from holdfast.cli.output import print_json, say, size, table, warn
+from holdfast.errors import InvalidInput
+
+QUIET = (PROGRESS,)
+"""Kinds that are shown to those who ask for them."""
 
 
 def command(
     run: str | None = typer.Argument(None, help="A run: its name or run-003; the newest one if left out."),
+    launch: int | None = typer.Option(None, "--launch", help="Only what belongs to this launch."),
+    only: str | None = typer.Option(None, "--only", help="Only these kinds, such as 'save,exit,rollback'."),
+    tail: int | None = typer.Option(None, "--tail", help="Only the newest so many lines.", min=0),
     store: StoreOption = DEFAULT_STORE,
     json: JsonOption = False,
 ) -> None:
-    """Show what happened in a run: launches, restores, checkpoints, failures."""
-    found = opened(store)
-    chosen = find_run(found, run)
-    lines = sorted([*_launches(chosen), *_starts(chosen), *_records(chosen), *_events(found, chosen)], key=_when)
+    """Show what happened in a run, launch by launch, and how much of its time made progress."""
+    chosen = find_run(opened(store), run)
+    gathered = gather(chosen)
+    timeline = timeline_of(gathered.history)
+    _check_launch(timeline, launch)
+    moments = _chosen(timeline, launch, _kinds(timeline, only), tail)
+    accounts = [one for one in timeline.accounts if launch in (None, one.launch)]
     if json:
-        print_json({"run": str(chosen.number), "events": lines})
+        print_json(_document(chosen, timeline, gathered, moments, accounts))
         return
-    if not lines:
+    if not timeline.moments:
         say("nothing has happened yet")
-        return
-    table(("time", "what", "event"), [(one["time"][5:19], one["what"], one["text"]) for one in lines])
+    else:
+        _print_moments(moments)
+        _print_summary(chosen, timeline, accounts, whole=launch is None)
+    _print_doubts(timeline, gathered)
 
 
-def _when(line: dict[str, Any]) -> tuple[str, int]:
-    # Within one second: a launch, then what it resumed from, then what it saved.
-    return line["time"], ("launch", "start", "save").index(line["what"]) if line["what"] in _SORTED else 3
+def _check_launch(timeline: Timeline, launch: int | None) -> None:
+    there = [account.launch for account in timeline.accounts]
+    if launch is not None and launch not in there:
+        raise InvalidInput(f"--launch {launch}: there is {', '.join(map(str, there[-9:])) or 'no launch yet'}")
 
 
-_SORTED = frozenset({"launch", "start", "save"})
+def _kinds(timeline: Timeline, only: str | None) -> Collection[str] | None:
+    if only is None:
+        return None
+    wanted = [kind.strip() for kind in only.split(",") if kind.strip()]
+    there = sorted({moment.kind for moment in timeline.moments})
+    if unknown := [kind for kind in wanted if kind not in there]:
+        raise InvalidInput(f"--only {unknown[0]!r}: nothing of this kind has happened; there is {', '.join(there)}")
+    return wanted
 
 
-def _launches(run: Run) -> list[dict[str, Any]]:
-    return [
-        _line(one.created, "launch", f"launch {one.number} by pid {one.owner.pid} on {one.owner.host}")
-        for one in run.launches()
+def _chosen(timeline: Timeline, launch: int | None, kinds: Collection[str] | None, tail: int | None) -> list[Moment]:
+    found = [
+        moment
+        for moment in timeline.moments
+        if launch in (None, moment.launch) and (moment.kind in kinds if kinds is not None else moment.kind not in QUIET)
     ]
+    return found if tail is None else found[len(found) - min(tail, len(found)) :]
 
 
-def _starts(run: Run) -> list[dict[str, Any]]:
-    return [
-        _line(
-            one.created,
-            "start",
-            f"launch {one.launch} "
-            + (f"resumed from {one.resumed_from.address}" if one.resumed_from else "started from zero")
-            + f": {one.why}",
-        )
-        for one in run.starts()
-    ]
+def _document(
+    run: Run, timeline: Timeline, gathered: Gathered, moments: Sequence[Moment], accounts: Sequence[Account]
+) -> dict[str, Any]:
+    return {
+        "run": str(run.number),
+        "events": [_event(moment) for moment in moments],
+        "launches": [_account(account) for account in accounts],
+        "total": {**asdict(timeline.total), "goodput": timeline.total.goodput},
+        "doubts": list(timeline.doubts),
+        "damaged": list(gathered.problems),
+    }
 
 
-def _records(run: Run) -> list[dict[str, Any]]:
-    return [
-        _line(one.created, "save", f"step {one.step} ({one.id[:8]}): {one.reason}; {_cost(one)}")
-        for one in run.records()
-    ]
+def _event(moment: Moment) -> dict[str, Any]:
+    told = {"time": moment.time, "what": moment.kind, "text": moment.text, "launch": moment.launch}
+    return told | {"step": moment.step, "data": moment.data}
 
 
-def _cost(record: Record) -> str:
-    timing = record.timing
-    return f"{size(record.bytes.new)} new, the loop waited {timing.stall:.2f} s, durable after {timing.durable:.2f} s"
+def _account(account: Account) -> dict[str, Any]:
+    times = {"began": _utc(account.began), "ended": _utc(account.ended), "ending": str(account.ending)}
+    more = {"lost_seconds": account.lost_seconds, "other_seconds": account.other_seconds, "goodput": account.goodput}
+    return {**asdict(account), **times, **more}
 
 
-def _events(store: Store, run: Run) -> list[dict[str, Any]]:
-    journal = read_journal(store, run.number)
-    # What the saver notes of a save is in its record, too.
-    events = [entry.event for entry in journal.entries if entry.event.kind != "saved"]
-    lines = [_line(event.time, event.kind, event.message) for event in events]
-    return lines + [_line("", "damaged", f"{one.name}: {one.error}") for one in journal.damaged]
+def _print_moments(moments: Sequence[Moment]) -> None:
+    table(("time", "what", "event"), [(one.time[5:19], one.kind, one.text + _cost(one)) for one in moments])
 
 
-def _line(time: str, what: str, text: str) -> dict[str, Any]:
-    return {"time": time, "what": what, "text": text}
+def _cost(moment: Moment) -> str:
+    if moment.kind != SAVE or moment.data.get("gone"):
+        return ""
+    new, stall, durable = (moment.data[name] for name in ("new", "stall", "durable"))
+    return f"; {size(new)} new, the loop waited {stall:.2f} s, durable after {durable:.2f} s"
+
+
+def _print_summary(run: Run, timeline: Timeline, accounts: Sequence[Account], *, whole: bool) -> None:
+    say()
+    columns = ("launch", "began", "lasted", "steps", "useful", "lost", "goodput", "ended by")
+    right = ("launch", "lasted", "steps", "useful", "lost", "goodput")
+    table(columns, [_row(account) for account in accounts], right=right)
+    if whole:
+        say()
+        _print_total(run, timeline)
+
+
+def _print_total(run: Run, timeline: Timeline) -> None:
+    total, launches = timeline.total, timeline.accounts
+    share = _share(total.goodput, estimated=total.estimated)
+    steps = f"{total.useful} steps useful, {'at least ' if total.at_least else ''}{total.lost} lost"
+    say(f"{run.number}: {steps}" + (f", goodput {share} over {lasting(total.wall)}" if share else ""))
+    if drawn := picture(launches):
+        say(drawn)
+        spent = [(letter, lasting(seconds), seconds) for letter, seconds in shares(launches).items()]
+        rows = [(letter, text, f"{seconds / total.wall:.0%}", MEANING[letter]) for letter, text, seconds in spent]
+        table(("", "time", "share", "spent on"), rows, right=("time", "share"))
+
+
+def _row(one: Account) -> tuple[object, ...]:
+    began = _utc(one.began)
+    ended = str(one.ending) + (f": {one.why}" if one.why else "")
+    lost = f"{one.lost}+" if one.at_least else one.lost
+    steps = f"{one.done}+" if one.at_least else one.done
+    share = _share(one.goodput, estimated=one.estimated and one.done > 0)
+    return one.launch, began[5:16] if began else "", lasting(one.wall), steps, one.useful, lost, share, ended
+
+
+def _share(share: float | None, *, estimated: bool) -> str:
+    if share is None:
+        return ""
+    return ("~" if estimated else "") + f"{share:.2f}"
+
+
+def _print_doubts(timeline: Timeline, gathered: Gathered) -> None:
+    for doubt in timeline.doubts:
+        say(f"note: {doubt}")
+    for problem in gathered.problems:
+        warn(f"not in this picture: {problem}")
+
+
+def lasting(seconds: float) -> str:
+    """A time span for people, in three digits or so.
+
+    Example:
+        >>> [lasting(seconds) for seconds in (0.04, 2.5, 59, 90, 7200, 500_000)]
+        ['40 ms', '2.5 s', '59 s', '1.5 min', '2.0 h', '5.8 d']
+    """
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length or (unit == "min" and seconds >= length):
+            return f"{seconds / length:.1f} {unit}"
+    if 0 < seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.0f} s" if seconds >= 10 or seconds == 0 else f"{seconds:.1f} s"
+
+
+def _utc(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

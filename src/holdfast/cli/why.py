@@ -9,7 +9,7 @@ import typer
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.cli.finding import find_run, opened
-from holdfast.cli.keeping import Retention, retention
+from holdfast.cli.keeping import Retention, retention, room_document, room_text
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import print_json, say, table
 from holdfast.ids import RecordId
@@ -54,6 +54,8 @@ def _document(run: Run, best: Record | None, rejected: list[str], kept: Retentio
         "policy_from": kept.source,
         "keep": {str(id_): list(reasons) for id_, reasons in plan.keep.items()} if plan else {},
         "delete": [str(address) for address in plan.delete] if plan else [],
+        "cut": {str(id_): why for id_, why in plan.cut.items()} if plan else {},
+        "room": room_document(plan.room) if plan and plan.room else None,
     }
 
 
@@ -78,8 +80,12 @@ def _print_retention(run: Run, kept: Retention) -> None:
         for record in reversed(run.records())
     ]
     table(("step", "id", "", "because"), rows, right=("step",))
+    if kept.plan.room is not None:
+        say(room_text(kept.plan.room))
 
 
 def _reason(record: Record, kept: Retention) -> str:
-    reasons = kept.plan.keep.get(RecordId(record.id), ()) if kept.plan else ()
-    return "; ".join(reasons) or "nothing wants it"
+    if kept.plan is None:
+        return ""
+    reasons = kept.plan.keep.get(RecordId(record.id), ())
+    return "; ".join(reasons) or kept.plan.cut.get(RecordId(record.id), "nothing wants it")

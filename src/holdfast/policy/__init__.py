@@ -13,26 +13,38 @@ Example:
 from __future__ import annotations
 
 from holdfast.catalog.metrics import Mode, measured
-from holdfast.policy.base import AnyOf, Policy, any_of, for_keeping, for_saving
+from holdfast.policy.at import At, at
+from holdfast.policy.at_most import AtMost, at_most
+from holdfast.policy.auto import Auto, auto
+from holdfast.policy.base import AnyOf, Policy, Worth, any_of, for_keeping, for_saving
 from holdfast.policy.best import Best, best, kind_of
 from holdfast.policy.every import Every, Unit, every
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
 from holdfast.policy.latest import Latest, latest
+from holdfast.policy.newer import Newer, newer
 from holdfast.policy.text import parse
 from holdfast.policy.tolerance import Tolerance, tolerance_of, tolerate
 
 __all__ = [
     "AnyOf",
+    "At",
+    "AtMost",
+    "Auto",
     "Best",
     "CheckpointFacts",
     "Every",
     "Latest",
     "Mode",
+    "Newer",
     "Policy",
     "SaveFacts",
     "Tolerance",
     "Unit",
+    "Worth",
     "any_of",
+    "at",
+    "at_most",
+    "auto",
     "best",
     "every",
     "for_keeping",
@@ -40,6 +52,7 @@ __all__ = [
     "kind_of",
     "latest",
     "measured",
+    "newer",
     "parse",
     "tolerance_of",
     "tolerate",

@@ -5,10 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
+from holdfast.catalog.retention import Limit
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
+
+
+class Worth(IntEnum):
+    """What goes first where a limit leaves no room for all that is wanted: the lowest."""
+
+    RECENT = 0
+    MILESTONE = 1
+    LATEST = 2
+    BEST = 3
 
 
 class Policy(ABC):
@@ -26,6 +37,29 @@ class Policy(ABC):
         """Whether saves follow from step numbers alone, so that ranks agree without asking each other."""
         return False
 
+    @property
+    def worth(self) -> Worth:
+        """How much what it keeps is worth, where a limit leaves no room for all."""
+        return Worth.RECENT
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """For how many bytes of checkpoints it leaves room; None: it sets no limit."""
+        return None
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit that it sets to retention: the lowest of its parts' limits; None: none."""
+        limits = [(size, str(part)) for part in self.parts if (size := part.limit_bytes) is not None]
+        return Limit(*min(limits), self.worths) if limits else None
+
+    def worths(self, line: Sequence[CheckpointFacts]) -> dict[RecordId, int]:
+        """What each kept one of ``line`` is worth: as much as the part that values it most says."""
+        worths: dict[RecordId, int] = {}
+        for part in sorted(_keepers(self.parts), key=lambda part: part.worth):
+            worths.update(dict.fromkeys(part.kept(line), int(part.worth)))
+        return worths
+
     def due(self, facts: SaveFacts) -> str | None:
         """Why a checkpoint is due at this boundary; None if none is. Pure.
 
@@ -39,6 +73,9 @@ class Policy(ABC):
 
         Args:
             line: the ancestor line of the head, newest first.
+
+        Raises:
+            InvalidPolicy: this policy only says when to save.
         """
         return self._kept(line)
 
@@ -76,13 +113,18 @@ class AnyOf(Policy):
 
     def _kept(self, line: Sequence[CheckpointFacts]) -> dict[RecordId, str]:
         reasons: dict[RecordId, list[str]] = {}
-        for part in self.alternatives:
+        for part in _keepers(self.alternatives):
             for id_, reason in part.kept(line).items():
                 reasons.setdefault(id_, []).append(reason)
         return {id_: "; ".join(found) for id_, found in reasons.items()}
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.alternatives))
+
+
+def _keepers(parts: Sequence[Policy]) -> Sequence[Policy]:
+    """Those that want something by themselves; limits alone want everything, as far as there is room."""
+    return [part for part in parts if part.limit_bytes is None] or parts
 
 
 def any_of(*policies: Policy) -> AnyOf:
@@ -120,8 +162,10 @@ def for_keeping(policy: object) -> Policy:
     """``policy``, checked to be one that can serve ``keep=``.
 
     Raises:
-        InvalidPolicy: no policy.
+        InvalidPolicy: no policy, or a part of it only says when to save.
     """
+    for part in _policy("keep", policy).parts:
+        part.kept(())
     return _policy("keep", policy)
 
 

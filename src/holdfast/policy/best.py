@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from holdfast.catalog.metrics import Mode, is_metric_name, measured
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
-from holdfast.policy.base import Policy
+from holdfast.policy.base import Policy, Worth
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
 from holdfast.policy.latest import check_count
 from holdfast.records import Kind
@@ -31,6 +31,11 @@ class Best(Policy):
         if delta is None or delta < 0:
             raise InvalidPolicy(f"best(min_delta=) wants a finite number, at least 0, not {self.min_delta!r}")
 
+    @property
+    def worth(self) -> Worth:
+        """The last to go: nothing could make it again."""
+        return Worth.BEST
+
     def _due(self, facts: SaveFacts) -> str | None:
         value = measured(facts.metrics.get(self.metric))
         if value is None:
@@ -51,7 +56,8 @@ class Best(Policy):
         known = [(value, one) for value, one in values if value is not None]
         ranked = sorted(known, key=lambda pair: self.mode.cost(pair[0]))
         # The sort is stable and began with the oldest: an equal value does not displace what was there first.
-        return {one.id: f"{self}: {value:g}" for value, one in ranked[: self.n]}
+        said = str(self)
+        return {one.id: f"{said}: {value:g}" for value, one in ranked[: self.n]}
 
     def __str__(self) -> str:
         words = [json.dumps(self.metric, ensure_ascii=False)]

@@ -10,7 +10,7 @@ from enum import StrEnum
 from holdfast.catalog.metrics import measured
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
-from holdfast.policy.base import Policy
+from holdfast.policy.base import Policy, Worth
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
 
 
@@ -46,6 +46,11 @@ class Every(Policy):
         """Clocks differ between ranks; steps do not, nor do the steps at which epochs end."""
         return self.unit in (Unit.STEPS, Unit.EPOCHS)
 
+    @property
+    def worth(self) -> Worth:
+        """Milestones."""
+        return Worth.MILESTONE
+
     def _due(self, facts: SaveFacts) -> str | None:
         return str(self) if self._is_due(facts) else None
 
@@ -67,8 +72,8 @@ class Every(Policy):
         elif self.unit is Unit.EPOCHS:
             chosen = _first_of_each((one.epoch // self.amount, one) for one in line if one.epoch is not None)
         else:
-            chosen = _spaced(oldest_first, self.amount * _SECONDS[self.unit])
-        return {one.id: str(self) for one in chosen}
+            chosen = _first_of_spans(oldest_first, self.amount * _SECONDS[self.unit])
+        return dict.fromkeys((one.id for one in chosen), str(self))
 
     def __str__(self) -> str:
         return f"every({self.unit}={json.dumps(self.amount)})"
@@ -87,7 +92,8 @@ def every(
     As ``save=``: due at each multiple, or at the first boundary after one that had none; by time, due
     once so much has passed since the last save, by the monotonic clock. As ``keep=``: for steps the
     first checkpoint at or after each multiple; for epochs the last one of each group of so many
-    epochs; for time one per interval, by the creation times of the checkpoints.
+    epochs; for time the first in each span of so much on the clock (``hours=6``: from 0, 6, 12 and 18 o'clock UTC), by
+    the creation times of the checkpoints.
 
     Raises:
         InvalidPolicy: not exactly one argument, or one that is not above zero.
@@ -112,10 +118,17 @@ def _first_of_each(grouped: Iterable[tuple[int | float, CheckpointFacts]]) -> li
     return list(first.values())
 
 
-def _spaced(oldest_first: Iterable[CheckpointFacts], seconds: float) -> list[CheckpointFacts]:
+def _first_of_spans(oldest_first: Iterable[CheckpointFacts], seconds: float) -> list[CheckpointFacts]:
+    """The first of each span of the clock.
+
+    Spans do not depend on what else is there. Distances between those that are kept would shift as soon as a limit
+    takes one away, and each shift would cost others.
+    """
     chosen: list[CheckpointFacts] = []
+    span: float | None = None
     for one in oldest_first:
-        # The absolute distance: a wall clock that was set back makes us keep more, never less.
-        if not chosen or abs(one.seconds - chosen[-1].seconds) >= seconds:
+        # Not: the first that was ever seen of a span. A clock that was set back makes us keep more, never less.
+        if (now := one.seconds // seconds) != span:
             chosen.append(one)
+        span = now
     return chosen

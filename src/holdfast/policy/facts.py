@@ -33,6 +33,14 @@ class SaveFacts:
     """What was logged at this very boundary."""
     saved: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Per metric, its values in the checkpoints of this line that exist: a save that failed does not count."""
+    save_seconds: float | None = None
+    """For how long a save keeps the loop waiting: the median of recent saves of the run; None: none was measured."""
+    durable_seconds: float | None = None
+    """How long it takes until a save is durable, as a median, too."""
+    failures: int = 0
+    """How often this run had to go back: restarts and rollbacks, without ends that somebody had asked for."""
+    observed_seconds: float = 0.0
+    """How long the run has been trained in all, as far as is known, earlier launches included."""
 
     @property
     def epochs(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
-from holdfast.policy.base import Policy
+from holdfast.policy.base import Policy, Worth
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
 
 
@@ -20,11 +20,16 @@ class Latest(Policy):
     def __post_init__(self) -> None:
         check_count("latest(n)", self.n)
 
+    @property
+    def worth(self) -> Worth:
+        """Only the best ones are worth more."""
+        return Worth.LATEST
+
     def _due(self, facts: SaveFacts) -> str | None:
         raise InvalidPolicy(f"{self} says what to keep, not when to save; use it in keep=, and every(...) in save=")
 
     def _kept(self, line: Sequence[CheckpointFacts]) -> dict[RecordId, str]:
-        return {one.id: str(self) for one in line[: self.n]}
+        return dict.fromkeys((one.id for one in line[: self.n]), str(self))
 
     def __str__(self) -> str:
         return f"latest({self.n})"

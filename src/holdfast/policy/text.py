@@ -6,22 +6,34 @@ import ast
 from collections.abc import Callable
 
 from holdfast.errors import InvalidPolicy
+from holdfast.policy.at import at
+from holdfast.policy.at_most import at_most
+from holdfast.policy.auto import auto
 from holdfast.policy.base import Policy
 from holdfast.policy.best import best
 from holdfast.policy.every import every
 from holdfast.policy.latest import latest
+from holdfast.policy.newer import newer
 
 LONGEST = 10_000
 """Characters; more is no policy but an accident."""
 
-_VERBS: dict[str, Callable[..., Policy]] = {"every": every, "best": best, "latest": latest}
+_VERBS: dict[str, Callable[..., Policy]] = {
+    "at": at,
+    "at_most": at_most,
+    "auto": auto,
+    "best": best,
+    "every": every,
+    "latest": latest,
+    "newer": newer,
+}
 
 
 def parse(text: str) -> Policy:
     """The policy that ``text`` writes, as `str` prints it.
 
     Raises:
-        InvalidPolicy: anything but ``every``, ``best`` and ``latest`` with literal arguments, joined by ``|``.
+        InvalidPolicy: anything but the policies of this package with literal arguments, joined by ``|``.
 
     Example:
         >>> from holdfast.policy import best, latest

@@ -1,4 +1,4 @@
-"""What the trainer knows of the checkpoints of its line: their metrics, for `best`; and its own journal."""
+"""What the trainer knows of its run, for `best` and `auto`: metrics, costs, failures; and its own journal."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from holdfast.catalog.journal import JournalWriter
 from holdfast.catalog.marks import NO_MARKS, add_mark, read_marks, read_record_marks
 from holdfast.errors import StorageError
 from holdfast.ids import RecordId
-from holdfast.policy import Best, Policy
+from holdfast.policy import Auto, Best, Policy
+from holdfast.policy.experience import Experience, experience_of
 from holdfast.records import Kind, MarkKind, Record, Target
 from holdfast.recovery.session import Session
 
@@ -31,7 +33,8 @@ class Afterwards:
         writer = f"{socket.gethostname().lower()}-{os.getpid()}-{session.launch.number}"
         self._journal = JournalWriter(session.store, session.run.number, _writer_name(writer))
         self._metrics: dict[RecordId, Mapping[str, Any]] = {}
-        self._flushed = time.monotonic()
+        self._began = self._flushed = time.monotonic()
+        self._learned: Experience | None = None
 
     def resumed(self, record: Record) -> None:
         """Takes the metrics of the line that is continued, for `best`."""
@@ -43,6 +46,7 @@ class Afterwards:
             for one in session.run.records()
             if one.address in line
         }
+        self._learned = None  # one more restore
         self.note("resumed", f"from {record.address}")
 
     def watches(self, save: Policy) -> bool:
@@ -53,6 +57,31 @@ class Afterwards:
         """Per watched metric, its values in the checkpoints that exist or are in the making."""
         names = [part.metric for part in save.parts if isinstance(part, Best)]
         return {name: [one[name] for one in self._metrics.values() if name in one] for name in names}
+
+    def committed(self, record: Record) -> None:
+        """A checkpoint of this launch is durable: its metrics, and what it cost."""
+        self.measured(Target.of(record.address), record.metrics)
+        if self._learned is not None:
+            self._learned = self._learned.with_timings([record.timing])
+
+    def experience(self, asked: Iterable[Policy]) -> Experience:
+        """What the run has learned about itself, for `auto`; nothing if none of ``asked`` is one.
+
+        Read from the store when it is first asked for, and again after a restore.
+        """
+        if not any(isinstance(part, Auto) for part in asked):
+            return Experience()
+        if self._learned is None:
+            self._learned = self._read_experience()
+        return replace(self._learned, seconds=self._learned.seconds + time.monotonic() - self._began)
+
+    def _read_experience(self) -> Experience:
+        run, now = self._session.run, (self._session.launch.number, self._session.timeline)
+        try:
+            return experience_of(run.launches(), run.starts(), run.records(), now=now)
+        except StorageError as error:
+            logger.warning("what %s has learned about its saves could not be read: %s", run.number, error)
+            return Experience()
 
     def measured(self, target: Target, metrics: Mapping[str, Any]) -> None:
         """Takes note of metrics of a checkpoint, for `best`."""
@@ -79,7 +108,7 @@ class Afterwards:
             return
         add_mark(self._session.store, record.address, MarkKind.FINAL, by="checkpointer")
 
-    def note(self, kind: str, message: str, **data: Any) -> None:
+    def note(self, kind: str, message: str, /, **data: Any) -> None:
         """One line of the journal; written by `flush` or at the end."""
         self._journal.add(kind, message, **data)
 

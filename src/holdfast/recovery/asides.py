@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from holdfast.records import Target
+from holdfast.records import MarkKind, Target
 from holdfast.saver import messages
 from holdfast.saver.asides import pack_metrics
 
@@ -19,7 +19,9 @@ class Asides:
     """What was asked for and is not in the store yet, as far as is known. Not thread-safe."""
 
     send: Callable[[messages.ToSaver], None]
-    _waiting: dict[int, messages.AddMetrics | messages.AddTag] = field(default_factory=dict)
+    generation: Callable[[], int]
+    """The newest one: what is asked for now comes after it, also if its stream has not sealed it yet."""
+    _waiting: dict[int, messages.Aside] = field(default_factory=dict)
     _asked: int = 0
 
     @property
@@ -27,18 +29,27 @@ class Asides:
         """Whether there is any."""
         return bool(self._waiting)
 
-    def add_metrics(self, target: Target, metrics: Mapping[str, Any], *, after: int) -> None:
-        """Metrics for a record, once the generation ``after`` is done."""
+    def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
+        """Metrics for a record."""
         names = sorted(metrics)
         for at in range(0, len(names), METRICS):
             packed = pack_metrics({name: metrics[name] for name in names[at : at + METRICS]})
             self._asked += 1
-            self._add(messages.AddMetrics(target=target, metrics=packed, number=self._asked, after=after))
+            self._add(messages.AddMetrics(target=target, metrics=packed, number=self._asked, after=self.generation()))
 
-    def add_tag(self, target: Target, tag: str, *, after: int) -> None:
-        """A name for a record, once the generation ``after`` is done."""
+    def add_tag(self, target: Target, tag: str) -> None:
+        """A name for a record."""
         self._asked += 1
-        self._add(messages.AddTag(target=target, tag=tag, number=self._asked, after=after))
+        self._add(messages.AddTag(target=target, tag=tag, number=self._asked, after=self.generation()))
+
+    def add_mark(self, target: Target, kind: MarkKind) -> None:
+        """A fact about a record."""
+        self._asked += 1
+        self._add(messages.AddMark(target=target, kind=str(kind), number=self._asked, after=self.generation()))
+
+    def free_space(self) -> None:
+        """What retention allows to remove goes, as soon as nothing more urgent is to be done."""
+        self.send(messages.FreeSpace())
 
     def noted(self, number: int) -> None:
         """The saver has done what it could."""
@@ -54,6 +65,6 @@ class Asides:
         found, self._waiting = [one.target for one in self._waiting.values()], {}
         return found
 
-    def _add(self, message: messages.AddMetrics | messages.AddTag) -> None:
+    def _add(self, message: messages.Aside) -> None:
         self._waiting[message.number] = message
         self.send(message)

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -60,7 +59,7 @@ class BackgroundSaves:
     _frozen: FrozenTensors = field(default_factory=FrozenTensors)
     _flying: dict[int, InFlight] = field(default_factory=dict)
     _outcomes: list[Outcome] = field(default_factory=list)
-    _asides: Asides = field(init=False)
+    asides: Asides = field(init=False)
     _generation: int = 0
     _pieces: Saves | None = None
     _heard: float = 0.0
@@ -81,7 +80,7 @@ class BackgroundSaves:
     """The newest generation that is a checkpoint: an older reserve is of no use."""
 
     def __post_init__(self) -> None:
-        self._asides = Asides(self.process.send)
+        self.asides = Asides(self.process.send, lambda: self._generation)
 
     def prepare(self, snapshot: Snapshot) -> None:
         """Makes the slots for this structure, if there are none for it yet, and touches their memory."""
@@ -269,15 +268,7 @@ class BackgroundSaves:
     def _busy(self) -> bool:
         rescued = self._rescued if self._rescued > self._saved else 0
         reserves = {row.generation for row in self._reserves()} - {rescued}
-        return self._asides.waiting or any(generation not in reserves for generation in self._flying)
-
-    def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
-        """After the record is committed."""
-        self._asides.add_metrics(target, metrics, after=self._generation)
-
-    def add_tag(self, target: Target, tag: str) -> None:
-        """After the record is committed."""
-        self._asides.add_tag(target, tag, after=self._generation)
+        return self.asides.waiting or any(generation not in reserves for generation in self._flying)
 
     def rescue(self, kind: str, reason: str) -> None:
         """The newest reserve, if nothing newer was saved, becomes a checkpoint."""
@@ -319,14 +310,14 @@ class BackgroundSaves:
             # A saver that died after a commit has told nobody what followed; the next one does what it still finds.
             forget_unfollowed(self._flying, self.process.control.rows())
             self._ask_again()
-        if self.process.lost and not self._closed and (self._flying or self._asides.waiting):
+        if self.process.lost and not self._closed and (self._flying or self.asides.waiting):
             self._lose_all()
         self._landed()
         self.slots.give_back()
 
     def _ask_again(self) -> None:
         """The saver that died may have heard what was asked for, and done nothing of it."""
-        self._asides.again()
+        self.asides.again()
         if self._rescue is not None:
             self.process.send(self._rescue)
 
@@ -341,7 +332,7 @@ class BackgroundSaves:
         elif isinstance(message, messages.Followed):
             self._followed(message)
         elif isinstance(message, messages.Noted):
-            self._asides.noted(message.number)
+            self.asides.noted(message.number)
         elif isinstance(message, messages.Progress):
             self.progress(message)
         elif isinstance(message, messages.Said):
@@ -393,7 +384,7 @@ class BackgroundSaves:
             if flown.committed is None:
                 text = f"{flown.target.address} was not saved: there is no saver process any more"
                 self._outcomes.append(GivenUp(target=flown.target, error=SaveFailed(text)))
-        for target in self._asides.lost():
+        for target in self.asides.lost():
             self.tell(logging.ERROR, f"{target.address} was not given its metrics or name: there is no saver")
         self._flying = {}
         for row in self.process.control.rows():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -14,7 +16,7 @@ from holdfast.catalog.objects import exists
 from holdfast.errors import Fenced, HoldfastError, NameTaken, SaveFailed
 from holdfast.ids import RecordAddress, TagName
 from holdfast.policy.tolerance import Tolerance
-from holdfast.records import Kind, Record, Target
+from holdfast.records import Kind, MarkKind, Record, Target
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome, Saves
 from holdfast.recovery.session import Session
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 SILENT_SECONDS = 600.0
 """How long a wait for a save goes on without any sign of progress."""
+
+
+LOOK_SECONDS = 0.02
+"""Between two looks for news, while a save is waited for that must not take longer than there is time."""
 
 
 class Checkpoints:
@@ -46,6 +52,8 @@ class Checkpoints:
         """What the failure is about: only this checkpoint, or a later one, makes up for it."""
         self._failures = 0
         self._good_at = time.monotonic()
+        self._took: deque[float] = deque(maxlen=9)
+        self._new: list[Record] = []
 
     # What there is
 
@@ -61,9 +69,21 @@ class Checkpoints:
     def resumed(self, record: Record | None) -> None:
         """The line goes on from another record, or begins."""
         self.last, self._newest, self._unsound = record, None, None
+        self._new = []
         self._saves.restored()
         if record is not None:
             self._after.resumed(record)
+            self._took.append(record.timing.durable)
+
+    @property
+    def typical(self) -> float | None:
+        """Seconds from the call of a save until it is durable: the median of the last ones; None: there was none."""
+        return statistics.median(self._took) if self._took else None
+
+    def committed(self) -> list[Record]:
+        """Those of this line that have become durable since the last call."""
+        found, self._new = self._new, []
+        return found
 
     @property
     def in_flight(self) -> bool:
@@ -128,7 +148,7 @@ class Checkpoints:
         known = self._late[1] if self._late is not None and self._late[0] == target else {}
         self._late = target, {**known, **metrics}
         if self._session.group.rank == 0:
-            self._saves.add_metrics(target, metrics)
+            self._saves.asides.add_metrics(target, metrics)
         self._after.measured(target, metrics)
 
     def _with_late_metrics(self, target: Target, request: SaveRequest) -> SaveRequest:
@@ -136,6 +156,15 @@ class Checkpoints:
         if late is None or late[0] != target:
             return request
         return msgspec.structs.replace(request, metrics={**late[1], **request.metrics})
+
+    def add_mark(self, target: Target, kind: MarkKind) -> None:
+        """Notes a fact about a checkpoint, once it exists."""
+        if self._session.group.rank == 0:
+            self._saves.asides.add_mark(target, kind)
+
+    def free_space(self) -> None:
+        """Has removed what retention allows to remove."""
+        self._saves.asides.free_space()
 
     def check_tag(self, tag: TagName) -> None:
         """Refuses a name that is taken.
@@ -154,7 +183,7 @@ class Checkpoints:
         if self.in_flight:
             self._tags.setdefault(target, []).append(tag)
         if self._session.group.rank == 0:
-            self._saves.add_tag(target, str(tag))
+            self._saves.asides.add_tag(target, str(tag))
 
     def _not_tagged(self, target: Target, tags: Iterable[TagName]) -> None:
         for tag in tags:
@@ -189,6 +218,14 @@ class Checkpoints:
             raise SaveFailed(f"{target.address} was damaged when it was read back; look after the disk, and save again")
         return self.last
 
+    def await_until(self, left: Callable[[], float | None]) -> None:
+        """Waits until nothing is in flight, as long as time is ``left``; errors as in `listen`."""
+        while self.in_flight and (seconds := left()) is not None and seconds > 0:
+            time.sleep(min(seconds, LOOK_SECONDS))
+            self.listen()
+        if left() is None:
+            self.drain()
+
     def drain(self) -> None:
         """Waits until nothing is in flight, as long as it gets on; errors as in `listen`."""
         finished = self._saves.drain(SILENT_SECONDS)
@@ -222,16 +259,34 @@ class Checkpoints:
                 "goes back to one that is not: look after the disk, then start again"
             )
 
-    def interrupted(self, by: str, step: int, dropped: str) -> None:
-        """The training ends in the middle: what is in reserve and in flight is saved, what stands is said."""
-        self._saves.rescue(Kind.FAILED, f"the training ended with {by}")
+    def interrupted(
+        self,
+        by: str,
+        step: int,
+        dropped: str,
+        *,
+        kind: Kind = Kind.FAILED,
+        left: Callable[[], float | None] = lambda: None,
+        traceback: str = "",
+    ) -> None:
+        """The training ends in the middle: what is in reserve and in flight is saved, what stands is said.
+
+        Args:
+            by: what has ended it.
+            step: at which step.
+            dropped: what was not done because of it, for the log.
+            kind: of the checkpoint that a reserve becomes.
+            left: how long it may be waited for.
+            traceback: for the journal.
+        """
+        self._saves.rescue(kind, f"the training ended with {by}")
         try:
-            self.drain()
+            self.await_until(left)
         except HoldfastError as error:
             logger.error("%s", error)
         stands = f"the last checkpoint is {self.last.address}" if self.last else "there is no checkpoint yet"
         logger.warning("the training ended with %s at step %d; %s%s", by, step, stands, dropped)
-        self._after.note("failed", f"{by} at step {step}")
+        self._after.note("failed", f"{by} at step {step}{dropped}", **({"traceback": traceback} if traceback else {}))
 
     def close(self, seconds: float) -> None:
         """Lets the saver go; what it says last is said, for nobody waits for it any more."""
@@ -269,12 +324,14 @@ class Checkpoints:
     def _committed(self, record: Record) -> None:
         if self._is_newer(record):
             self.last = record
+            self._new.append(record)
+            self._took.append(record.timing.durable)
             self._session.parent = record.address
         self._good_at = time.monotonic()
         if self._failed is None or (record.timeline, record.step) >= (self._failed.timeline, self._failed.step):
             self._failures, self._failure, self._failed = 0, None, None
         self._tags.pop(Target.of(record.address), None)
-        self._after.measured(Target.of(record.address), record.metrics)
+        self._after.committed(record)
         for text in record.anomalies if self._session.group.rank == 0 else ():
             logger.warning("%s: %s", record.address, text)
         level = logging.INFO if self._session.group.rank == 0 else logging.DEBUG

@@ -22,6 +22,14 @@ class Agreed(NamedTuple):
 
     stop: bool = False
     save: bool = False
+    lacks: float = float("-inf")
+    """By how many seconds the rank with the least time would miss the end if it saved now; below 0: what is spare."""
+    ill: bool = False
+    """Whether the health checks of any rank have found something."""
+
+
+_NOBODY_KNOWS = -(1 << 40)
+"""Milliseconds."""
 
 
 class Exchange:
@@ -34,7 +42,9 @@ class Exchange:
     def __init__(self, group: Group) -> None:
         self._group = group
 
-    def at(self, step: int, *, stop: bool, save: bool, saves: int) -> Agreed:
+    def at(
+        self, step: int, *, stop: bool, save: bool, saves: int, lacks: float = float("-inf"), ill: bool = False
+    ) -> Agreed:
         """Says what this rank wants, and hears what was wanted at the boundary before.
 
         Args:
@@ -42,6 +52,8 @@ class Exchange:
             stop: whether this rank was asked to stop.
             save: whether a checkpoint is due here for a reason that the others do not see.
             saves: how many checkpoints the program has asked for, which is the same on all ranks.
+            lacks: see `Agreed.lacks`, for this rank.
+            ill: see `Agreed.ill`, for this rank.
 
         Raises:
             PeerLost: a rank has ended or does not answer.
@@ -49,9 +61,10 @@ class Exchange:
             SaveFailed: `Checkpointer.save` was called on some ranks only.
         """
         if self._group.size == 1:
-            return Agreed(stop, save)
+            return Agreed(stop, save, lacks, ill)
         before = self._heard()
-        self._group.post([step, -step, saves, -saves, stop, save])
+        late = max(_NOBODY_KNOWS, int(lacks * 1000)) if lacks > float("-inf") else _NOBODY_KNOWS
+        self._group.post([step, -step, saves, -saves, stop, save, late, ill])
         return before
 
     def last(self) -> Agreed:
@@ -62,7 +75,7 @@ class Exchange:
         words = self._group.result()
         if words is None:
             return Agreed()
-        most, least, saves, fewest, stop, save = words
+        most, least, saves, fewest, stop, save, late, ill = words
         if most != -least:
             raise StateError(f"the ranks are at different steps, from {-least} to {most}; do all loaders end together?")
         if saves != -fewest:
@@ -70,7 +83,7 @@ class Exchange:
                 f"save() was called {saves} times on one rank and {-fewest} times on another, by step {most}: every "
                 "rank has a part of the state, so every rank has to call it, not under 'if rank == 0'"
             )
-        return Agreed(bool(stop), bool(save))
+        return Agreed(bool(stop), bool(save), late / 1000 if late > _NOBODY_KNOWS else float("-inf"), bool(ill))
 
 
 class Decisions:
@@ -86,6 +99,10 @@ class Decisions:
         self._group, self._stops, self._trigger = group, stops, trigger
         self._exchange = Exchange(group)
         self._agreed_stop: str | None = None
+        self.lacks = float("-inf")
+        """See `Agreed.lacks`, as of the last boundary."""
+        self.ill = False
+        """See `Agreed.ill`, as of the last boundary."""
         self.forget()
 
     def forget(self) -> None:
@@ -106,18 +123,34 @@ class Decisions:
         """
         return self._group.size == 1 and self._stops.waited(seconds)
 
-    def due(self, moment: Moment, metrics: dict[str, Any], saves: int) -> str | None:
+    def stop_anywhere(self) -> bool:
+        """Whether any rank was asked to stop; every rank has to call it, and waits for the others."""
+        if self.stop is None and self._group.size > 1:
+            nobody = self._group.everywhere(bytes([self._stops.asked is None]), "whether somebody was asked to stop")
+            self._take(Agreed(stop=not nobody[0]))
+        return self.stop is not None
+
+    def due(
+        self,
+        moment: Moment,
+        metrics: dict[str, Any],
+        saves: int,
+        lacks: float = float("-inf"),
+        *,
+        ill: bool = False,
+    ) -> str | None:
         """Why a checkpoint is due at this boundary; errors as of `Exchange.at`.
 
         Args:
             moment: the boundary.
             metrics: of it; those that led to a wish at the boundary before are added.
             saves: how many the program has asked for.
+            lacks: see `Agreed.lacks`, for this rank.
+            ill: see `Agreed.ill`, for this rank.
         """
         reason = self._trigger.due(moment, metrics, by_step=True)
-        agreed = self._exchange.at(
-            moment.step, stop=self._stops.asked is not None, save=self._wished(moment, metrics), saves=saves
-        )
+        stop, wished = self._stops.asked is not None, self._wished(moment, metrics)
+        agreed = self._exchange.at(moment.step, stop=stop, save=wished, saves=saves, lacks=lacks, ill=ill)
         self._take(agreed)
         if not agreed.save:
             return reason
@@ -149,10 +182,17 @@ class Decisions:
             self._wish = reason, dict(metrics)
         return None
 
+    def stop_all(self, why: str) -> None:
+        """All ranks have decided to stop here."""
+        if self._group.size == 1:
+            self._stops.ask(why)
+        self._agreed_stop = why
+
     def end(self) -> None:
         """The loop has ended: what was said at the last boundary is heard; errors as of `Exchange.at`."""
         self._take(self._exchange.last())
 
     def _take(self, agreed: Agreed) -> None:
+        self.lacks, self.ill = agreed.lacks, agreed.ill
         if agreed.stop:
             self._agreed_stop = self._stops.asked or "a signal to another rank"

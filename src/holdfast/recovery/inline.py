@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from holdfast.catalog.marks import add_metrics
-from holdfast.catalog.tags import create_tag
 from holdfast.errors import BeingDeleted, Conflict, Damaged, SaveFailed, StorageError
-from holdfast.ids import Digest, RecordId, TagName
+from holdfast.ids import Digest, RecordId
 from holdfast.packs.segment import Segment
 from holdfast.records import Record, Target
 from holdfast.recovery.bars import Bar
+from holdfast.recovery.inline_asides import InlineAsides
 from holdfast.recovery.outcomes import Committed, Followed, GivenUp, Outcome
 from holdfast.saver import SaveRequest, Saving, Shape, messages
 from holdfast.saver.figures import figures
@@ -57,7 +56,7 @@ def shape_of(snapshot: Snapshot) -> Shape:
 class Journal(Protocol):
     """See `holdfast.recovery.afterwards.Afterwards`."""
 
-    def note(self, kind: str, message: str, **data: Any) -> None:
+    def note(self, kind: str, message: str, /, **data: Any) -> None:
         """Takes one line."""
 
     def flush(self) -> None:
@@ -76,6 +75,11 @@ class InlineSaves:
     reserves: bool = False
     _outcomes: list[Outcome] = field(default_factory=list)
     _count: int = 0
+    asides: InlineAsides = field(init=False)
+
+    def __post_init__(self) -> None:
+        store, following = self._saving.launch.run.store, self.trying.following
+        self.asides = InlineAsides(store, self.journal.note, following.retain, self.deleted)
 
     def prepare(self, snapshot: Snapshot) -> None:
         """There is nothing to prepare."""
@@ -97,7 +101,7 @@ class InlineSaves:
         for text in record.anomalies:
             self.journal.note("anomaly", f"{record.address}: {text}")
         for tag in request.tags:
-            self.add_tag(Target.of(record.address), tag)
+            self.asides.add_tag(Target.of(record.address), tag)
         self._follow(record)
         self.journal.flush()
 
@@ -119,24 +123,6 @@ class InlineSaves:
     def drain(self, seconds: float) -> bool:
         """Nothing is ever in flight."""
         return True
-
-    def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
-        """Adds them now. That they could not be added is said; it is no reason to end a training."""
-        try:
-            add_metrics(self._saving.launch.run.store, target.address, metrics, by="log")
-        except (BeingDeleted, Damaged, StorageError) as error:
-            self._not_noted(f"metrics of {target.address} were not stored: {error}")
-
-    def add_tag(self, target: Target, tag: str) -> None:
-        """Names it now; that it could not be named is said.
-
-        Raises:
-            NameTaken: another record has the name.
-        """
-        try:
-            create_tag(self._saving.launch.run.store, TagName(tag), target.address)
-        except (BeingDeleted, Damaged, StorageError) as error:
-            self._not_noted(f"{target.address} was not tagged {tag}: {error}")
 
     def rescue(self, kind: str, reason: str) -> None:
         """There is no reserve."""
@@ -179,10 +165,6 @@ class InlineSaves:
             self.journal.note("damaged", text)
             self._saving.damaged.add(problems[0].object)
             self._outcomes.append(Followed(record=None, problem=text))
-
-    def _not_noted(self, text: str) -> None:
-        logger.error("%s", text)
-        self.journal.note("not noted", text)
 
     def deleted(self, ids: Sequence[RecordId]) -> None:
         """These records had to go, to make room."""

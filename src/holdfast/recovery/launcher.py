@@ -1,7 +1,8 @@
 """What the launcher says about this process: the only module that reads the environment.
 
-Sources: torchrun's worker environment (torch.distributed.elastic) and Slurm's
-output environment variables (man srun).
+Sources: torchrun's worker environment (torch.distributed.elastic), Slurm's output
+environment variables (man srun, man sbatch), what the kubelet gives every
+container, and what the firmware tables of cloud machines say of their maker.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from holdfast.recovery.grace import KILL_WAIT, KillFacts
 from holdfast.saver.survival import Survival, probe
 
 _TOLD = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_NNODES", "TORCHELASTIC_RUN_ID", "CUDA_VISIBLE_DEVICES")
@@ -50,6 +53,47 @@ def launcher_facts(environ: Mapping[str, str] | None = None) -> LauncherFacts:
         rank=_number(env, "RANK"),
         world=max(1, _number(env, "WORLD_SIZE")),
     )
+
+
+def kill_facts(environ: Mapping[str, str] | None = None) -> KillFacts:
+    """Who may kill this process after a signal, and when.
+
+    Example:
+        >>> kill_facts({"TORCHELASTIC_RUN_ID": "a", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90"}).torchrun
+        90.0
+    """
+    env = os.environ if environ is None else environ
+    agent = _number(env, "PET_SHUTDOWN_TIMEOUT") or _number(env, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT") or KILL_WAIT
+    return KillFacts(
+        torchrun=float(agent) if "TORCHELASTIC_RUN_ID" in env else None,
+        slurm="SLURM_JOB_ID" in env,
+        slurm_end=float(_number(env, "SLURM_JOB_END_TIME")) or None,
+        kubernetes="KUBERNETES_SERVICE_HOST" in env,
+    )
+
+
+def local_rank(environ: Mapping[str, str] | None = None) -> int:
+    """Which process of this machine it is, from 0."""
+    env = os.environ if environ is None else environ
+    return _number(env, "LOCAL_RANK") or _number(env, "SLURM_LOCALID")
+
+
+_MAKERS = {
+    ("sys_vendor", "Amazon EC2"): "aws",
+    ("product_name", "Google Compute Engine"): "gce",
+    ("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77"): "azure",
+}
+
+
+def cloud_here(tables: Path = Path("/sys/class/dmi/id")) -> str | None:
+    """The cloud whose machine this is, as its firmware tables say: aws, gce, azure, or None."""
+    for (table, text), name in _MAKERS.items():
+        try:
+            if (tables / table).read_text().strip() == text:
+                return name
+        except OSError:  # not there, or not for us to read
+            continue
+    return None
 
 
 def environment_facts(environ: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.training import Training
@@ -17,27 +18,40 @@ class Owner(Protocol):
 
 
 class Loop:
-    """One iteration of `Checkpointer.batches` or `Checkpointer.steps`, as a context."""
+    """One iteration of `Checkpointer.batches` or `Checkpointer.steps`, as a context.
 
-    def __init__(self, owner: Owner, training: Training, stops: StopRequests) -> None:
-        self._owner, self._training, self._stops = owner, training, stops
+    Args:
+        owner: what has it.
+        training: what is trained.
+        stops: heard from here on.
+        lookout: what else is to be looked after for so long.
+    """
+
+    def __init__(
+        self, owner: Owner, training: Training, stops: StopRequests, lookout: AbstractContextManager[Any]
+    ) -> None:
+        self._owner, self._training, self._stops, self._lookout = owner, training, stops, lookout
 
     def __enter__(self) -> None:
         self._owner.loop = self
-        self._training.looping = True
         self._stops.__enter__()
-        self._training.progress.counter.__enter__()
+        self._training.enter_loop()
+        self._lookout.__enter__()
 
-    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self.leave()
+    def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> bool:
+        try:
+            # A generator that is closed was left in the body: what has happened there is told to the block.
+            return e is not None and not isinstance(e, GeneratorExit) and self._training.broken(e)
+        finally:
+            self.leave()
 
     def leave(self) -> None:
         """Hooks and handlers go. What is to be saved is saved later, where errors reach somebody."""
         # Else an exception has left the block before, and the generator is collected only now.
         if self._owner.loop is self:
             self._owner.loop = None
-            self._training.looping = False
-            self._training.progress.counter.__exit__(None, None, None)
+            self._lookout.__exit__(None, None, None)
+            self._training.leave_loop()
             self._stops.__exit__(None, None, None)
 
 

@@ -19,6 +19,7 @@ from holdfast.records import Record, Target
 from holdfast.recovery.afterwards import Afterwards
 from holdfast.recovery.background import BackgroundSaves
 from holdfast.recovery.bars import Bar, NoBar
+from holdfast.recovery.beating import Beating
 from holdfast.recovery.checkpoints import Checkpoints
 from holdfast.recovery.inline import inline_saves
 from holdfast.recovery.launcher import staged_survival
@@ -99,11 +100,12 @@ def _one_of(name: str, given: str, allowed: Sequence[str]) -> None:
 
 
 def open_checkpoints(
-    session: Session, plan: Plan, making: Making, after: Afterwards, stops: StopRequests
+    session: Session, plan: Plan, making: Making, after: Afterwards, stops: StopRequests, beating: Beating
 ) -> Checkpoints:
     """The checkpoints of this launch, with whoever makes them."""
     if _can_have_saver(session, making):
-        process = _process(session, plan, making, after)
+        process = _process(session, plan, making, after, beating)
+        beating.attach(process)
         stops.wake = process.wake
         return Checkpoints(session, _in_process(process, session, plan, making, after, stops), after, making.tolerance)
     return Checkpoints(session, _inline(session, plan, making, after, stops), after, making.tolerance)
@@ -162,7 +164,7 @@ def _pausing(stops: StopRequests) -> Callable[[float], bool]:
     return wait
 
 
-def _process(session: Session, plan: Plan, making: Making, after: Afterwards) -> SaverProcess:
+def _process(session: Session, plan: Plan, making: Making, after: Afterwards, beating: Beating) -> SaverProcess:
     def introduce() -> Hello:
         return Hello(
             url=_url(session),
@@ -174,6 +176,7 @@ def _process(session: Session, plan: Plan, making: Making, after: Afterwards) ->
             nice=NICE,
             on_full="pause" if making.pause_when_full else "skip",
             visibility=session.store.visibility,
+            watch=beating.signal,
         )
 
     return SaverProcess(introduce, _teller(after))

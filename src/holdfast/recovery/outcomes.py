@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from holdfast.errors import HoldfastError
-from holdfast.records import Record, Target
+from holdfast.records import MarkKind, Record, Target
 from holdfast.saver import SaveRequest
 from holdfast.state import Snapshot
 
@@ -44,8 +44,28 @@ class Followed:
 Outcome = Committed | GivenUp | Followed
 
 
+class Asides(Protocol):
+    """Small things that are wanted of records which may still be in the making. Belongs to one thread."""
+
+    def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
+        """Metrics that were measured after the save."""
+
+    def add_tag(self, target: Target, tag: str) -> None:
+        """A name."""
+
+    def add_mark(self, target: Target, kind: MarkKind) -> None:
+        """A fact."""
+
+    def free_space(self) -> None:
+        """What retention allows to remove is removed, as soon as there is time for it."""
+
+
 class Saves(Protocol):
     """Whoever makes checkpoints of what the trainer captures. Belongs to one thread."""
+
+    @property
+    def asides(self) -> Asides:
+        """Whoever adds to them."""
 
     @property
     def survives(self) -> str:
@@ -73,12 +93,6 @@ class Saves(Protocol):
 
     def drain(self, seconds: float) -> bool:
         """Waits until nothing is in flight and what follows was done; False: no sign of progress for ``seconds``."""
-
-    def add_metrics(self, target: Target, metrics: Mapping[str, Any]) -> None:
-        """Metrics for a record that may still be in the making."""
-
-    def add_tag(self, target: Target, tag: str) -> None:
-        """A name for a record that may still be in the making."""
 
     def rescue(self, kind: str, reason: str) -> None:
         """What was kept in reserve becomes a checkpoint."""

@@ -45,6 +45,8 @@ class Progress:
         self.clean = True
         """Whether the body was left at a boundary, or was not entered yet."""
         self.in_body = False
+        self.fresh = True
+        """Whether no body was entered since: the state is that of the checkpoint, or as the program made it."""
         self.lagging = False
         """Whether, at the boundary, an optimizer is still summing up gradients while another one has stepped."""
         self.unused = False
@@ -56,7 +58,7 @@ class Progress:
 
     def enter(self) -> None:
         """The body begins."""
-        self.in_body, self.unused = True, False
+        self.in_body, self.unused, self.fresh = True, False, False
         if self.clean:
             self._buffers.note()
             self._noted = _sketch(self._values)
@@ -98,6 +100,23 @@ class Progress:
         if not self.in_body:
             return self.clean
         return self.before_step and not self._buffers.any and self._noted == _sketch(self._values)
+
+    def back(self) -> str | None:
+        """Makes the live state that of the boundary again where it can be; else why not.
+
+        A forward pass that was made since has changed buffers, which are put back from their copies.
+        """
+        if not self.clean:
+            return "a step was in the middle of its accumulation"
+        if self.in_body and not self.counter.sees:
+            return "nobody can tell whether a step was made: no optimizer that can be watched is registered"
+        if self.in_body and self.counter.seen:
+            return "an optimizer had made its step, and what belongs to that step was not complete"
+        if self.in_body and self._noted != _sketch(self._values):
+            return "values of the program had changed"
+        if self.in_body and self._buffers.any and not self._buffers.undo():
+            return "buffers had changed, and no copy of them is kept"
+        return None
 
     @property
     def overdue(self) -> bool:

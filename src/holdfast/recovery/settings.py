@@ -9,6 +9,7 @@ from holdfast.catalog.config import plain_config
 from holdfast.errors import InvalidInput
 from holdfast.policy import Policy, every, for_keeping, for_saving, latest
 from holdfast.recovery.choice import NewRun, wanted
+from holdfast.recovery.config_changes import change_rules
 from holdfast.recovery.session import MODES
 
 
@@ -21,6 +22,7 @@ def checked(
     keep: Policy | None,
     stage: Policy | None,
     peer_timeout: float,
+    on_config_change: object = None,
 ) -> dict[str, Any]:
     """Fields of a `holdfast.recovery.session.Plan`; the arguments are those of `Checkpointer`.
 
@@ -38,4 +40,5 @@ def checked(
         "keep": for_keeping(keep if keep is not None else latest(3)),
         "stage": None if stage is None else for_saving(stage),
         "patience": float(peer_timeout),
+        "on_config_change": change_rules(on_config_change),
     }

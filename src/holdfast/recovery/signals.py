@@ -12,21 +12,23 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from holdfast.state.loaders_shield import SIGNALS
+from holdfast.recovery.grace import Grace, KillFacts, grace_after
+from holdfast.recovery.signal_names import name_of
+from holdfast.state.loaders_shield import SIGNALS, shield_from
 
 logger = logging.getLogger(__name__)
 
 WATCHED = SIGNALS
-
+"""What asks to stop if nobody says otherwise."""
 
 _loops: list[StopRequests] = []
-"""The loops of this process that run now: whichever ends first leaves the handlers to the others."""
+"""The loops of this process that run now: whichever ends last puts a handler back."""
 
-_earlier: dict[signal.Signals, Any] = {}
+_earlier: dict[int, Any] = {}
 """What was installed before the first of them."""
 
 
@@ -34,38 +36,72 @@ class StopRequests:
     """A context in which the watched signals ask the loop to stop.
 
     Outside the main thread Python cannot install handlers: a warning says so, and the loop runs without.
+
+    Args:
+        watched: numbers of signals.
+        grace: seconds from a signal to the end of the process, as the user says.
+        facts: who may kill it, where the user does not say.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, watched: Sequence[int] = WATCHED, *, grace: float | None = None, facts: KillFacts | None = None
+    ) -> None:
+        self.watched = tuple(watched)
         self.wake: int | None = None
         """A descriptor that is told of signals at once, also while the main thread is inside a library."""
         self._waking = False
+        self._given, self._facts = grace, facts or KillFacts()
+        self._forget()
+
+    def _forget(self) -> None:
         self._asked: str | None = None
         self._asked_at = 0.0
+        self._ends: float | None = None
+        self.grace: Grace | None = None
+        """How much time the request left, and who says so."""
 
     @property
     def asked(self) -> str | None:
-        """The name of the signal that asked, or None."""
+        """The name of the first signal that asked, or None."""
         return self._asked
 
-    def ask(self, name: str) -> None:
-        """The signal ``name`` has come."""
-        self._asked, self._asked_at = name, time.monotonic()
+    @property
+    def left(self) -> float | None:
+        """Seconds until the process is killed, less than 0 if it should be dead; None: nobody says."""
+        return None if self._ends is None else self._ends - time.monotonic()
+
+    def ask(self, name: str, grace: Grace | None = None) -> None:
+        """The signal ``name`` has come, or something else that says how much time is left. Safe in a handler."""
+        now = time.monotonic()
+        grace = grace or grace_after(name, self._given, self._facts, time.time())
+        if self._asked is None:
+            self._asked_at, self.grace, self._asked = now, grace, name
+        if grace.seconds is not None and (self._ends is None or now + grace.seconds < self._ends):
+            self._ends, self.grace = now + grace.seconds, grace
 
     def waited(self, seconds: float) -> bool:
         """Whether somebody has asked, at least so many seconds ago."""
         return self._asked is not None and time.monotonic() - self._asked_at >= seconds
 
+    def soon(self, seconds: float) -> str | None:
+        """What asks within so many seconds: a signal to a whole job may reach a child before its parent."""
+        end = time.monotonic() + seconds
+        while self._asked is None and time.monotonic() < end:
+            time.sleep(0.01)
+        return self._asked
+
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             logger.warning("the loop runs outside the main thread: SIGTERM will end it without a last checkpoint")
             return self
-        if not _loops:
-            _earlier.update({number: signal.signal(number, _handler) for number in WATCHED})
-        _loops.append(self)
-        self._wake_others()
         if self._asked == signal.SIGINT.name:
-            self._asked = None  # whoever pressed Ctrl-C and then runs another loop wants it to run
+            self._forget()  # whoever pressed Ctrl-C and then runs another loop wants it to run
+        _loops.append(self)
+        for number in self.watched:
+            if number not in _earlier:
+                _earlier[number] = signal.signal(number, _handler)
+        _shield()
+        self._wake_others()
         return self
 
     def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
@@ -75,8 +111,8 @@ class StopRequests:
         if self._waking:
             signal.set_wakeup_fd(-1)
             self._waking = False
-        if not _loops:
-            _put_back()
+        _put_back({number for loop in _loops for number in loop.watched})
+        _shield()
 
     def _wake_others(self) -> None:
         if self.wake is None:
@@ -88,18 +124,24 @@ class StopRequests:
             logger.info("signals are not passed on to the saver at once: something else has the wakeup descriptor")
 
 
-def _put_back() -> None:
-    for number, earlier in _earlier.items():
+def _shield() -> None:
+    """Workers that loaders make from now on pass over what the loops watch."""
+    shield_from(tuple({number: None for loop in _loops for number in loop.watched}) if _loops else SIGNALS)
+
+
+def _put_back(needed: set[int]) -> None:
+    for number in [number for number in _earlier if number not in needed]:
+        earlier = _earlier.pop(number)
         if signal.getsignal(number) is _handler:  # else the program has installed another one meanwhile
             # None: the earlier handler was not installed from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
-    _earlier.clear()
 
 
 def _handler(number: int, frame: FrameType | None) -> None:
     again = any(loop.asked for loop in _loops)
     for loop in tuple(_loops):
-        loop.ask(signal.Signals(number).name)
-    earlier: Callable[[int, FrameType | None], object] | Any = _earlier.get(signal.Signals(number))
+        if number in loop.watched:
+            loop.ask(name_of(number))
+    earlier: Callable[[int, FrameType | None], object] | Any = _earlier.get(number)
     if callable(earlier) and (again or earlier is not signal.default_int_handler):
         earlier(number, frame)

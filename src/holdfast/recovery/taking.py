@@ -9,6 +9,7 @@ from typing import Any
 from holdfast.catalog.parts import Prints
 from holdfast.ids import Digest
 from holdfast.records import Kind
+from holdfast.recovery.left_out import LeavingOut
 from holdfast.recovery.measuring import plain
 from holdfast.recovery.progress import Progress
 from holdfast.recovery.requests import Nonces, request_of
@@ -27,10 +28,11 @@ class Taking:
         session: the launch.
         whole: the live state.
         progress: where the training stands.
+        left_out: batches that are passed over, which belong to the position.
     """
 
-    def __init__(self, session: Session, whole: Whole, progress: Progress) -> None:
-        self._session, self._whole, self._progress = session, whole, progress
+    def __init__(self, session: Session, whole: Whole, progress: Progress, left_out: LeavingOut) -> None:
+        self._session, self._whole, self._progress, self._left_out = session, whole, progress, left_out
         self._nonces = Nonces(session.secret if session.group.size > 1 else None)
         # All ranks have the same key, and nobody else has it.
         self._fingerprints = Fingerprints(int.from_bytes(Digest.of(session.secret.encode())[:8], "little"))
@@ -83,4 +85,4 @@ class Taking:
         """The loader's position at the boundary: in the body, the batch at hand is not used up yet."""
         if position is None:
             return stored
-        return position.before() if self._progress.in_body else position.state()
+        return self._left_out.stored(position.before() if self._progress.in_body else position.state())

@@ -3,47 +3,52 @@
 A *boundary* lies between two optimizer steps (`holdfast.recovery.progress`).
 Saves are made at boundaries only: between two iterations, or in the body
 before anything has changed. Random states and the position in the data are
-those from before the next batch is drawn.
+those from before the next batch is drawn (`holdfast.recovery.place`).
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
-from holdfast.errors import StateMismatch
-from holdfast.ids import TagName
+from holdfast.ids import RecordAddress, TagName
 from holdfast.policy import kind_of
-from holdfast.records import Kind, Record, Target
+from holdfast.records import Record
 from holdfast.recovery.afterwards import Afterwards
+from holdfast.recovery.asking import Asking
+from holdfast.recovery.beating import Beating
+from holdfast.recovery.boundary_saves import BoundarySaves
+from holdfast.recovery.care import Care, Caring
 from holdfast.recovery.checkpoints import Checkpoints
+from holdfast.recovery.classifying import Cause, cause_of
 from holdfast.recovery.decisions import Decisions
+from holdfast.recovery.ending import End
 from holdfast.recovery.exactness import say_resumed
-from holdfast.recovery.finding import Mismatch, find_together
-from holdfast.recovery.loading import Loaded, load
-from holdfast.recovery.measuring import plain, taken
+from holdfast.recovery.failing import Failing
+from holdfast.recovery.finding import Mismatch
+from holdfast.recovery.left_out import LeavingOut
+from holdfast.recovery.loading import Loaded
+from holdfast.recovery.place import Place
+from holdfast.recovery.preempting import Hook, Preempting, Preemption
 from holdfast.recovery.progress import Progress
-from holdfast.recovery.reducing import reduced
+from holdfast.recovery.remedying import Stopped
+from holdfast.recovery.restoring import Restoring
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.taking import Taking
 from holdfast.recovery.triggers import Moment, Trigger
 from holdfast.recovery.whole import Whole
-from holdfast.saver import SaveRequest
-from holdfast.state import Snapshot, rng
+from holdfast.state import rng
 from holdfast.state.gradients import clear_gradients
 from holdfast.state.loaders import LoaderPosition
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 60.0
-"""How long the end waits for the saver to end; it finishes by itself all the same."""
-
 STOP_SECONDS = 10.0
 """How long a request to stop waits for the step at hand; then the checkpoint is made in the middle of it."""
+SPARE_SECONDS = 1.0
+"""How much time has to be left beside a save for that."""
 
 
 class Training:
@@ -61,37 +66,85 @@ class Training:
         after: Afterwards,
         stops: StopRequests,
         accumulate: int | None,
+        on_preempt: Hook | None,
+        caring: Caring,
+        beating: Beating,
     ) -> None:
         self.total: int | None = plan.total
-        self.torn = False
-        self.looping = False
-        self._session, self._group = session, session.group
-        self._whole = Whole(objects=objects, values=values, files=files, rank=session.group.rank)
-        self._checkpoints, self._after = checkpoints, after
-        self._latest: tuple[Kind, str, int] = (Kind.MANUAL, "", -1)
-        self._save_trigger = Trigger(plan.save, after)
-        self._decisions = Decisions(session.group, stops, self._save_trigger)
-        self._stage_trigger = None if plan.stage is None else Trigger(plan.stage, after)
+        self._session, self._group, self._objects = session, session.group, objects
+        self._checkpoints, self._after, self._stops = checkpoints, after, stops
+        whole = Whole(objects=objects, values=values, files=files, rank=session.group.rank)
+        trigger = Trigger(plan.save, after)
+        self._decisions = Decisions(session.group, stops, trigger)
         self.progress = Progress(objects.values(), values, accumulate)
-        self._taking = Taking(session, self._whole, self.progress)
-        self._position: LoaderPosition | None = None
-        self._called, self._moved, self._rng = 0, False, cast("Any", None)
-        self._data: dict[str, Any] | None = None
+        self._place = Place(session.group, whole)
+        self._left_out = LeavingOut()
+        self._saves = BoundarySaves(
+            session,
+            checkpoints,
+            Taking(session, whole, self.progress, self._left_out),
+            self._place,
+            self.progress,
+            trigger=trigger,
+            stage=None if plan.stage is None else Trigger(plan.stage, after),
+        )
+        self.restoring = Restoring(session, whole, checkpoints, self._resumed)
+        self._preempting = Preempting(stops, self._saves, checkpoints, after, on_preempt)
+        self._end = self._ending(objects)
+        self._asking = Asking(
+            session.group,
+            progress=self.progress,
+            place=self._place,
+            saves=self._saves,
+            checkpoints=checkpoints,
+            decisions=self._decisions,
+            watch=self._end.watch,
+            at_boundary=self._at_boundary,
+        )
+        self.turned = False
+        """Whether the training has gone back inside of the loop, which then fetches its batches anew."""
+        self._care = Care(
+            caring,
+            session,
+            objects,
+            saves=self._saves,
+            checkpoints=checkpoints,
+            left_out=self._left_out,
+            beating=beating,
+            after=after,
+            go_back=self._go_back,
+        )
         self._begin_at(0)
+
+    def _ending(self, objects: Mapping[str, object]) -> End:
+        failing = Failing(
+            objects,
+            self._group.size,
+            progress=self.progress,
+            place=self._place,
+            saves=self._saves,
+            checkpoints=self._checkpoints,
+            stops=self._stops,
+        )
+        return End(
+            completed=self._completed,
+            session=self._session,
+            progress=self.progress,
+            saves=self._saves,
+            checkpoints=self._checkpoints,
+            decisions=self._decisions,
+            stops=self._stops,
+            preempting=self._preempting,
+            failing=failing,
+            after=self._after,
+        )
 
     def _begin_at(self, step: int) -> None:
         self.progress.begin_at(step)
-        self._reached = self._epoch_ended = self._stopped = False
-        self._untouched, self._rng = True, None
-        self._metrics: dict[str, Any] = {}  # of the boundary
-        self._coming: dict[str, Any] = {}  # of the step at hand
-        self._asked: list[tuple[TagName | None, str]] = []
+        self._reached = self._stopped = False
+        self._asking.begin()
         self._decisions.forget()
-        self._satisfied(step, 0)
-
-    def _satisfied(self, step: int, epochs: int) -> None:
-        for trigger in filter(None, (self._save_trigger, self._stage_trigger)):
-            trigger.satisfied(step, epochs)
+        self._saves.satisfied(step, 0)
 
     @property
     def step(self) -> int:
@@ -108,255 +161,210 @@ class Training:
         """What has asked the training to stop, if anything has."""
         return self._decisions.stop
 
-    # Resuming
+    def stop_anywhere(self) -> bool:
+        """As `Decisions.stop_anywhere`."""
+        return self._decisions.stop_anywhere()
 
     @property
-    def unbegun(self) -> bool:
-        """Whether nothing was restored or begun yet."""
-        return not self._session.begun
+    def preempted(self) -> Preemption | None:
+        """How it ended, if it was asked to stop."""
+        return self._preempting.facts
 
-    def resume(self) -> None:
-        """Restores the newest good checkpoint; a fresh start leaves everything as it is."""
-        fresh, self.torn = self._session.resume(self._load) is None, False
-        if fresh:
-            self._group.agreed(self._whole.check, "whether the state can be saved")
-            self._checkpoints.resumed(None)
+    # Resuming
 
     def restore_from(self, reference: str | None) -> None:
         """Restores a named checkpoint, or the newest one of this line again, as a new timeline."""
         self.settle()
-        self._checkpoints.drain()
-        asked = self._session.named(reference).address if reference else None
-        self._session.resume(self._load, asked or self._session.newest(self.last).address, asked)
-        self.torn = False
+        self._end.rewound()
+        self.restoring.restore_from(reference)
 
-    def restore_parts(self, reference: str | None, only: tuple[str, ...]) -> list[str]:
-        """Restores parts of a checkpoint and nothing else, no step number either; returns what was not loaded.
-
-        A run that has work of its own goes on with that: what its first launch began with, it has learned from since.
-        """
-        self._checkpoints.drain()
-        record = self._session.named(reference) if reference else self._session.newest(self.last)
-        if self.unbegun and self._session.has_work():
-            self.resume()
-            if reference is None or record.run != self._session.run.number:
-                logger.info("%s goes on from its own work, not from %s", self._session.run.number, record.address)
-                return []
-        not_loaded = self._read(record, only).not_loaded
-        if self.unbegun:
-            self._session.begin_with_parts(record, only)
-            self._checkpoints.resumed(None)
-        return not_loaded
-
-    def _read(self, record: Record, only: tuple[str, ...] | None = None) -> Loaded:
-        before, self.torn = self.torn, True
-        try:
-            loaded = load(self._session.store, record, self._whole, self._group, only=only)
-        except StateMismatch:
-            self.torn = before  # it is found before anything is changed
-            raise
-        self.torn = before or only is None  # a whole state is not of the old timeline: until the new one is noted
-        return loaded
-
-    def _load(self, record: Record) -> None:
-        loaded = self._read(record)
-        # Gradients of the state that was left, NaN perhaps, would be added to those of the first batch.
-        clear_gradients(self._whole.objects.values())
+    def _resumed(self, record: Record, loaded: Loaded) -> None:
+        """A whole state is loaded: everything else goes back with it."""
         self._begin_at(record.step)
-        self._rng, self._data = loaded.rng, loaded.data
-        self._moved = record.world != self._group.size
-        self._satisfied(record.step, int((loaded.data or {}).get("epoch", 0)))
+        self._place.begin_at(loaded, moved=record.world != self._group.size)
+        self._saves.satisfied(record.step, int((loaded.data or {}).get("epoch", 0)))
         self._checkpoints.resumed(record)
-        if self._position is not None:
-            self._find(self._position)
+        self._left_out.begin_at(loaded.data)
+        self._care.resumed(record)
+        if self._place.position is not None:
+            self._find(self._place.position)
         say_resumed(record, rng.restore(loaded.rng or rng.capture()), self._group, self._after.note)
+
+    def _go_back(self, address: RecordAddress, why: str) -> None:
+        """In the middle of the loop, at a boundary."""
+        self._end.rewound()
+        self.restoring.go_back(address, why)
+        self._place.go(fresh=True)
+        self.turned = True
 
     # The loop
 
     def attach_loader(self, position: LoaderPosition, mismatch: Mismatch = Mismatch.RAISE) -> LoaderPosition:
         """Takes over the loader of the loop, at its place: that of the checkpoint, or where an earlier loop left it."""
         self.settle()
-        known = self._position
+        known = self._place.position
         if known is not None and known.loader is position.loader:
             position = known
-        elif self._untouched and self.ended():
+        elif self.progress.fresh and self.ended():
             self.begin_loop()  # nothing is drawn: what is saved has the stored position, not that of a fresh loader
             return position
-        elif self._untouched:
+        elif self.progress.fresh:
             self._find(position, mismatch)
         if known is not None and known is not position:
             known.close()
-        self._position = position
+        self._place.position = position
+        self._left_out.boundary(self.step, position)
         self.begin_loop()
         return position
 
     def begin_loop(self) -> None:
         """The next batch is drawn from here on."""
         self.settle()
-        if self._untouched and self._rng is not None:
-            # The user's code between the restore and the loop may have drawn numbers.
-            rng.restore(self._rng)
-        else:
-            self._rng = rng.capture()
+        self._place.go(fresh=self.progress.fresh)
         if stop := self._decisions.stop:
             logger.warning("%s has asked to stop, so the loop ends at once", stop)
+        else:
+            self._preempting.forget()
 
     def _find(self, position: LoaderPosition, mismatch: Mismatch = Mismatch.RAISE) -> None:
-        if self._data is not None:
-            if self._moved and position.strategy != "cursor":
-                mismatch = Mismatch.RESTART_EPOCH  # nobody can tell which samples the other ranks have had
-            with self._whole.generators_kept():
-                find_together(self._group, position, self._data, mismatch)
-            self._satisfied(self.step, position.epoch + (position.batch == position.length))
+        if self._place.find(position, mismatch):
+            self._saves.satisfied(self.step, position.epoch + (position.batch == position.length))
 
     def ended(self) -> bool:
         """Whether the total is reached, or a signal has asked to stop and this is the place to."""
         stop = self._decisions.stop is not None and (self.progress.clean or self._stopped)
         return stop or (self.total is not None and self.step >= self.total)
 
+    def _completed(self) -> bool:
+        return self._reached or (self.total is not None and self.step >= self.total)
+
+    def enter_loop(self) -> None:
+        """A loop runs from now on."""
+        self._saves.inside = True
+        self.progress.counter.__enter__()
+        self._heed(self._care.enter_loop(self.step))
+        self._end.watch.go()
+
+    def leave_loop(self) -> None:
+        """It runs no more, whatever has ended it."""
+        self._saves.inside = False
+        self._end.watch.halt()
+        self._care.leave_loop()
+        if not self.progress.in_body:
+            self.progress.counter.__exit__(None, None, None)  # else what the program does behind a `break` counts
+
+    def passes_over(self) -> bool:
+        """Whether the batch that was just fetched is one that was left out by a rollback."""
+        position = self._place.position
+        return position is not None and self._left_out.passes_over(position)
+
+    @property
+    def beating(self) -> Beating:
+        """Its signs of life."""
+        return self._care.beating
+
     def enter(self) -> None:
         """The body begins."""
-        self._untouched = self._epoch_ended = False
+        self.turned = False
+        self._place.epoch_ended = False
         self.progress.enter()
 
     def leave(self, *, epoch_ended: bool) -> None:
         """The body has ended: count, save what is due, and notice a request to stop."""
         if self.progress.leave():
-            self._metrics, self._coming = self._coming, {}
-        if self.progress.clean or self.progress.overdue or self._decisions.waited(STOP_SECONDS):
+            self._asking.counted()
+        if self.progress.clean or self.progress.overdue or self._pressed():
             self._boundary(epoch_ended)
+
+    def _pressed(self) -> bool:
+        """Whether a request to stop cannot wait for the end of the step."""
+        if self._decisions.waited(STOP_SECONDS):
+            return True
+        return self._decisions.waited(0.0) and self._preempting.lacks() > -SPARE_SECONDS
 
     def epoch_over(self) -> None:
         """The loader has come to its end; only where it does not know its length is this news."""
-        position = self._position
-        if position is not None and position.length is None and self.progress.clean:
+        position, clean = self._place.position, self.progress.clean
+        if position is not None and position.length is None and clean:
             self._boundary(epoch_ended=True)
 
     def end_loop(self, reached: bool = False) -> None:
         """The loop has come to its end by itself: a request to stop that came after the last body is served."""
+        self._end.watch.halt()
         self._reached = self._reached or reached
         self._decisions.end()
-        if self._decisions.stop and self.progress.clean and self._checkpoints.here(self.step) is None:
-            self._save(Kind.PREEMPTED, f"{self._decisions.stop} asked to stop")
+        self._end.stopped()
+
+    def broken(self, error: BaseException) -> bool:
+        """What we do for the loop has raised; whether that is no failure, but pre-emption."""
+        self._end.watch.halt()
+        return self._end.broken(error)
 
     def settle(self) -> None:
         """If the body was left by `break`: counts its step if it was made, and makes the saves that waited for it.
 
         Not while the generator closes: nobody would see an error there, and an exception may be on its way.
         """
-        if self.looping:
+        if self._saves.inside:
             return
-        if self.progress.left(told=self._told):
-            self._metrics, self._coming = self._coming, {}
-        self._save_asked()
+        if self.progress.left(told=self._place.told):
+            self._asking.counted()
+        self.progress.counter.__exit__(None, None, None)
+        self._asking.serve()
 
     def _boundary(self, epoch_ended: bool) -> None:
-        self._rng = rng.capture()
-        self._epoch_ended = epoch_ended
+        self._end.watch.halt()
+        self._end.boundary()
+        self._place.mark(epoch_ended=epoch_ended)
         self._checkpoints.listen()
-        self._checkpoints.prepare(self._snapshot)
-        reason = self._decisions.due(self._moment(), self._metrics, self._called)
+        self._checkpoints.prepare(self._saves.snapshot)
+        self._left_out.boundary(self.step, self._place.position)
+        ill = self._care.look(self.step, self._asking.logged())
+        reason = self._decisions.due(
+            self._moment(), self._saves.metrics, self._asking.called, self._preempting.lacks(), ill=ill
+        )
+        if self.progress.clean:
+            self._heed(self._care.treat(self.step, self._decisions.ill))
+        if not self.turned:
+            self._save_due(reason)
+        self._care.go(self.step)
+        self._end.watch.go()
+
+    def _save_due(self, reason: str | None) -> None:
         if stop := self._decisions.stop:
-            self._save(Kind.PREEMPTED, f"{stop} asked to stop")
+            self._preempting.save(stop, self._decisions.lacks)
             self._stopped = True
         elif reason:
-            self._save(kind_of(reason), reason)
-        self._save_asked()
-        self._reserve()
+            self._saves.save(kind_of(reason), reason)
+        self._asking.serve()
+        self._saves.reserve(by_step=True if self._group.size > 1 else None)
 
-    def _reserve(self) -> None:
-        """Keeps this state in memory, where the saver finds it if this process dies."""
-        trigger = self._stage_trigger
-        if trigger is None or not self._checkpoints.reserves or self._checkpoints.here(self.step):
-            return
-        if reason := trigger.due(self._moment(), self._metrics, by_step=True if self._group.size > 1 else None):
-            request = self._request(Kind.REGULAR, f"kept in reserve, {reason}", time.monotonic())
-            self._checkpoints.reserve(self._taking.compared(self._snapshot()), request)
-            trigger.satisfied(self.step, self._moment().epochs)
-
-    @property
-    def _epoch(self) -> int:
-        """The epoch, from 0, that the boundary lies in: a loader without a length is in the next one at its end."""
-        position = self._position
-        if position is None:
-            return 0
-        return position.epoch - (self._epoch_ended and position.length is None)
+    def _heed(self, outcome: Record | Stopped | None) -> None:
+        """Ends the training here, if that is what the health checks want."""
+        if isinstance(outcome, Stopped):
+            self._preempting.ailing = outcome.why
+            if outcome.broken:
+                self._preempting.refuse("the state is not worth saving")
+            self._decisions.stop_all(f"health: {outcome.why}")
 
     def _moment(self) -> Moment:
-        return Moment(self.step, self._epoch, self._epoch_ended)
+        return self._place.moment(self.step)
 
     # Logging and saving
 
     def log(self, metrics: Mapping[str, Any], reduce: str | None) -> None:
         """See `Checkpointer.log`."""
         self.settle()
-        found = taken(metrics) if reduce is None else reduced(self._group, taken(metrics), reduce)
-        if not self.progress.before_step:
-            self._coming |= found
-        elif here := self._checkpoints.here(self.step):
-            self._checkpoints.add_metrics(here, plain(found))
-        else:
-            self._metrics |= found
-            self._save_best(found)
-
-    def _save_best(self, logged: Mapping[str, Any]) -> None:
-        reason = self._decisions.measured(self._moment(), self._metrics, logged)
-        if reason and self._at_boundary():
-            self._save(kind_of(reason), reason)
-        elif reason:
-            logger.warning("%s at step %d, but the body has gone on: log it before the forward pass", reason, self.step)
+        self._asking.log(metrics, reduce)
 
     def save_asked(self, tag: TagName | None, reason: str, *, durable: bool) -> Record | None:
         """See `Checkpointer.save`."""
         self.settle()
-        self._called += 1
-        self._asked.append((tag, reason))
-        if self.progress.in_body and not self._at_boundary():
-            return None
-        target = self._save_asked()
-        if target is not None and durable:
-            return self._checkpoints.await_durable(target)
-        return self.last if self.last is not None and target == Target.of(self.last.address) else None
-
-    def _save_asked(self) -> Target | None:
-        target = None
-        while self._asked:
-            tag, reason = self._asked.pop(0)
-            target = self._save(Kind.MANUAL, reason)
-            if tag is not None:
-                self._group.told(partial(self._checkpoints.check_tag, tag), "whether the tag is free")
-                self._checkpoints.add_tag(target, tag)
-        return target
+        return self._asking.save(tag, reason, durable=durable)
 
     def _at_boundary(self) -> bool:
         """Whether a checkpoint of the boundary can be made now: the state is its, and the position can be told."""
-        return self.progress.untouched and (self._told or not self.progress.in_body)
-
-    @property
-    def _told(self) -> bool:
-        """Whether the loader can say where it was before it gave the batch at hand."""
-        return self._position is None or self._position.before() is not None
-
-    def _save(self, kind: Kind, reason: str) -> Target:
-        """The checkpoint of this boundary; there is one at most, so an existing one is returned."""
-        if (here := self._checkpoints.here(self.step)) is not None:
-            return here
-        began, self._latest = time.monotonic(), (kind, reason, self.step)
-        target = Target.of(self._session.address(self.step))
-        snapshot = self._taking.compared(self._snapshot())
-        self._satisfied(self.step, self._moment().epochs)
-        self._checkpoints.save(snapshot, self._request(kind, reason, began), urgent=kind is Kind.PREEMPTED)
-        return target
-
-    def _snapshot(self) -> Snapshot:
-        # What happens outside of a loop, an evaluation perhaps, goes on from there; inside, the boundary counts.
-        at_boundary = self._rng if self.looping or self.progress.in_body else None
-        return self._taking.snapshot(self._position, self._data, at_boundary or rng.capture())
-
-    def _request(self, kind: Kind, reason: str, began: float) -> SaveRequest:
-        return self._taking.request(
-            self._position, epoch=self._epoch, metrics=self._metrics, kind=kind, reason=reason, began=began
-        )
+        return self.progress.untouched and (self._place.told or not self.progress.in_body)
 
     def finish(self) -> None:
         """The ``final`` checkpoint, if the total was reached; whatever is in flight is waited for.
@@ -365,36 +373,27 @@ class Training:
             HoldfastError: the last save has failed, or was damaged when it was read back.
         """
         self.settle()
-        self._save_final()
-        self._checkpoints.drain()
-        if self._checkpoints.failed and self._latest[2] == self.step and self._group.size == 1:
-            self._save(*self._latest[:2])  # once more, before the state is gone for good
-            self._checkpoints.drain()
-        self._checkpoints.check()
+        self._end.stopped()
+        self._end.finish()
+        if self._preempting.ailing is not None:
+            self._end.gave_up(self._preempting.ailing)
 
-    def _save_final(self) -> None:
-        if not (self._reached or (self.total is not None and self.step >= self.total)):
-            return
-        if self._checkpoints.in_flight:
-            self._checkpoints.drain()  # what it becomes decides whether there is anything left to do
-        if self.last is not None and self.last.step == self.step and self._after.is_final(self.last):
-            return
-        if self._checkpoints.here(self.step) is not None and self.last is not None and not self._checkpoints.in_flight:
-            self._after.finished(self.last)
-        else:
-            self._save(Kind.FINAL, f"the end: {self.step} steps")
-
-    def interrupted(self, error: BaseException | None) -> None:
-        """The block was left by an exception: what is staged is finished, and nothing else is saved."""
+    def interrupted(self, error: BaseException) -> bool:
+        """The block was left by an exception: the checkpoint that is possible; whether it was pre-emption after all."""
         self._group.close()  # so that no other rank waits for this one
-        self.progress.left(told=self._told)
-        dropped = f"; a save that was asked for ({self._asked[0][1]}) was not made" if self._asked else ""
-        self._checkpoints.interrupted(type(error).__name__, self.step, dropped)
+        return self._end.interrupted(error, self._asking.dropped)
+
+    def survives(self, error: BaseException) -> bool:
+        """Whether a step that has failed for want of memory can be left out: its batches are smaller from now on."""
+        if self._group.size > 1 or cause_of(error) is not Cause.OUT_OF_MEMORY or not self.progress.untouched:
+            return False
+        clear_gradients(self._objects.values())
+        return self._care.survived(self.step, f"{type(error).__name__}: {error}"[:500])
 
     def close(self) -> None:
         """Lets saver and loader go, and writes the journal."""
-        self._checkpoints.close(CLOSE_SECONDS)
-        self._after.close()
+        self._care.close()
+        self.progress.counter.__exit__(None, None, None)
+        self._end.close()
         self._group.close()
-        if self._position is not None:
-            self._position.close()
+        self._place.close()

@@ -52,6 +52,7 @@ class Trigger:
         asked = [part for part in self.policy.parts if by_step is None or part.by_step is by_step]
         if not asked:
             return None
+        learned = self.after.experience(asked)
         facts = SaveFacts(
             step=moment.step,
             steps_since_save=moment.step - self._step,
@@ -61,5 +62,9 @@ class Trigger:
             epochs_since_save=moment.epochs - self._epochs,
             metrics=plain(metrics) if self.after.watches(self.policy) else {},
             saved=self.after.saved_metrics(self.policy),
+            save_seconds=learned.save_seconds,
+            durable_seconds=learned.durable_seconds,
+            failures=learned.failures,
+            observed_seconds=learned.seconds,
         )
         return "; ".join(filter(None, (part.due(facts) for part in asked))) or None

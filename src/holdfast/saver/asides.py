@@ -5,17 +5,35 @@ from __future__ import annotations
 import msgspec
 
 from holdfast import values
-from holdfast.catalog.marks import add_metrics
+from holdfast.catalog.marks import add_mark, add_metrics
 from holdfast.catalog.store import Store
 from holdfast.catalog.tags import create_tag, read_tags
 from holdfast.errors import NameTaken
 from holdfast.ids import TagName
-from holdfast.records import Target
+from holdfast.records import MarkKind, Target
+from holdfast.saver import messages
 
 
 def pack_metrics(metrics: dict[str, object]) -> bytes:
     """Metrics as they travel."""
     return msgspec.json.encode(values.encode(metrics))
+
+
+def add(store: Store, aside: messages.Aside) -> None:
+    """Does what one message asks for.
+
+    Raises:
+        NameTaken: another record has the name.
+        Missing, BeingDeleted: the record was never made, or somebody has deleted it.
+        StorageError: not known to be written.
+    """
+    match aside:
+        case messages.AddTag():
+            add_tag_of(store, aside.target, TagName(aside.tag))
+        case messages.AddMark():
+            add_mark(store, aside.target.address, MarkKind(aside.kind), by="health")
+        case messages.AddMetrics():
+            add_metrics_of(store, aside.target, aside.metrics)
 
 
 def add_metrics_of(store: Store, target: Target, metrics: bytes) -> None:

@@ -67,7 +67,7 @@ class Following:
 
     def retain(self) -> list[RecordId]:
         """Removes what the policy does not keep; gives the ids of what is gone."""
-        plan = plan_retention(self.keep.kept, read_retention_facts(self.run))
+        plan = plan_retention(self.keep.kept, read_retention_facts(self.run), self.keep.limit)
         if not plan.delete:
             return []
         store = self.run.store

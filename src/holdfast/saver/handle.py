@@ -42,6 +42,8 @@ class SaverProcess:
     introduce: Callable[[], messages.Hello]
     told: Callable[[int, str], None]
     control: Control = field(init=False)
+    stacks: IO[bytes] = field(init=False)
+    """Where the trainer writes its stacks when the saver wants to see them."""
     slabs: dict[int, Slab] = field(default_factory=dict)
     ready: bool = False
     """Whether the saver that runs now stands by: only then will a later launch wait for it."""
@@ -58,6 +60,7 @@ class SaverProcess:
     def __post_init__(self) -> None:
         self.control = Control(Slab.make(LENGTH))
         self.control.slab.reserve(0, LENGTH)
+        self.stacks = os.fdopen(os.memfd_create("holdfast-stacks"), "w+b")
         self._wake = _pipe()
         stays_with_parent(self)
 
@@ -200,6 +203,7 @@ class SaverProcess:
         for number in self._wake or ():
             os.close(number)
         self._forget_errors()
+        self.stacks.close()
         self.slabs, self._channel, self._wake = {}, None, None
         self._let_go()
 
@@ -207,7 +211,8 @@ class SaverProcess:
         """See `holdfast.saver.forks`."""
         for slab in (*self.slabs.values(), self.control.slab):
             slab.left_behind()
-        mine = [*(self._wake or ()), *(one.fileno() for one in (self._channel, self._errors) if one is not None)]
+        files = (self._channel, self._errors, None if self.stacks.closed else self.stacks)
+        mine = [*(self._wake or ()), *(one.fileno() for one in files if one is not None)]
         blind(mine)
         self._channel = self._process = None
 
@@ -237,7 +242,8 @@ class SaverProcess:
         pidfd = os.pidfd_open(os.getpid())
         try:
             slabs = [slab.descriptor for slab in self.slabs.values()]
-            self._channel.send(hello, [self.control.slab.descriptor, pidfd, self._wake[0], *slabs])
+            always = [self.control.slab.descriptor, pidfd, self._wake[0], self.stacks.fileno()]
+            self._channel.send(hello, [*always, *slabs])
         finally:
             os.close(pidfd)
 

@@ -26,6 +26,7 @@ from holdfast.policy import parse
 from holdfast.records import Kind
 from holdfast.saver import messages
 from holdfast.saver.ballast import with_ballast
+from holdfast.saver.beats import Beats
 from holdfast.saver.channel import Channel, Closed, close_all
 from holdfast.saver.control import LENGTH, Control
 from holdfast.saver.following import Following
@@ -34,6 +35,7 @@ from holdfast.saver.orders import Orders
 from holdfast.saver.readback import quarantined_packs
 from holdfast.saver.rereading import Rereading
 from holdfast.saver.saving import Saving
+from holdfast.saver.watching import Watching
 from holdfast.saver.worker import Worker
 
 HELLO_SECONDS = 30.0
@@ -52,13 +54,32 @@ def main(descriptor: int) -> None:
     orders = Orders()
     signals = _mind_signals()
     logging.getLogger("holdfast").addHandler(_Forwarding(channel))
-    control_fd, pidfd, wake, *slab_fds = descriptors
+    control_fd, pidfd, wake, stacks, *slab_fds = descriptors
     slabs = {serial: Slab(fd, length, serial) for (serial, length), fd in zip(hello.slabs, slab_fds, strict=True)}
     listener = _Listener(channel, orders, slabs, pidfd=pidfd, wake=wake, signals=signals)
-    worker = _worker(hello, channel, orders, Control(Slab(control_fd, LENGTH)), slabs)
+    control = Control(Slab(control_fd, LENGTH))
+    worker = _worker(hello, channel, orders, control, slabs)
     threading.excepthook = _end_with_thread
     threading.Thread(target=listener.run, name="holdfast-listen", daemon=True).start()
+    if hello.watch:
+        _watching(hello, worker, control, orders, pidfd, stacks).start()
     worker.run()
+
+
+def _watching(
+    hello: messages.Hello, worker: Worker, control: Control, orders: Orders, pidfd: int, stacks: int
+) -> Watching:
+    return Watching(
+        beats=Beats(control.slab),
+        pid=hello.trainer,
+        pidfd=pidfd,
+        number=hello.watch,
+        stacks=stacks,
+        rank=hello.rank,
+        journal=worker.journal,
+        say=worker.say,
+        gone=lambda: orders.orphaned,
+    )
 
 
 def _end_with_thread(args: threading.ExceptHookArgs) -> None:
@@ -209,8 +230,10 @@ class _Listener:
                 self._slabs.pop(message.instead).close()
         elif isinstance(message, messages.Hurry):
             orders.hurry.set() if message.on else orders.hurry.clear()
-        elif isinstance(message, messages.AddMetrics | messages.AddTag):
+        elif isinstance(message, messages.Aside):
             orders.asides.append(message)
+        elif isinstance(message, messages.FreeSpace):
+            orders.free_space = True
         elif isinstance(message, messages.Rescue):
             orders.rescue = message
             orders.hurry.set()

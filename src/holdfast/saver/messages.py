@@ -19,7 +19,10 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Hello(_Message, frozen=True, kw_only=True):
-    """The first message to a saver: whom it works for. Comes with the descriptors of the control slab and a pidfd."""
+    """The first message to a saver: whom it works for.
+
+    Comes with descriptors: the control slab, a pidfd of the trainer, where its signals arrive, where it writes stacks.
+    """
 
     url: str
     run: int
@@ -34,8 +37,10 @@ class Hello(_Message, frozen=True, kw_only=True):
     nice: int
     on_full: str
     visibility: float = 0.0
+    watch: int = 0
+    """The signal upon which the trainer writes its stacks; 0: it is not watched."""
     slabs: list[tuple[int, int]] = []
-    """Serial number and length of the slabs whose descriptors follow those of control, pidfd and wake."""
+    """Serial number and length of the slabs whose descriptors follow the others."""
 
 
 class NewSlab(_Message, frozen=True, kw_only=True):
@@ -78,6 +83,22 @@ class AddTag(_Message, frozen=True, kw_only=True):
     """For `Noted`; 0: nobody waits for it."""
     after: int = 0
     """As for metrics."""
+
+
+class AddMark(_Message, frozen=True, kw_only=True):
+    """A fact about a record that may still be in the making."""
+
+    target: Target
+    kind: str
+    """A `holdfast.records.MarkKind`."""
+    number: int = 0
+    """For `Noted`; 0: nobody waits for it."""
+    after: int = 0
+    """As for metrics."""
+
+
+class FreeSpace(_Message, frozen=True, kw_only=True):
+    """Remove what retention allows to remove, now."""
 
 
 class Rescue(_Message, frozen=True, kw_only=True):
@@ -158,7 +179,8 @@ class Said(_Message, frozen=True, kw_only=True):
     text: str
 
 
-ToSaver = Hello | NewSlab | Staged | Hurry | AddMetrics | AddTag | Rescue | Goodbye
+Aside = AddMetrics | AddTag | AddMark
+ToSaver = Hello | NewSlab | Staged | Hurry | Aside | FreeSpace | Rescue | Goodbye
 ToTrainer = Ready | Committed | GivenUp | Followed | Noted | Progress | Chosen | Alive | Said
 Message = ToSaver | ToTrainer
 

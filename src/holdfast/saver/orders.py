@@ -15,7 +15,9 @@ class Orders:
     """What the trainer has asked for; filled by the thread that listens. Thread-safe."""
 
     changed: threading.Event = field(default_factory=threading.Event)
-    asides: deque[messages.AddMetrics | messages.AddTag] = field(default_factory=deque)
+    asides: deque[messages.Aside] = field(default_factory=deque)
+    free_space: bool = False
+    """Remove what may be removed."""
     rescue: messages.Rescue | None = None
     """Save what is in reserve."""
     over: bool = False

@@ -30,11 +30,11 @@ from holdfast.errors import (
     SaveFailed,
     StorageError,
 )
-from holdfast.ids import Digest, RecordId, TagName
+from holdfast.ids import Digest, RecordId
 from holdfast.records import Kind, Record, Target
 from holdfast.saver import messages
 from holdfast.saver.arena import StagedContent, kept_digests
-from holdfast.saver.asides import add_metrics_of, add_tag_of
+from holdfast.saver.asides import add
 from holdfast.saver.channel import LONGEST, Channel, Closed
 from holdfast.saver.control import Control, Intent, Row
 from holdfast.saver.figures import figures
@@ -130,6 +130,8 @@ class Worker:
             if orphaned:
                 self._leave()  # whoever waits for this saver need not wait for what follows
             self._follow(*self.unfollowed.popleft())
+        elif self.orders.free_space:
+            self._free_space()
         elif ending:
             return False
         elif not self._reread():
@@ -283,13 +285,16 @@ class Worker:
 
     # What else there is to do
 
-    def _aside(self, aside: messages.AddMetrics | messages.AddTag) -> None:
-        store = self.saving.launch.run.store
+    def _free_space(self) -> None:
+        self.orders.free_space = False
         try:
-            if isinstance(aside, messages.AddTag):
-                add_tag_of(store, aside.target, TagName(aside.tag))
-            else:
-                add_metrics_of(store, aside.target, aside.metrics)
+            self._deleted(self.following.retain())
+        except (StorageError, BeingDeleted, Damaged) as error:
+            self.say(logging.WARNING, f"no space was freed: {error}")
+
+    def _aside(self, aside: messages.Aside) -> None:
+        try:
+            add(self.saving.launch.run.store, aside)
         except (StorageError, Damaged, Conflict, NotFound) as error:
             self.journal.add("not noted", str(error))
             self.say(logging.ERROR, f"{aside.target.address}: {error}")

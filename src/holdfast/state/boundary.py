@@ -24,7 +24,7 @@ class OptimizerSteps:
         found = [_innermost(one) for one in objects if isinstance(one, torch.optim.Optimizer)]
         self._watched = {id(one): one for one in found}
         self._stepped: set[int] = set()
-        self._taken = 0
+        self._taken = self._seen = 0
         self._handle: Any = None
 
     @property
@@ -37,9 +37,14 @@ class OptimizerSteps:
         """Steps since the last `reset`."""
         return self._taken
 
+    @property
+    def seen(self) -> int:
+        """As `taken`, with the steps of optimizers that are not watched: they change parameters all the same."""
+        return self._seen
+
     def reset(self) -> None:
         """Begin to count anew."""
-        self._taken = 0
+        self._taken = self._seen = 0
         self._stepped.clear()
 
     def lagging(self) -> list[torch.optim.Optimizer]:
@@ -57,9 +62,12 @@ class OptimizerSteps:
         return self
 
     def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def _hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._seen += 1
         if id(optimizer) in self._watched:
             self._taken += 1
             self._stepped.add(id(optimizer))
@@ -74,17 +82,27 @@ def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
+_Buffer = tuple[Tensor | None, int]
+"""With its version."""
+
+KEPT = 4 * 2**20
+"""Bytes of buffers up to which a copy of the boundary is kept: running means are small, tables of positions are not."""
+
+
 class BufferChanges:
     """Whether the persistent buffers of some modules were changed since a boundary: a forward pass counts batches.
 
     Sees assignments and writes in place. Writes through ``.data`` leave no trace that could be seen without reading
-    every byte.
+    every byte. Where buffers are small, a copy of each is kept on its device, so that a forward pass that came to
+    nothing can be undone.
     """
 
     def __init__(self, objects: Iterable[object]) -> None:
         self._modules = [one for one in objects if isinstance(one, nn.Module)]
         self._places: list[tuple[dict[str, Tensor | None], str]] = []
-        self._noted: list[tuple[Tensor | None, int]] = []
+        self._noted: list[_Buffer] = []
+        self._copies: list[Tensor] | None = None
+        """Of all buffers, in order; empty: they are not kept; None: not looked at yet."""
 
     def look(self) -> None:
         """Finds the buffers; too slow for every step, so buffers that are registered later are not seen."""
@@ -95,21 +113,60 @@ class BufferChanges:
             for name in part._buffers
             if name not in part._non_persistent_buffers_set
         ]
+        self._noted, self._copies = [], None
 
     def note(self) -> None:
         """This is the boundary."""
-        self._noted = self._now()
+        now = self._now()
+        if self._copies is None or not _same(now, self._noted):
+            self._copies = _copies([one for one, _ in now])
+        elif self._copies:
+            self._update(now)
+        self._noted = now
+
+    def _update(self, now: list[_Buffer]) -> None:
+        """Brings the copies up to date, all in one call: batch norm changes its means and tells only of its count."""
+        if any(old != new for (_, old), (_, new) in zip(self._noted, now, strict=True)):
+            with torch.no_grad():
+                torch._foreach_copy_(self._copies or [], [one for one, _ in now if one is not None])
 
     @property
     def any(self) -> bool:
         """Whether there are changes since `note`."""
         now = self._now()
-        return len(now) != len(self._noted) or any(
-            a is not b or x != y for (a, x), (b, y) in zip(now, self._noted, strict=True)
-        )
+        return not _same(now, self._noted) or any(x != y for (_, x), (_, y) in zip(now, self._noted, strict=True))
 
-    def _now(self) -> list[tuple[Tensor | None, int]]:
+    def undo(self) -> bool:
+        """Puts the boundary's content back into the buffers that have changed; False: there is no copy of it."""
+        now = self._now()
+        if not self._copies or not _same(now, self._noted):
+            return False  # another tensor is registered: nobody knows what else has changed
+        with torch.no_grad():
+            for copy, (live, _) in zip(self._copies, now, strict=True):
+                if live is not None:  # as there are copies, none is
+                    live.copy_(copy)
+        self._noted = self._now()
+        return True
+
+    def _now(self) -> list[_Buffer]:
         return [(tensor := buffers.get(name), _version(tensor)) for buffers, name in self._places]
+
+
+def _same(now: list[_Buffer], then: list[_Buffer]) -> bool:
+    return len(now) == len(then) and all(a is b for (a, _), (b, _) in zip(now, then, strict=True))
+
+
+def _copies(buffers: Iterable[Tensor | None]) -> list[Tensor]:
+    """Private copies, or none at all where they are large or of an odd kind."""
+    found = list(buffers)
+    live = [one for one in found if one is not None and _plain(one)]
+    if len(live) < len(found) or sum(one.nbytes for one in live) > KEPT:
+        return []
+    return [one.detach().clone() for one in live]
+
+
+def _plain(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor and not tensor.is_inference() and tensor.layout is torch.strided
 
 
 def _version(tensor: Tensor | None) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.util import Finalize
 from types import FrameType
@@ -22,6 +22,7 @@ import torch.multiprocessing
 from torch.utils.data import DataLoader
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What workers are shielded from, if nobody says otherwise."""
 
 _DEPTH = 2
 # A loader within a wrapper within a wrapper.
@@ -33,18 +34,27 @@ _ended_by: set[int] = set()
 # Processes that lower all of their shields when they end.
 
 
+_signals: tuple[int, ...] = SIGNALS
+
+
+def shield_from(signals: Sequence[int]) -> None:
+    """From now on, workers that are made are shielded from these signals; those that exist stay as they are."""
+    global _signals
+    _signals = tuple(signals)
+
+
 class ShieldedStart:
     """Stands in for a loader's ``worker_init_fn``; can be pickled if the one of the user can."""
 
-    def __init__(self, own: Callable[[int], Any] | None, up: Any) -> None:
-        self._own, self._up = own, up
+    def __init__(self, own: Callable[[int], Any] | None, up: Any, signals: Sequence[int]) -> None:
+        self._own, self._up, self._signals = own, up, tuple(signals)
 
     def __call__(self, worker: int) -> None:
         """In the worker: shielded, then as the user wants it."""
-        for number in SIGNALS:
+        for number in self._signals:
             signal.signal(number, self._pass_over)
             signal.siginterrupt(number, False)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
         if self._own is not None:
             self._own(worker)
 
@@ -66,7 +76,7 @@ class Shield:
         before = [(one, one.worker_init_fn) for one in self._loaders]
         for one, own in before:
             if not isinstance(own, ShieldedStart):
-                one.worker_init_fn = ShieldedStart(own, _raised(one))
+                one.worker_init_fn = ShieldedStart(own, _raised(one), _signals)
         try:
             yield
         finally:
@@ -80,7 +90,7 @@ class Shield:
             yield
             return
         # The server of forkserver would inherit the mask for ever, and with it everything else that it forks.
-        waiting = () if any(_forkserver(one) for one in self._loaders) else SIGNALS
+        waiting = () if any(_forkserver(one) for one in self._loaders) else _signals
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
         try:
             with self.over():

@@ -1,0 +1,117 @@
+"""The trainer's side of the watchdog: it says that it is alive, and writes its stacks when the saver asks for them."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from holdfast.health import Watchdog
+from holdfast.saver.beats import Beats
+from holdfast.saver.handle import SaverProcess
+
+logger = logging.getLogger(__name__)
+
+STEPS = 200
+"""The last ones, from which a limit is derived."""
+_LIMIT_EVERY = 20
+"""Steps between two looks at them: a median over all of them is not for every step."""
+
+
+class Beating:
+    """One per launch. Belongs to the thread that trains.
+
+    Args:
+        watchdog: what is asked for; None: nothing is watched.
+    """
+
+    def __init__(self, watchdog: Watchdog | None) -> None:
+        self._watchdog = watchdog
+        self._process: SaverProcess | None = None
+        self._beats: Beats | None = None
+        self._number = 0
+        self._took: deque[float] = deque(maxlen=STEPS)
+        self._hung = 0.0
+        self._steps = 0
+        self._step = 0
+        self._began: float | None = None
+        self._paused = 0
+
+    @property
+    def signal(self) -> int:
+        """The signal upon which this process writes its stacks; 0: none."""
+        return self._number
+
+    def attach(self, process: SaverProcess) -> None:
+        """Has a saver watch; before it is started."""
+        if self._watchdog is None:
+            return
+        self._number = _register(process)
+        if self._number:
+            self._process, self._beats = process, Beats(process.control.slab)
+
+    def enter(self, step: int) -> None:
+        """The body begins, or the next batch is drawn: the training gets on."""
+        if self._watchdog is None:
+            return
+        self._step = step
+        if self._began is None:
+            self._began = time.monotonic()
+        self.alive()
+
+    def leave(self) -> None:
+        """A boundary: what happens there has deadlines of its own."""
+        if self._beats is None:
+            return
+        if self._began is not None:
+            self._took.append(time.monotonic() - self._began)
+            self._began, self._steps = None, self._steps + 1
+        self._beats.rest()
+
+    def alive(self) -> None:
+        """A sign of life in the middle of a step, from an evaluation perhaps."""
+        if self._beats is None or self._watchdog is None or self._began is None or self._paused:
+            return
+        if sys.gettrace() is not None:
+            self._beats.rest()  # a person steps through it
+            return
+        if self._steps % _LIMIT_EVERY == 0 or not self._hung:
+            self._hung = self._watchdog.limit(self._took) or 0.0
+        self._beats.beat(self._step, self._hung, self._watchdog.end_after or 0.0)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it nothing is watched."""
+        self._paused += 1
+        if self._beats is not None:
+            self._beats.rest()
+        try:
+            yield
+        finally:
+            self._paused -= 1
+            self.alive()
+
+    def close(self) -> None:
+        """Nothing is watched any more; before the saver's memory is let go."""
+        if self._beats is not None:
+            self._beats.rest()
+            self._beats.release()
+            self._beats = None
+        if self._number:
+            faulthandler.unregister(self._number)
+            self._number = 0
+
+
+def _register(process: SaverProcess) -> int:
+    """A signal that nobody uses; 0: there is none."""
+    for number in range(signal.SIGRTMIN + 8, signal.SIGRTMAX - 2):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            faulthandler.register(number, file=process.stacks, all_threads=True, chain=False)
+            return int(number)
+    logger.warning("the watchdog does not work: every real-time signal is taken")
+    return 0

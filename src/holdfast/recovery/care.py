@@ -1,0 +1,216 @@
+"""Looks after a training between its steps: health checks, what they ask for, and the watchdog's signs of life."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from holdfast.errors import InvalidInput
+from holdfast.health import GOOD_AFTER, GoodMarks, Rule, ShrinkBatch, Watch, Watchdog, rules_of, watchdog
+from holdfast.ids import RecordAddress
+from holdfast.records import Record
+from holdfast.recovery.afterwards import Afterwards
+from holdfast.recovery.ailments import Ailments, History, read_history
+from holdfast.recovery.beating import Beating
+from holdfast.recovery.boundary_saves import BoundarySaves
+from holdfast.recovery.checkpoints import Checkpoints
+from holdfast.recovery.left_out import LeavingOut
+from holdfast.recovery.observing import Needs, Observing
+from holdfast.recovery.remedying import Remedying, Stopped
+from holdfast.recovery.session import Session
+from holdfast.recovery.telling import Telling
+from holdfast.recovery.tending import Tending
+from holdfast.recovery.vitals import Vitals
+from holdfast.state.probing import Prober, named_parameters
+
+logger = logging.getLogger(__name__)
+
+_ANEW = 8
+"""Samples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caring:
+    """What the user wants of it, checked."""
+
+    rules: tuple[Rule, ...]
+    good_after: int
+    watchdog: Watchdog | None
+
+
+def caring_of(health: Iterable[Any] | None, good_after: int, dog: Watchdog | str | None) -> Caring:
+    """The arguments of a `Checkpointer`, checked.
+
+    Raises:
+        InvalidPolicy, InvalidInput: one that cannot be right.
+    """
+    if isinstance(dog, str) and dog != "off":
+        raise InvalidInput(f"watchdog={dog!r}: there is 'off', and holdfast.health.watchdog(...)")
+    return Caring(
+        rules=rules_of(health),
+        good_after=GoodMarks(good_after).good_after if good_after != GOOD_AFTER else GOOD_AFTER,
+        watchdog=watchdog() if dog is None else None if isinstance(dog, str) else dog,
+    )
+
+
+class Care:
+    """One per launch and rank. Belongs to the thread that trains.
+
+    Args:
+        caring: what is wanted.
+        session: the launch.
+        objects: what is trained.
+        saves: of the boundary.
+        checkpoints: what is committed.
+        left_out: batches that are passed over.
+        beating: signs of life.
+        after: the journal.
+        go_back: restores a record, for a reason.
+    """
+
+    def __init__(
+        self,
+        caring: Caring,
+        session: Session,
+        objects: Mapping[str, object],
+        *,
+        saves: BoundarySaves,
+        checkpoints: Checkpoints,
+        left_out: LeavingOut,
+        beating: Beating,
+        after: Afterwards,
+        go_back: Callable[[RecordAddress, str], None],
+    ) -> None:
+        history = _history(session, caring.rules)
+        watch, rank = Watch(caring.rules, history.spent), session.group.rank
+        self.beating = beating
+        self._checkpoints, self._saves = checkpoints, saves
+        self._out_of_memory: str | None = None
+        self._first = True
+        observing = Observing(
+            watch,
+            Vitals(_folder(session)),
+            Prober(_Parameters(objects)),
+            self._needs,
+            rank=rank,
+        )
+        self._tending = Tending(session.group, watch, GoodMarks(caring.good_after), observing, checkpoints, after.note)
+        self._remedying = Remedying(
+            session=session,
+            watch=watch,
+            ailments=Ailments(history),
+            saves=saves,
+            checkpoints=checkpoints,
+            left_out=left_out,
+            after=after,
+            telling=Telling(str(session.run.number), lambda text: after.note("not told", text)),
+            objects=list(objects.values()),
+            go_back=go_back,
+        )
+
+    def resumed(self, record: Record | None) -> None:
+        """The training begins, or goes on from a checkpoint."""
+        self._tending.resumed(record)
+        if record is not None:
+            self._remedying.resumed(record)
+
+    def enter_loop(self, step: int) -> Record | Stopped | None:
+        """A loop begins; before the first one the machine is looked at, for there may be no room to save."""
+        self._tending.observing.enter_loop()
+        first, self._first = self._first, False
+        judgement = self._tending.first() if first else None
+        self.beating.enter(step)
+        return None if judgement is None else self._remedying.do(judgement, step)
+
+    def leave_loop(self) -> None:
+        """It has ended, whatever has ended it."""
+        self.beating.leave()
+        self._tending.observing.leave_loop()
+
+    def go(self, step: int) -> None:
+        """The next step is under way from here on."""
+        self._tending.observing.go()
+        self.beating.enter(step)
+
+    def look(self, step: int, metrics: Mapping[str, Any]) -> bool:
+        """At a boundary: whether this rank has found anything.
+
+        Args:
+            step: completed optimizer steps.
+            metrics: what was logged since the boundary before.
+        """
+        self.beating.leave()
+        return self._tending.look(step, metrics)
+
+    def treat(self, step: int, anybody: bool) -> Record | Stopped | None:
+        """Does what is to be done at this boundary: the same on all ranks; errors as `Remedying.do`.
+
+        Args:
+            step: completed optimizer steps.
+            anybody: see `Tending.decide`.
+
+        Returns:
+            The record that the training has gone back to, or that it is to end, or neither.
+        """
+        judgement = self._tending.decide(anybody)
+        return None if judgement is None or not judgement.actions else self._remedying.do(judgement, step)
+
+    def survived(self, step: int, said: str) -> bool:
+        """A device had no memory left for a step, and nothing has changed: whether batches were made smaller for it.
+
+        Args:
+            step: completed optimizer steps.
+            said: what the device has said.
+        """
+        judgement = self._tending.out_of_memory(step, said)
+        if not any(isinstance(due.action, ShrinkBatch) for due in judgement.actions):
+            return False
+        self._remedying.do(judgement, step)
+        return True
+
+    def close(self) -> None:
+        """Waits a moment for those that are being told; nothing is watched any more."""
+        self._remedying.close()
+        self.beating.close()
+
+    def _needs(self) -> Needs:
+        last = self._checkpoints.last
+        return Needs() if last is None else Needs(last.bytes.logical, None)
+
+
+class _Parameters:
+    """The trained parameters by name, looked for anew now and then: that takes longer than to look at them.
+
+    Args:
+        objects: what is trained; parameters that are replaced or unfrozen are found within some samples.
+    """
+
+    def __init__(self, objects: Mapping[str, object]) -> None:
+        self._objects = objects
+        self._found: list[tuple[str, Tensor]] = []
+        self._asked = 0
+
+    def __call__(self) -> list[tuple[str, Tensor]]:
+        if self._asked % _ANEW == 0:
+            self._found = list(named_parameters(self._objects))
+        self._asked += 1
+        return self._found
+
+
+def _history(session: Session, rules: Iterable[Rule]) -> History:
+    """Of rules that do nothing there is none."""
+    if not any(rule.actions for rule in rules):
+        return History()
+    return session.group.told(
+        lambda: read_history(session.store, session.run.number), "what health checks have had done", History
+    )
+
+
+def _folder(session: Session) -> Path | None:
+    url = session.store.url
+    return None if "://" in url or url.startswith("memory:") else Path(url)

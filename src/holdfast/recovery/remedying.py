@@ -1,0 +1,170 @@
+"""Does what the health checks ask for: tells somebody, frees space, saves, shrinks batches, goes back, stops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from holdfast.errors import InvalidInput, NotFound
+from holdfast.health import (
+    Due,
+    FreeSpace,
+    Judgement,
+    Notify,
+    Rollback,
+    SaveNow,
+    Severity,
+    ShrinkBatch,
+    Skip,
+    Stop,
+    Watch,
+    skipped,
+)
+from holdfast.ids import RecordAddress
+from holdfast.records import Kind, Record
+from holdfast.recovery.afterwards import Afterwards
+from holdfast.recovery.ailments import Ailments, Gone
+from holdfast.recovery.boundary_saves import BoundarySaves
+from holdfast.recovery.checkpoints import Checkpoints
+from holdfast.recovery.left_out import LeavingOut, stretches_of
+from holdfast.recovery.session import Session
+from holdfast.recovery.telling import Telling
+from holdfast.state.rates import scale_rates
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(NamedTuple):
+    """The training is to end at this boundary."""
+
+    why: str
+    broken: bool
+    """Whether the state is not worth saving."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Remedying:
+    """One per launch and rank; all ranks do the same. Belongs to the thread that trains."""
+
+    session: Session
+    watch: Watch
+    ailments: Ailments
+    saves: BoundarySaves
+    checkpoints: Checkpoints
+    left_out: LeavingOut
+    after: Afterwards
+    telling: Telling
+    objects: Iterable[object]
+    go_back: Callable[[RecordAddress, str], None]
+    """Restores a record, for a reason."""
+
+    def do(self, judgement: Judgement, step: int) -> Record | Stopped | None:
+        """Everything that is due.
+
+        Args:
+            judgement: of this boundary.
+            step: completed optimizer steps.
+
+        Returns:
+            The record that the training has gone back to, or that it is to end, or neither.
+
+        Raises:
+            HoldfastError: a save or a restore has failed.
+            Exception: what a function of the user's raises that shrinks batches.
+        """
+        for due in judgement.actions:
+            match due.action:
+                case Notify():
+                    self._notify(due)
+                case FreeSpace():
+                    self._note("remedy", due, step)
+                    self._free_space()
+                case SaveNow():
+                    self._note("remedy", due, step)
+                    self.saves.save(Kind.REGULAR, f"health: {due.verdict}")
+                case ShrinkBatch():
+                    self._note("remedy", due, step)
+                    due.action.callback(due.verdict)
+                case Rollback():
+                    return self._roll_back(due, due.action, judgement, step)
+                case Stop():
+                    return self._stop(due, judgement)
+        return None
+
+    def resumed(self, record: Record) -> None:
+        """The training goes on from a record: what rollbacks to it have changed is no part of it, and changed again."""
+        self.left_out.leave_out(stretches_of(self.ailments.left_out_from(record.id)))
+        factor = self.ailments.scale_to(record.id)
+        if factor != 1.0:
+            rates = scale_rates(self.objects, factor)
+            logger.warning("learning rates are scaled by %g after rollbacks to %s: %s", factor, record.address, rates)
+
+    def close(self) -> None:
+        """Waits a moment for those that are being told."""
+        self.telling.close()
+
+    def _notify(self, due: Due) -> None:
+        assert isinstance(due.action, Notify)
+        if self.session.group.rank == 0:
+            self.telling.tell(due.action, due.verdict)
+
+    def _free_space(self) -> None:
+        if self.session.group.rank == 0:
+            self.checkpoints.free_space()
+
+    def _stop(self, due: Due, judgement: Judgement) -> Stopped:
+        why = f"{due.verdict}" + (f" ({due.why})" if due.why else "")
+        return Stopped(why, judgement.severity is Severity.BROKEN)
+
+    def _roll_back(self, due: Due, action: Rollback, judgement: Judgement, step: int) -> Record | Stopped:
+        broken = judgement.severity is Severity.BROKEN
+        try:
+            target = self._target(action, step)
+        except (NotFound, InvalidInput) as error:
+            return Stopped(f"{due.verdict}; there is nothing to go back to: {error}", broken)
+        if (refused := self.watch.landing(target.id)) is not None:
+            return Stopped(f"{due.verdict}; {refused}", broken)
+        stretch = self._stretch(action, judgement, target)
+        self._note_rollback(due, action, target, stretch, step)
+        self.go_back(target.address, f"rolled back from step {step}: {due.verdict}")
+        return target
+
+    def _target(self, action: Rollback, step: int) -> Record:
+        """The newest one, whether its marks are in the store by now or not.
+
+        Raises:
+            NotFound: there is none.
+        """
+        self.checkpoints.drain()
+        target = self.session.named(f"@{action.to}")
+        if any("NaN" in text for text in target.anomalies):
+            raise NotFound(f"{target.address} has NaN in it; name another one in rollback(to=)")
+        if target.step > step:
+            raise NotFound(f"{target.address} is ahead of step {step}")
+        return target
+
+    def _stretch(self, action: Rollback, judgement: Judgement, target: Record) -> Skip | None:
+        if not action.skip_data:
+            return None
+        return skipped(target.step, judgement.verdicts, self.watch.landings(target.id))
+
+    def _note_rollback(self, due: Due, action: Rollback, target: Record, stretch: Skip | None, step: int) -> None:
+        """Before anything is changed, and durable: who is killed in the middle of it goes on as if it were done."""
+        found = None if stretch is None else self.left_out.batches_of(stretch, target.step)
+        gone = Gone(target=target.id, left_out=[] if found is None else [found.plain()], scale_lr=action.scale_lr)
+        self.ailments.add(gone)
+        data = {"target": gone.target, "left_out": gone.left_out, "scale_lr": gone.scale_lr, "to_step": target.step}
+        left = f"without the data of steps {stretch.first} to {stretch.last}" if stretch and found else "with all data"
+        text = f"from step {step} back to {target.address}, {left}: {due.verdict}"
+        self._say("rollback", text, step=step, spent=self.watch.spent, **data)
+
+    def _note(self, kind: str, due: Due, step: int) -> None:
+        self._say(kind, f"{due.shown} at step {step}: {due.verdict}", step=step, spent=self.watch.spent)
+
+    def _say(self, kind: str, text: str, **data: Any) -> None:
+        logger.log(logging.WARNING if self.session.group.rank == 0 else logging.DEBUG, "%s: %s", kind, text)
+        if self.session.group.rank == 0:
+            self.after.note(kind, text, **data)
+            self.after.close()  # it is in the journal before it is done

@@ -1,0 +1,349 @@
+"""Samples of parameters and gradients: whether they are finite, and how large, without making a device wait.
+
+At a boundary a few tensors, in turn, are reduced to one number each, put
+together, and copied to the host in the order of the device's own work. They
+are read at a later boundary, when an event says that they have arrived. On
+the host the numbers are there at once.
+
+Parameters are reduced by the infinity norm, which is finite exactly if they
+are. Gradients are reduced by the 2-norm in float32 or better, so that the norm
+over all of them comes with it: one above 1e19 counts as infinite.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.health.observation import SAMPLED, Fact, Probed
+from holdfast.state.held import local
+from holdfast.state.streams import CudaStreams, Streams
+from holdfast.state.tensors import is_stock
+
+logger = logging.getLogger(__name__)
+
+_cuda: Any = torch.cuda
+"""Without its types, for half of it has none."""
+_PAUSE = 0.0002
+
+TENSORS = 64
+"""In one sample of parameters; all gradients are looked at, for their norm."""
+BYTES = 256 << 20
+"""In one sample of parameters on a device, as soon as there is one in it: a tenth of a millisecond for a fast one."""
+HOST_BYTES = 64 << 20
+"""The same on the host, where the loop waits for it: a few milliseconds."""
+LATE = 16
+"""Sets of metrics that may be under way; a device that is further behind has other troubles, and they are dropped."""
+
+_PACKED = {dtype for name in ("float4_e2m1fn_x2",) if (dtype := getattr(torch, name, None)) is not None}
+"""They have no NaN and no infinity."""
+
+Named = Callable[[], Iterable[tuple[str, Tensor]]]
+_Chosen = tuple[list[tuple[str, Tensor]], bool]
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A sample whose numbers are on their way."""
+
+    step: int
+    what: Fact
+    names: list[str]
+    numbers: list[Tensor]
+    """On the host, or being copied there; in the order of the names."""
+    events: list[Any]
+    whole: bool
+    """Whether nothing was left out, so that the norms make a norm of all."""
+
+
+class _Late(NamedTuple):
+    """Metrics on their way."""
+
+    step: int
+    numbers: dict[str, Any]
+    events: list[Any]
+
+
+@dataclass(slots=True)
+class Prober:
+    """Takes samples and hands them over later. Not thread-safe; used by the thread that trains.
+
+    Args:
+        parameters: gives the trained tensors with their names; asked for each sample, for wrappers replace them.
+        streams: the devices.
+        tensors: at most so many parameters in one sample.
+        size: no more bytes of parameters in one sample, but for a single tensor; 256 MiB on a device and 64 MiB on the
+            host if left out.
+        host: whether tensors on the host are looked at, which is done while the loop waits.
+    """
+
+    parameters: Named
+    streams: Streams = field(default_factory=CudaStreams)
+    tensors: int = TENSORS
+    size: int | None = None
+    host: bool = True
+    _flights: dict[Fact, _Flight] = field(default_factory=dict)
+    _buffers: dict[tuple[Fact, int], Tensor] = field(default_factory=dict)
+    _next: int = 0
+
+    def begin(self, wanted: Iterable[Fact], step: int) -> None:
+        """Begins a sample of each sort in ``wanted`` but for those that are still under way. Never waits for a device.
+
+        Gradients are what ``.grad`` holds now: call it before they are cleared, at a boundary or before a step.
+
+        Args:
+            wanted: what `Watch.wants` gave; other facts are passed over.
+            step: completed optimizer steps.
+        """
+        if _is_capturing(self.streams):
+            return  # nothing of ours may get into a graph that is replayed
+        for what in sorted(SAMPLED.intersection(wanted)):
+            if what in self._flights:
+                continue
+            try:
+                with torch.no_grad():
+                    self._flights[what] = self._begin(what, step)
+            except RuntimeError as error:
+                # An error of the device, which the training will meet itself, or a tensor that has no norm.
+                logger.debug("the %s were not sampled: %s", what, error)
+
+    def finished(self, seconds: float = 0.0) -> tuple[Probed, ...]:
+        """The samples that have arrived since the last call.
+
+        Args:
+            seconds: how long to wait for those that are under way; 0 only looks.
+        """
+        if _is_capturing(self.streams):
+            return ()
+        end = time.monotonic() + seconds
+        while not all(map(self._has_arrived, self._flights.values())) and time.monotonic() < end:
+            time.sleep(_PAUSE)
+        arrived = [flight for flight in self._flights.values() if self._has_arrived(flight)]
+        for flight in arrived:
+            del self._flights[flight.what]
+        return tuple(map(_probed, arrived))
+
+    def forget(self) -> None:
+        """The training has gone back: what is under way is of no interest. Its memory is used again only later."""
+        for flight in self._flights.values():
+            if flight.events:
+                self._buffers = {key: one for key, one in self._buffers.items() if key[0] is not flight.what}
+        self._flights = {}
+
+    def _begin(self, what: Fact, step: int) -> _Flight:
+        chosen, whole = self._gradients() if what is Fact.GRADIENTS else self._sample()
+        by_device: dict[int | None, list[tuple[str, Tensor]]] = defaultdict(list)
+        for name, tensor in chosen:
+            by_device[self.streams.device_of(tensor)].append((name, tensor))
+        if not self.host and None in by_device:
+            del by_device[None]
+            whole = False
+        flight = _Flight(step, what, [name for some in by_device.values() for name, _ in some], [], [], whole)
+        for device, some in by_device.items():
+            self._reduce(flight, device, [tensor for _, tensor in some])
+        return flight
+
+    def _gradients(self) -> _Chosen:
+        """All there are; those that cannot be looked at, or add up to something else, make no norm of all."""
+        gradients = [(name, one.grad) for name, one in self.parameters() if one.grad is not None]
+        named = [(name, one) for name, one in gradients if local(one).numel()]
+        found = _plain(named)
+        return found, len(found) == len(named) and all(_is_plain_sum(gradient) for _, gradient in named)
+
+    def _sample(self) -> _Chosen:
+        """The next parameters in turn, and whether these are all."""
+        named = list(self.parameters())
+        if not named:
+            return [], False
+        start = self._next % len(named)
+        most = self.size or (HOST_BYTES if self.streams.device_of(named[start][1]) is None else BYTES)
+        taken = size = 0
+        for _, tensor in chain(named[start:], named[:start]):
+            size += tensor.numel() * tensor.element_size()
+            if taken and (taken >= self.tensors or size > most):
+                break
+            taken += 1
+        self._next = start + taken
+        return _plain(list(chain(named[start:], named[:start]))[:taken]), taken == len(named)
+
+    def _reduce(self, flight: _Flight, device: int | None, tensors: list[Tensor]) -> None:
+        if device is None:
+            flight.numbers.append(host_norms(tensors, exact=flight.what is Fact.PARAMETERS))
+            return
+        reduce = partial(norms, tensors, 2.0 if flight.what is Fact.GRADIENTS else math.inf)
+        buffer = self._buffer(flight.what, device, len(tensors))
+        stream = self.streams.current(device)
+        # In order with the work of the training, so nothing has changed yet, and no memory is used again too early.
+        self.streams.run(stream, lambda: _copy(buffer, reduce))
+        flight.numbers.append(buffer)
+        flight.events.append(self.streams.record(stream))
+
+    def _buffer(self, what: Fact, device: int, length: int) -> Tensor:
+        """Pinned memory for the numbers; one for each sort and device, for there is one sample of it at a time."""
+        known = self._buffers.get((what, device))
+        if known is None or known.numel() < length:
+            pin = _cuda.is_initialized()
+            known = torch.empty(max(length, self.tensors), dtype=torch.float64, pin_memory=pin)
+            self._buffers[what, device] = known
+        return known[:length]
+
+    def _has_arrived(self, flight: _Flight) -> bool:
+        try:
+            return all(self.streams.finished(event) for event in flight.events)
+        except RuntimeError as error:
+            logger.debug("the %s of step %d did not arrive: %s", flight.what, flight.step, error)
+            return False
+
+
+@dataclass(slots=True)
+class LateMetrics:
+    """Metrics that were logged as tensors of a device, as numbers, some boundaries later. Not thread-safe.
+
+    Reading one at its own boundary would make the loop wait for the step that it belongs to.
+
+    Args:
+        streams: the devices.
+    """
+
+    streams: Streams = field(default_factory=CudaStreams)
+    _flights: deque[_Late] = field(default_factory=deque)
+
+    def begin(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Notes what was logged for a step: numbers, and private tensors of one element. Never waits for a device."""
+        if _is_capturing(self.streams) or len(self._flights) >= LATE:
+            return
+        numbers: dict[str, Any] = {}
+        events = []
+        for name, value in metrics.items():
+            device = self.streams.device_of(value) if isinstance(value, Tensor) else None
+            if device is None:
+                numbers[name] = value.item() if isinstance(value, Tensor) else value
+                continue
+            buffer = torch.empty(1, dtype=torch.float64, pin_memory=_cuda.is_initialized())
+            numbers[name] = buffer
+            stream = self.streams.current(device)
+            self.streams.run(stream, partial(_copy, buffer, partial(_one, value)))
+            events.append(self.streams.record(stream))
+        self._flights.append(_Late(step, numbers, events))
+
+    def finished(self) -> list[tuple[int, dict[str, Any]]]:
+        """Steps and their metrics that have become known since the last call, in order."""
+        found = []
+        while self._flights and not _is_capturing(self.streams) and self._has_arrived(self._flights[0]):
+            flight = self._flights.popleft()
+            plain = {name: one.item() if isinstance(one, Tensor) else one for name, one in flight.numbers.items()}
+            found.append((flight.step, plain))
+        return found
+
+    def forget(self) -> None:
+        """The training has gone back: what is under way is of no interest."""
+        self._flights.clear()
+
+    def _has_arrived(self, flight: _Late) -> bool:
+        try:
+            return all(self.streams.finished(event) for event in flight.events)
+        except RuntimeError as error:
+            logger.debug("the metrics of step %d did not arrive: %s", flight.step, error)
+            return False
+
+
+def _is_capturing(streams: Streams) -> bool:
+    # Without CUDA there is nobody to ask, and asking would begin it.
+    unused = isinstance(streams, CudaStreams) and not _cuda.is_initialized()
+    return not unused and streams.capturing()
+
+
+def _one(value: Tensor) -> Tensor:
+    return value.detach().reshape(1)
+
+
+def _plain(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    return [(name, found) for name, tensor in named if (found := local_numbers(tensor)) is not None]
+
+
+def _is_plain_sum(gradient: Tensor) -> bool:
+    """Whether the squares of its stored numbers add up to its norm: the same row may be there more than once."""
+    return gradient.layout is not torch.sparse_coo or gradient.is_coalesced()
+
+
+def local_numbers(tensor: Tensor) -> Tensor | None:
+    """What of a tensor can be looked at on this rank as a plain tensor of numbers; None: nothing.
+
+    Of a DTensor it is the local shard, of a sparse one its values. Integers and what is empty are finite; subclasses
+    that torch does not bring itself may give out anything, and tensors without data nothing.
+    """
+    tensor = local(tensor)
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor._values()
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr, torch.sparse_csc, torch.sparse_bsc):
+        tensor = tensor.values()
+    if not is_stock(tensor) or tensor.device.type == "meta" or tensor.layout is not torch.strided:
+        return None
+    if not tensor.numel() or tensor.dtype in _PACKED or not tensor.untyped_storage().nbytes():
+        return None  # no memory: given back for the time being, as FSDP does with what it has gathered
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.detach().resolve_conj())
+    return tensor.detach() if tensor.is_floating_point() else None
+
+
+def norms(tensors: Sequence[Tensor], order: float) -> Tensor:
+    """The norm of each tensor, together in one tensor; all on one device, none of them empty."""
+    wide = [tensor if tensor.element_size() > 1 else tensor.float() for tensor in tensors]
+    by_dtype: dict[torch.dtype, list[int]] = defaultdict(list)
+    for place, tensor in enumerate(wide):
+        by_dtype[tensor.dtype].append(place)
+    found: list[Any] = [None] * len(wide)
+    for dtype, places in by_dtype.items():
+        better = torch.promote_types(dtype, torch.float32)
+        some = torch._foreach_norm([wide[place] for place in places], order, dtype=better)
+        for place, norm in zip(places, some, strict=True):
+            found[place] = norm
+    # Converted one by one only where they differ, for that is a kernel each.
+    if len({norm.dtype for norm in found}) > 1:
+        found = [norm.double() for norm in found]
+    return torch.stack(found)
+
+
+def host_norms(tensors: Sequence[Tensor], *, exact: bool) -> Tensor:
+    """2-norms of tensors on the host; with ``exact``, where one is no number, the infinity norm in its place.
+
+    There the 2-norm is several times as fast, and where it is finite the tensor is.
+    """
+    found = norms(tensors, 2.0)
+    doubtful = [place for place, norm in enumerate(found.tolist()) if not math.isfinite(norm)]
+    if exact and doubtful:
+        found[doubtful] = norms([tensors[place] for place in doubtful], math.inf).to(found.dtype)
+    return found
+
+
+def _copy(buffer: Tensor, reduce: Callable[[], Tensor]) -> None:
+    buffer.copy_(reduce().double(), non_blocking=True)
+
+
+def _probed(flight: _Flight) -> Probed:
+    values = [number for numbers in flight.numbers for number in numbers.tolist()]
+    broken = tuple(name for name, value in zip(flight.names, values, strict=True) if not math.isfinite(value))
+    norm = math.hypot(*values) if flight.what is Fact.GRADIENTS and flight.whole and values else None
+    return Probed(step=flight.step, what=flight.what, sampled=len(values), nonfinite=broken, norm=norm)
+
+
+def named_parameters(objects: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    """The trained parameters of the modules among registered objects, by name; each one once."""
+    seen: set[int] = set()
+    for name, one in objects.items():
+        if not isinstance(one, torch.nn.Module):
+            continue
+        for path, parameter in one.named_parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{name}/{path}", parameter

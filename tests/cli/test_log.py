@@ -1,0 +1,236 @@
+"""``holdfast log``: the timeline of a run on a screen, and as a document."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from histories_kit import Author
+from rich.cells import cell_len
+
+from holdfast.catalog import layout
+from holdfast.catalog.accounts import accounts_of
+from holdfast.catalog.events import Ending, Line
+from holdfast.catalog.journal import JournalWriter
+from holdfast.catalog.objects import create_once
+from holdfast.catalog.store import open_store
+from holdfast.cli.life import MEANING, picture, shares
+from holdfast.cli.log import lasting
+from holdfast.ids import RunNumber
+from holdfast.records import Kind
+
+from .conftest import EVIL, flip
+
+RUN = RunNumber(1)
+
+
+@pytest.fixture(autouse=True)
+def eighty(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def eventful() -> Author:
+    """Killed in launch 1, a rollback in launch 2, the end in launch 3."""
+    author = Author()
+    author.begin()
+    author.start(None, "there was nothing to resume from")
+    author.train(500)
+    good = author.save(stall=2.0)
+    author.train(100)
+    author.progress()
+    author.now += 300
+    author.begin()
+    author.start(good)
+    author.train(200)
+    author.note(Line("health", "spike(loss): 9.3 after 2.1", {"step": 700, "timeline": 0}))
+    author.progress(left=True)
+    author.start(good, "spike(loss); skipping 200 batches")
+    author.train(300)
+    author.save(kind=Kind.PREEMPTED, reason="SIGTERM asked to stop")
+    author.note(Line("skipped", "step 810: the saver is busy", {}))
+    author.exit(Ending.PREEMPTED)
+    author.now += 60
+    author.begin()
+    author.start(author.parent)
+    author.train(200)
+    author.save(kind=Kind.FINAL, reason="the end: 1000 steps")
+    author.exit(Ending.COMPLETED)
+    return author
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A store with that run."""
+    store, author = open_store(tmp_path, create=True), eventful()
+    store.create_run("gpt")
+    for one in author.launches:
+        create_once(store.storage, layout.launch(RUN, one.number), one)
+    for one in author.starts:
+        create_once(store.storage, layout.start(RUN, one.launch, one.timeline), one)
+    for one in author.records:
+        create_once(store.storage, one.name, one)
+    for name in dict.fromkeys(entry.writer for entry in author.entries):
+        _write(store, name, [entry.event for entry in author.entries if entry.writer == name])
+    return tmp_path
+
+
+def _write(store, name, events) -> None:
+    with JournalWriter(store, RUN, name) as journal:
+        journal._events.extend(events)  # with the times at which they were noted
+
+
+def whats(found) -> list[str]:
+    return [one["what"] for one in found.document["events"]]
+
+
+def test_the_life_of_a_run_is_told_from_its_first_launch_to_its_end(place, cli):
+    assert whats(cli(place, "log", "gpt", "--json")) == [
+        *("launch", "start", "save", "silence"),
+        *("launch", "resume", "health", "rollback", "save", "skipped", "exit"),
+        *("launch", "resume", "save", "exit"),
+    ]
+
+
+def test_the_account_of_each_launch_and_of_the_run_is_in_the_document(place, cli):
+    document = cli(place, "log", "--json").document
+    told = [(one["ending"], one["done"], one["useful"], one["lost"], one["at_least"]) for one in document["launches"]]
+    assert told == [
+        ("killed", 600, 500, 100, True),
+        ("preempted", 500, 300, 200, False),
+        ("completed", 200, 200, 0, False),
+    ]
+    total = document["total"]
+    assert (total["useful"], total["lost"], total["between"]) == (1000, 300, 360.0)
+    assert total["goodput"] == pytest.approx(1000 / (602 + 300 + 500 + 60 + 200), rel=0.01)
+
+
+def test_the_screen_shows_what_was_lost_and_how_each_launch_ended(place, cli):
+    found = cli(place, "log")
+    lines = [line.split() for line in found.out.splitlines()]
+    assert (found.code, found.err) == (0, "")
+    assert max(map(cell_len, found.out.splitlines())) <= 80
+    rows = {line[0]: line for line in lines[lines.index([]) :] if line[:1] in (["1"], ["2"], ["3"])}
+    assert {"600+", "500", "100+", "killed:"} <= set(rows["1"])
+    assert {"500", "300", "200", "0.60", "preempted"} <= set(rows["2"])
+    assert "run-001: 1000 steps useful, at least 300 lost, goodput 0.60" in found.out
+
+
+def test_one_launch_can_be_looked_at_alone(place, cli):
+    found = cli(place, "log", "--launch", 2, "--json").document
+    assert {one["launch"] for one in found["events"]} == {2}
+    assert [one["launch"] for one in found["launches"]] == [2]
+    assert "run-001:" not in cli(place, "log", "--launch", 2).out
+
+
+def test_kinds_can_be_chosen_and_progress_is_for_those_who_ask(place, cli):
+    assert whats(cli(place, "log", "--only", "exit, rollback", "--json")) == ["rollback", "exit", "exit"]
+    assert whats(cli(place, "log", "--only", "progress", "--json")) == ["progress", "progress"]
+
+
+def test_the_newest_lines_can_be_asked_for(place, cli):
+    assert whats(cli(place, "log", "--tail", 2, "--json")) == ["save", "exit"]
+    assert whats(cli(place, "log", "--tail", 0, "--json")) == []
+    assert len(whats(cli(place, "log", "--tail", 999, "--json"))) == 15
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("--launch", 4), "there is 1, 2, 3"), (("--only", "saves"), "there is exit, health, launch")],
+)
+def test_what_is_not_there_is_refused_with_what_is(place, cli, words, said):
+    found = cli(place, "log", *words)
+    assert found.code == 10
+    assert said in found.err
+
+
+def test_a_damaged_journal_is_said_and_the_rest_is_told(place, cli):
+    flip(place / layout.journal(RUN, "saver-1-0-99", 1))
+    found = cli(place, "log")
+    assert found.code == 0
+    assert "saver-1-0-99" in found.err
+    assert "useful" in found.out
+    assert len(cli(place, "log", "--json").document["damaged"]) == 1
+
+
+def test_a_run_in_which_nothing_has_happened_says_so(tmp_path, cli):
+    open_store(tmp_path, create=True).create_run("idle")
+    assert cli(tmp_path, "log").out == "nothing has happened yet\n"
+    assert cli(tmp_path, "log", "--json").document["total"]["goodput"] is None
+
+
+def test_an_old_store_without_measurements_still_says_what_it_knows(trained, cli):
+    found = cli(trained, "log", "gpt2-small", "--json").document
+    assert [(one["ending"], one["useful"], one["lost"]) for one in found["launches"]] == [
+        ("completed", 4, 0),
+        ("completed", 4, 0),
+    ]
+    assert {"good", "pinned"} <= {one["what"] for one in found["events"]}
+
+
+def test_text_of_the_user_can_do_nothing_to_the_screen(trained, cli):
+    assert "\x1b" not in cli(trained, "log", "gpt2-small").out
+    noted = [one for one in cli(trained, "log", "gpt2-small", "--json").document["events"] if one["what"] == "pinned"]
+    assert EVIL in noted[0]["text"]
+
+
+def test_a_real_training_tells_its_own_life(tmp_path, cli):
+    """A rollback and an exception in launch 1, a kill in launch 2, the end in launch 3; every step is accounted for."""
+    torch = pytest.importorskip("torch")
+    from toy_training import KILLED, ended, forked
+
+    from holdfast import Checkpointer, every, latest
+
+    def train(to: int, *, back: int = 0, die: int = 0, fail: int = 0) -> None:
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        options = {"save": every(steps=4), "keep": latest(9), "saver": "inline"}
+        with Checkpointer(tmp_path, run="toy", state={"model": model, "optimizer": optimizer}, **options) as ckpt:
+            for goal in (back, to) if back else (to,):
+                for step in ckpt.steps(goal):
+                    if step == die > 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    if step == fail > 0:
+                        raise ValueError("bad batch")
+                    model(torch.ones(1, 2)).sum().backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if goal == back:
+                    ckpt.restore("@4")
+
+    with pytest.raises(ValueError, match="bad batch"):
+        train(20, back=7, fail=10)
+    assert ended(forked(lambda: train(20, die=15))) == KILLED
+    train(20)
+    document = cli(tmp_path, "log", "--json").document
+    first, second, third = document["launches"]
+    assert (first["ending"], first["why"]) == ("failed", "ValueError: bad batch")
+    assert (first["done"], first["at_least"]) == (7 + 6, False)
+    assert first["useful"] == first["done"] - first["lost"]
+    assert (second["ending"], second["at_least"]) == ("killed", True)
+    assert (third["ending"], third["lost"], third["at_least"]) == ("completed", 0, False)
+    assert document["total"]["useful"] == 20
+    assert [one["what"] for one in document["events"]].count("rollback") == 1
+    assert document["doubts"] == []
+
+
+def test_the_picture_gives_each_kind_of_time_its_share():
+    accounts = accounts_of(eventful().history())
+    drawn, spent = picture(accounts, 100), shares(accounts)
+    assert len(drawn) == 100
+    assert set(drawn) <= set(MEANING)
+    whole = sum(spent.values())
+    for letter, seconds in spent.items():
+        assert abs(drawn.count(letter) - 100 * seconds / whole) <= 4  # one for each span that was rounded
+
+
+def test_a_life_without_time_has_no_picture():
+    assert picture([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.25, "250 ms"), (2.5, "2.5 s"), (59, "59 s"), (90, "1.5 min"), (9000, "2.5 h"), (5e5, "5.8 d")],
+)
+def test_spans_of_time_are_short(seconds, text):
+    assert lasting(seconds) == text

@@ -1,0 +1,57 @@
+"""Policies where they work: in a training, with its saver."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+import holdfast
+from holdfast import at, at_most, auto, every, latest
+
+
+def train(place, steps: int, *, wait: bool = False, **policies) -> list[holdfast.records.Record]:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(300, 300)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with holdfast.Checkpointer(place, run="r", state={"model": model, "optimizer": optimizer}, **policies) as ckpt:
+        for step in ckpt.steps(steps):
+            model(torch.ones(4, 300)).pow(2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if wait and step % 5 == 4:
+                ckpt.save(wait="durable")
+    return holdfast.open(place).run(1).records()
+
+
+@pytest.mark.parametrize("saver", ["inline", "process"])
+def test_a_limit_holds_while_a_training_saves(tmp_path, saver):
+    """Three weights and moments of 360 kB each: three checkpoints of 1.1 MB fit."""
+    found = train(tmp_path, 40, wait=True, save=every(steps=5), keep=at_most("3.5MB"), saver=saver)
+    assert [one.step for one in found] == [30, 35, 40]
+    assert sum(one.stat().st_size for one in (tmp_path / "data/runs/001").rglob("*.pack")) < 3_500_000
+
+
+def test_at_saves_at_the_listed_steps(tmp_path):
+    found = train(tmp_path, 20, save=at(steps=[3, 7]), keep=at(steps=[3]) | latest(1))
+    assert [one.step for one in found] == [3, 20]
+
+
+def test_auto_goes_by_what_the_saves_of_this_very_training_cost(tmp_path, monkeypatch):
+    module = importlib.import_module("holdfast.policy.auto")
+    monkeypatch.setattr(module, "FIRST", 0.0)
+    monkeypatch.setattr(module, "SHORTEST", 0.0)
+    found = train(tmp_path, 30, save=auto(max_overhead=0.9), keep=latest(1000))
+    assert "no save was measured yet" in found[0].reason
+    assert "a save costs" in found[1].reason
+
+
+def test_auto_remembers_what_earlier_launches_paid(tmp_path, monkeypatch):
+    """It would wait for ever for its first save if it knew of none."""
+    module = importlib.import_module("holdfast.policy.auto")
+    monkeypatch.setattr(module, "FIRST", 1e9)
+    monkeypatch.setattr(module, "SHORTEST", 0.0)
+    train(tmp_path, 5, save=every(steps=1), keep=latest(1000))
+    found = train(tmp_path, 30, save=auto(max_overhead=0.9), keep=latest(1000))
+    assert any("a save costs" in one.reason for one in found if one.launch == 2)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+
+from holdfast.catalog.config import ABSENT, changed_keys, with_value
+from holdfast.errors import InvalidInput, StateMismatch
+from holdfast.recovery.config_changes import OnChange, change_rules, decide_changes
+
+BEFORE = {"lr": 0.1, "batch_size": 8, "optim": {"eps": 1e-8, "betas": (0.9, 0.95)}, "old": None}
+AFTER = {"lr": 0.2, "batch_size": 16, "optim": {"eps": 1e-6, "betas": (0.9, 0.95)}, "new": 1}
+
+
+def decided(given: object) -> dict[str, str]:
+    return {change.key: str(change.decision) for change in decide_changes(BEFORE, AFTER, change_rules(given)).changes}
+
+
+def test_by_default_everything_is_overridden_and_said():
+    decision = decide_changes(BEFORE, AFTER, change_rules(None))
+    assert decision.config == AFTER
+    assert str(decision).splitlines() == [
+        "batch_size: 8 -> 16",
+        "lr: 0.1 -> 0.2",
+        "new: absent -> 1",
+        "old: None -> absent",
+        "optim.eps: 1e-08 -> 1e-06",
+    ]
+    decision.check("run-001@500")
+
+
+def test_a_key_that_is_kept_has_the_value_of_the_checkpoint():
+    decision = decide_changes(BEFORE, AFTER, change_rules({"batch_size": "keep", "optim.eps": "keep"}))
+    assert decision.config == AFTER | {"batch_size": 8, "optim": BEFORE["optim"]}
+    assert "batch_size: 8 -> 16  (kept as it was)" in str(decision)
+    assert AFTER["optim"]["eps"] == 1e-6  # what the user gave is left alone
+
+
+def test_keeping_everything_gives_the_configuration_of_the_checkpoint():
+    assert decide_changes(BEFORE, AFTER, change_rules("keep")).config == BEFORE
+
+
+def test_a_refused_change_lists_everything_that_differs():
+    decision = decide_changes(BEFORE, AFTER, change_rules({"lr": "refuse"}))
+    with pytest.raises(StateMismatch) as caught:
+        decision.check("run-001@500")
+    text = str(caught.value)
+    assert "run-001@500" in text
+    assert "refuses a change of lr (by 'lr')" in text
+    assert "lr: 0.1 -> 0.2  (refused)" in text
+    assert "batch_size: 8 -> 16\n" in text
+
+
+def test_what_has_not_changed_is_not_refused():
+    decide_changes(BEFORE, copy.deepcopy(BEFORE), change_rules("refuse")).check("run-001@500")
+
+
+@pytest.mark.parametrize(
+    ("rules", "key", "decision"),
+    [
+        ({"*": "refuse", "lr": "keep"}, "lr", "keep"),
+        ({"lr": "keep", "*": "refuse"}, "lr", "keep"),
+        ({"*": "refuse"}, "optim.eps", "refuse"),
+        ({"optim.*": "keep", "*": "refuse"}, "optim.eps", "keep"),
+        ({"optim": "keep", "*": "refuse"}, "optim.eps", "keep"),
+        ({"opt*": "refuse", "optim.e?s": "keep"}, "optim.eps", "keep"),
+        ({"lr*": "refuse", "lr": "keep"}, "lr", "keep"),
+        ({"o*": "keep", "*s": "refuse"}, "optim.eps", "keep"),
+        ({"[ln]*": "keep"}, "new", "keep"),
+        ({"optim.betas": "refuse"}, "optim.eps", "override"),
+        ({"opti": "refuse"}, "optim.eps", "override"),
+    ],
+)
+def test_the_most_telling_pattern_counts(rules, key, decision):
+    assert decided(rules)[key] == decision
+
+
+@pytest.mark.parametrize("given", ["perhaps", 3, {"lr": "maybe"}, {"lr": True}, {3: "keep"}, {"": "keep"}, ["keep"]])
+def test_what_is_no_rule_is_refused(given):
+    with pytest.raises(InvalidInput, match="on_config_change"):
+        change_rules(given)
+
+
+def test_rules_that_are_read_are_taken_as_they_are():
+    rules = change_rules({"lr": "keep"})
+    assert change_rules(rules) is rules
+
+
+def test_a_table_that_became_a_value_is_one_change():
+    (change,) = changed_keys({"a": {"b": 1}}, {"a": 3})
+    assert change == (("a",), {"b": 1}, 3)
+    assert list(changed_keys({"a": {}}, {"a": {"b": 1}})) == [(("a",), {}, {"b": 1})]
+
+
+def test_a_value_that_is_missing_is_another_one_than_none():
+    assert list(changed_keys({"a": None}, {})) == [(("a",), None, ABSENT)]
+    assert with_value({"a": 1, "b": 2}, ("a",), ABSENT) == {"b": 2}
+
+
+def test_a_long_value_is_cut_in_the_text_and_nowhere_else():
+    decision = decide_changes({"a": "x" * 999}, {"a": "y"}, change_rules("keep"))
+    assert len(str(decision)) < 300
+    assert decision.config == {"a": "x" * 999}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_key_that_differs_is_told_once_and_the_outcome_is_made_of_old_and_new(seed):
+    for number in range(200):
+        print(f"seed {seed}, pair {number}")
+        chance = random.Random(f"{seed}-{number}")
+        before, after = _config(chance, 3), _config(chance, 3)
+        rules = change_rules({"a*": "keep", "b": "refuse"})
+        decision = decide_changes(before, after, rules)
+        assert len({change.key for change in decision.changes}) == len(decision.changes)
+        left = {path: old for path, old, _ in changed_keys(before, decision.config)}
+        assert set(left) == {one.path for one in decision.changes if one.decision is not OnChange.KEEP}
+        assert [path for path, *_ in changed_keys(decision.config, decision.applied(after))] == []
+        assert decide_changes(before, before, rules).changes == ()
+
+
+def _config(chance: random.Random, depth: int) -> dict:
+    keys = chance.sample(["a", "b", "ab", "c", "d"], chance.randint(0, 4))
+    return {
+        key: _config(chance, depth - 1) if depth and chance.random() < 0.4 else chance.randint(0, 1) for key in keys
+    }

@@ -1,0 +1,178 @@
+"""Files and mappings become the arguments of a `Checkpointer`, or an error that names the key."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from holdfast import Checkpointer, every, latest
+from holdfast.errors import HoldfastError, InvalidInput
+from holdfast.health import nonfinite, when
+from holdfast.recovery.choice import new_run
+from holdfast.recovery.configuring import KEYS, arguments_of
+
+EXAMPLES = {
+    "store": "out",
+    "run": "gpt2",
+    "save": 'every(steps=500) | best("val_loss")',
+    "keep": "latest(3)",
+    "stage": "every(steps=10)",
+    "config": {"lr": 0.1},
+    "on_config_change": {"lr": "keep"},
+    "resume": "must",
+    "accumulate": 2,
+    "prefix": "stage0.",
+    "peer_timeout": 60,
+    "codec": "zstd",
+    "saver": "inline",
+    "ram_budget": "8GB",
+    "on_save_error": "tolerate(hours=1)",
+    "on_full": "pause",
+    "check_staging": True,
+    "progress": False,
+    "signals": ["SIGTERM", 10],
+    "grace": 30,
+    "notice": "aws",
+    "health": ["when(nonfinite('loss'), stop())"],
+    "watchdog": "watchdog(hung=600)",
+    "good_after": 50,
+}
+"""One for each key that can be said in a file."""
+
+WRONG = {
+    "store": ("", 5),
+    "run": (True, 0, 1.5, ["a"], ""),
+    "save": (500, True, {"every": 5}, [], "every(5)", "latest(3)"),
+    "keep": (3, "keep all", ["latest(3)", 5]),
+    "stage": (10, "latest(1)"),
+    "config": ("lr=0.1", 3, [1]),
+    "on_config_change": ("perhaps", 3, {"lr": "maybe"}),
+    "resume": (True, 500),
+    "accumulate": (0, "2", 1.5, True),
+    "prefix": (1,),
+    "peer_timeout": ("60", 0, -1, float("nan"), float("inf"), True),
+    "codec": (1,),
+    "saver": (True,),
+    "ram_budget": (0, 1.5, True),
+    "on_save_error": ("sometimes", True, [1], -1),
+    "on_full": (False,),
+    "check_staging": ("yes", 1),
+    "progress": ("on", 0),
+    "signals": ("SIGTERM", 15, [True], [1.5]),
+    "grace": ("30s", 0),
+    "notice": (True,),
+    "health": (True, [5], ["explode()"], "stop()"),
+    "watchdog": (600, "stop()"),
+    "good_after": (0, "100"),
+    "on_preempt": ("print",),
+}
+
+
+def test_every_argument_of_a_checkpointer_can_be_said_in_a_file_but_its_state():
+    arguments = set(inspect.signature(Checkpointer).parameters) - {"state"}
+    assert arguments - set(KEYS) == set()
+
+
+def test_there_is_an_example_and_a_mistake_for_every_key():
+    assert set(EXAMPLES) == set(KEYS) - {"on_preempt"}
+    assert set(WRONG) == set(KEYS)
+
+
+def test_everything_that_can_be_said_is_taken():
+    found = arguments_of(EXAMPLES)
+    assert set(found) == set(EXAMPLES)
+    assert str(found["save"]) == EXAMPLES["save"]
+    assert (found["keep"], found["peer_timeout"], found["signals"]) == (latest(3), 60.0, ("SIGTERM", 10))
+    assert [str(rule) for rule in found["health"]] == ['when(nonfinite("loss"), stop())']
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key in WRONG for value in WRONG[key]])
+def test_a_value_of_the_wrong_kind_names_the_key(key, value):
+    with pytest.raises(HoldfastError) as caught:
+        arguments_of({key: value})
+    assert str(caught.value).startswith(f"{key}: ")
+    assert isinstance(caught.value, InvalidInput)
+
+
+def test_an_error_names_the_line_the_value_and_what_is_wanted(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("holdfast:\n  run: gpt2\n  accumulate: two\n")
+    with pytest.raises(InvalidInput) as caught:
+        arguments_of(path)
+    assert str(caught.value) == "accumulate (train.yaml, line 3): wants an integer above 0, not the text 'two'"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("sav", "save"),
+        ("signal", "signals"),
+        ("save_step", "save_steps"),
+        ("keep_last", "keep_last_n"),
+        ("Grace", "grace"),
+    ],
+)
+def test_a_key_that_is_not_known_is_refused_with_the_one_that_was_meant(key, meant):
+    with pytest.raises(InvalidInput, match=re.escape(f"unknown key {key!r}, did you mean {meant!r}?")):
+        arguments_of({key: 1})
+
+
+def test_all_keys_that_are_not_known_are_named_with_their_lines(tmp_path):
+    path = tmp_path / "train.toml"
+    path.write_text('save = "every(steps=5)"\nlearning_rate = 0.1\nkep = 3\n')
+    with pytest.raises(InvalidInput) as caught:
+        arguments_of(path)
+    text = str(caught.value)
+    assert "'learning_rate' (train.toml, line 2)" in text
+    assert "'kep' (train.toml, line 3), did you mean 'keep'?" in text
+    assert "under holdfast" in text
+
+
+def test_a_null_is_as_if_the_key_were_not_there():
+    assert arguments_of({"save": None, "save_steps": None, "run": None}) == {}
+
+
+def test_a_list_of_policies_is_all_of_them():
+    assert arguments_of({"save": ["every(steps=5)", "every(minutes=30)"]})["save"] == every(steps=5) | every(minutes=30)
+
+
+def test_what_python_says_counts_by_whatever_name_it_is_in_the_file():
+    source = {"save_strategy": "epoch", "run_name": "a", "keep_last_n": 2}
+    found = arguments_of(source, {"save": every(steps=7), "run": "b"})
+    assert (found["save"], found["run"], found["keep"]) == (every(steps=7), "b", latest(2))
+    assert arguments_of(source, {"save_steps": 9})["save"] == every(steps=9)
+
+
+def test_objects_from_python_are_taken_as_they_are():
+    rule, hook = when(nonfinite("loss")), print
+    found = arguments_of({"health": [rule]}, {"run": new_run("x"), "on_preempt": hook})
+    assert (found["health"], found["run"], found["on_preempt"]) == ([rule], new_run("x"), hook)
+
+
+def test_a_mistake_in_python_is_refused_too():
+    with pytest.raises(InvalidInput, match=r"unknown key 'sve' \(from Python\), did you mean 'save'"):
+        arguments_of({}, {"sve": 1})
+
+
+def test_a_training_runs_from_a_file(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text(f"store: {tmp_path / 'store'}\nrun_name: toy\nsave_steps: 2\nkeep_last_n: 2\nsaver: inline\n")
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = {"model": model, "optimizer": optimizer}
+    with Checkpointer.from_config(path, state=state) as ckpt:
+        for _ in ckpt.steps(6):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    assert ckpt.last.step == 6
+
+
+def test_the_page_has_every_key_and_what_it_wants():
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text().partition("## Names from elsewhere")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    wants = {key: re.sub(r"[`'\"\\]", "", text) for key, text in rows}
+    assert wants == {name: re.sub(r"[`'\"\\]", "", key.wants) for name, key in KEYS.items()}

@@ -1,0 +1,76 @@
+"""Batches that are passed over after a rollback: found again by the steps they belonged to, and kept with the line."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import DataLoader
+
+from holdfast.health.skipping import Skip
+from holdfast.recovery.left_out import REMEMBERED, LeavingOut, LeftOut, Spot
+from holdfast.state.loaders import open_position
+
+
+def walked(batches, per_epoch=4, leaving=None):
+    """The numbers of the batches that a loop gets, with a boundary after each."""
+    leaving = leaving or LeavingOut()
+    position = open_position(DataLoader(torch.arange(per_epoch), batch_size=1))
+    leaving.boundary(0, position)
+    got = []
+    while position.epoch * per_epoch < batches:
+        for batch in position.batches():
+            if leaving.passes_over(position):
+                continue
+            got.append((position.epoch, int(batch)))
+            leaving.boundary(len(got), position)
+    return got, leaving
+
+
+def test_the_data_of_a_step_is_found_again():
+    _, leaving = walked(8)
+    assert leaving.batches_of(Skip(2, 3), target=0) == LeftOut(Spot(0, 1), Spot(0, 3))
+    assert leaving.batches_of(Skip(4, 5), target=0) == LeftOut(Spot(0, 3), Spot(1, 1))
+
+
+def test_what_is_left_out_is_passed_over_and_nothing_else():
+    _, leaving = walked(8)
+    leaving.leave_out([leaving.batches_of(Skip(4, 5), target=0)])
+    got, _ = walked(8, leaving=leaving)
+    assert got == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
+    assert leaving.passed == 2
+
+
+def test_a_checkpoint_keeps_what_was_left_out_before_it():
+    _, leaving = walked(8)
+    leaving.leave_out([leaving.batches_of(Skip(2, 2), target=0)])
+    other = LeavingOut()
+    other.begin_at(leaving.stored({"epoch": 0}))
+    assert other.stretches == leaving.stretches
+    other.begin_at({"epoch": 0})
+    assert other.stretches == []
+
+
+def test_a_position_without_anything_left_out_is_stored_as_it_is():
+    data = {"epoch": 3}
+    assert LeavingOut().stored(data) is data
+    assert LeavingOut().stored(None) is None
+
+
+def test_steps_that_nobody_remembers_begin_at_the_checkpoint():
+    leaving = LeavingOut()
+    position = open_position(DataLoader(torch.arange(4), batch_size=1))
+    leaving.boundary(10, position)
+    batches = position.batches()
+    for step in (11, 12):
+        next(batches)
+        if step == 12:
+            leaving.boundary(step, position)
+    assert leaving.batches_of(Skip(12, 12), target=10) == LeftOut(Spot(0, 0), Spot(0, 2))
+    assert leaving.batches_of(Skip(13, 13), target=10) is None
+
+
+def test_memory_of_boundaries_is_bounded():
+    leaving = LeavingOut()
+    position = open_position(DataLoader(torch.arange(4), batch_size=1))
+    for step in range(REMEMBERED + 10):
+        leaving.boundary(step, position)
+    assert len(leaving._spots) == REMEMBERED

@@ -1,0 +1,193 @@
+"""The watchdog in the saver: whom it takes for hung, what it writes down, whom it ends, and whom it lets be."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import pdb  # noqa: T100  the file that a debugger's frames are in
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.catalog.journal import JournalWriter, read_journal
+from holdfast.catalog.store import open_store
+from holdfast.saver.beats import Beats
+from holdfast.saver.control import LENGTH, Control, Intent
+from holdfast.saver.memory import Slab
+from holdfast.saver.watching import Watching
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched through pidfds")
+NUMBER = signal.SIGRTMIN + 8
+
+
+class Trainer:
+    """A forked process that does something, and has said when it last made a step."""
+
+    def __init__(self, folder: Path, doing: Callable[[], object]) -> None:
+        self.store = open_store(folder / "store", create=True)
+        self.run = self.store.create_run("watched")
+        self.slab = Slab.make(LENGTH)
+        self.slab.reserve(0, LENGTH)
+        self.beats = Beats(self.slab)
+        self.file = os.memfd_create("stacks")
+        ready, tell = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            faulthandler.register(NUMBER, file=self.file, all_threads=True)
+            os.write(tell, b".")
+            with contextlib.suppress(BaseException):
+                doing()
+            os._exit(7)
+        os.read(ready, 1)
+        self.pidfd = os.pidfd_open(self.pid)
+        self.said: list[str] = []
+        self.watching = Watching(
+            beats=self.beats,
+            pid=self.pid,
+            pidfd=self.pidfd,
+            number=NUMBER,
+            stacks=self.file,
+            rank=3,
+            journal=JournalWriter(self.store, self.run.number, "saver-1-3-1"),
+            say=lambda _, text: self.said.append(text),
+            gone=lambda: False,
+        )
+
+    def look(self, *, hung: float = 0.001, end: float = 0.0, step: int = 41) -> None:
+        self.beats.beat(step, hung, end)
+        time.sleep(0.01)
+        self.watching.look()
+
+    @property
+    def events(self) -> list:
+        return [entry.event for entry in read_journal(self.store, self.run.number).entries]
+
+    @property
+    def alive(self) -> bool:
+        return os.waitpid(self.pid, os.WNOHANG) == (0, 0)
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self.beats.release()
+
+
+@pytest.fixture
+def trainer(tmp_path) -> Iterator[Callable[[Callable[[], object]], Trainer]]:
+    made: list[Trainer] = []
+
+    def make(doing: Callable[[], object]) -> Trainer:
+        made.append(Trainer(tmp_path, doing))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+def stuck_in_a_place_with_a_name() -> None:
+    threading.Event().wait()
+
+
+def stuck_in_c() -> None:
+    re.match(r"(a+)+$", "a" * 40 + "b")  # keeps the interpreter's lock for longer than anybody waits
+
+
+def test_a_training_without_a_step_has_its_stacks_in_the_journal(trainer):
+    one = trainer(stuck_in_a_place_with_a_name)
+    one.look()
+    (event,) = one.events
+    assert event.kind == "hung"
+    assert "rank 3 has made no step after step 41" in event.message
+    assert "stuck_in_a_place_with_a_name" in event.data["stacks"]
+    assert "threading.py" in event.message  # where it is: innermost
+    assert len(one.said) == 1
+    assert one.alive
+
+
+def test_stacks_come_out_of_a_process_that_runs_no_python_any_more(trainer):
+    one = trainer(stuck_in_c)
+    one.look()
+    assert "stuck_in_c" in one.events[0].data["stacks"]
+
+
+def test_one_silence_is_written_down_once(trainer):
+    one = trainer(stuck_in_a_place_with_a_name)
+    one.look()
+    for _ in range(3):
+        one.watching.look()
+    assert len(one.events) == 1
+
+
+def test_nobody_is_watched_who_rests_or_has_just_made_a_step(trainer):
+    one = trainer(stuck_in_a_place_with_a_name)
+    one.look(hung=60.0)
+    one.beats.beat(42, 0.001, 0.0)
+    one.beats.rest()
+    time.sleep(0.01)
+    one.watching.look()
+    assert one.events == []
+
+
+def test_that_it_goes_on_is_noted_too(trainer):
+    one = trainer(stuck_in_a_place_with_a_name)
+    one.look()
+    one.beats.beat(42, 60.0, 0.0)
+    one.watching.look()
+    assert [event.kind for event in one.events] == ["hung", "recovered"]
+
+
+def test_only_who_asks_for_it_is_ended(trainer):
+    one = trainer(stuck_in_a_place_with_a_name)
+    one.look(end=30.0)
+    assert one.alive
+    one.look(end=0.002)
+    assert [event.kind for event in one.events][-1] == "ended"
+    assert os.waitpid(one.pid, 0)[1] == signal.SIGKILL
+
+
+def test_a_stopped_process_is_not_hung(trainer):
+    one = trainer(stuck_in_a_place_with_a_name)
+    os.kill(one.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, one.pid, os.WSTOPPED | os.WNOWAIT)
+    one.look(end=0.002)
+    assert one.events == []
+    os.kill(one.pid, signal.SIGCONT)
+
+
+def test_whoever_is_in_a_debugger_is_not_ended(trainer):
+    reading, _ = os.pipe()
+
+    def debugging() -> None:
+        pdb.Pdb(stdin=os.fdopen(reading), stdout=open(os.devnull, "w")).set_trace()  # noqa: SIM115, T100
+        time.sleep(600)
+
+    one = trainer(debugging)
+    time.sleep(0.5)  # until it waits for a person
+    one.look(end=0.002)
+    one.watching.look()
+    assert [event.kind for event in one.events] == ["hung", "spared"]
+    assert "a person steps through it" in one.events[-1].message
+    assert one.alive
+
+
+def test_signs_of_life_and_staged_states_share_a_slab_without_touching():
+    slab = Slab.make(LENGTH)
+    slab.reserve(0, LENGTH)
+    control, beats = Control(slab), Beats(slab)
+    for slot in range(3):
+        control.describe(slot, Intent.SAVE, 1, 2, b"document")
+        control.seal(slot, 10 + slot)
+    beats.beat(2**40, 1.5, 9.0)
+    now = beats.read()
+    assert (now.step, now.hung, now.end) == (2**40, 1.5, 9.0)
+    assert [row.generation for row in control.rows()] == [10, 11, 12]
+    beats.release()
