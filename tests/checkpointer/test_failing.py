@@ -274,7 +274,8 @@ def test_what_cannot_be_saved_at_the_end_does_not_hide_the_error(tmp_path: Path,
             ckpt.values["bad"] = object()
             step_of(model, optimizer, torch.ones(2, 16))
     assert records_of(tmp_path / "s") == []
-    assert "could not be done" in caplog.text
+    assert "it could not be saved: UnsupportedValue" in caplog.text
+    assert events(tmp_path / "s", "failed")[0].data["traceback"]
 
 
 def test_the_saver_process_makes_a_failed_checkpoint_too(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_changed_config_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     launched(tmp_path / "s", 2, config={"lr": 0.1, "batch": 4, "api_key": "s3cret"})
     caplog.clear()
     launched(tmp_path / "s", 4, config={"lr": 0.2, "batch": 4, "api_key": "other"})
-    assert "lr was 0.1 and is 0.2" in caplog.text
+    assert "lr: 0.1 -> 0.2" in caplog.text
     assert "batch" not in caplog.text
     assert all(b"s3cret" not in data for data in tree(tmp_path / "s").values())
 

@@ -362,7 +362,7 @@ def test_a_changed_configuration_is_said_and_the_total_may_grow(tmp_path, caplog
     trained(tmp_path, 2, config={"lr": 0.1, "batch": 8})
     with caplog.at_level(logging.WARNING):
         trained(tmp_path, 3, config={"lr": 0.2, "batch": 8})
-    assert "lr was 0.1 and is 0.2" in caplog.text
+    assert "lr: 0.1 -> 0.2" in caplog.text
     assert "batch" not in caplog.text
     assert line(tmp_path) == [1, 2, 3]
     digests = [record.config_digest for record in records(tmp_path)]

@@ -33,7 +33,7 @@ class FakeSaves:
     def __init__(self):
         self.requests, self.prepared, self.metrics, self.tags, self.rescued = [], 0, [], [], []
         self.coming, self.at_drain, self.stuck, self.refuses = [], [], False, None
-        self.closed = None
+        self.closed, self.asides = None, self
 
     def prepare(self, snapshot):
         self.prepared += 1
@@ -81,6 +81,9 @@ class FakeAfter:
 
     def measured(self, target, metrics):
         self.metrics.setdefault(target.id, {}).update(metrics)
+
+    def committed(self, record):
+        self.metrics.setdefault(record.id, {}).update(record.metrics)
 
     def gone(self, ids):
         for id_ in ids:

@@ -36,6 +36,8 @@ ALL = [
     messages.Hurry(on=True),
     messages.AddMetrics(target=TARGET, metrics=b'{"loss":1}', number=3),
     messages.AddTag(target=TARGET, tag="mine", number=4),
+    messages.AddMark(target=TARGET, kind="good", number=5),
+    messages.FreeSpace(),
     messages.Rescue(kind="preempted", reason="SIGTERM"),
     messages.Goodbye(),
     messages.Ready(pid=77),

@@ -24,7 +24,7 @@ from holdfast.catalog.tags import delete_tag, read_tags
 from holdfast.catalog.verify import verify
 from holdfast.errors import SaveFailed, StorageFull, StorageUnavailable
 from holdfast.ids import TagName
-from holdfast.recovery import checkpoints, training
+from holdfast.recovery import checkpoints, ending
 from holdfast.saver import starting, trying
 from holdfast.storage import opening
 from holdfast.testing.faults import Op
@@ -418,7 +418,7 @@ setattr(F, verb, slowly)
 
 
 def test_a_saver_that_stands_still_is_not_waited_for_and_the_exit_code_says_so(tmp_path, monkeypatch, silent, caplog):
-    monkeypatch.setattr(training, "CLOSE_SECONDS", 1.0)
+    monkeypatch.setattr(ending, "CLOSE_SECONDS", 1.0)
     stopped = []
 
     def then(step, ckpt):

@@ -60,8 +60,9 @@ class Failing:
         """
         try:
             self._end(error, cause, inside=inside, dropped=dropped)
-        except Exception:  # the error that ends the training is the one that has to be seen
-            logger.exception("what was to be done at the end of a failed training could not be done")
+        except Exception as broken:  # the error that ends the training is the one that has to be seen
+            text = "what was to be done at the end of a failed training could not be done"
+            logger.error(text, exc_info=broken)
 
     def _end(self, error: BaseException, cause: Cause, *, inside: bool, dropped: str) -> None:
         name, on_purpose = type(error).__name__, cause is Cause.ON_PURPOSE
@@ -83,9 +84,13 @@ class Failing:
     def _saved(self, name: str, cause: Cause, *, inside: bool) -> str | None:
         """Makes the checkpoint; else why not."""
         why = self._why_not(cause, inside=inside) or self.back() or self._nothing_new
-        if why is None:
+        if why is not None:
+            return why
+        try:
             self._saves.save(Kind.FAILED, f"the training ended with {name}")
-        return why
+        except Exception as error:  # the rest of the end has to be done all the same
+            return f"it could not be saved: {type(error).__name__}: {error}"
+        return None
 
     def _why_not(self, cause: Cause, *, inside: bool) -> str | None:
         if cause is Cause.DEVICE_LOST:

@@ -221,10 +221,6 @@ class Training:
         """The next batch is drawn from here on."""
         self.settle()
         self._place.go(fresh=self.progress.fresh)
-        if stop := self._decisions.stop:
-            logger.warning("%s has asked to stop, so the loop ends at once", stop)
-        else:
-            self._preempting.forget()
 
     def _find(self, position: LoaderPosition, mismatch: Mismatch = Mismatch.RAISE) -> None:
         if self._place.find(position, mismatch):
@@ -242,6 +238,10 @@ class Training:
         """A loop runs from now on."""
         self._saves.inside = True
         self.progress.counter.__enter__()
+        if stop := self._decisions.stop:
+            logger.warning("%s has asked to stop, so the loop ends at once", stop)
+        else:
+            self._preempting.forget()  # whoever pressed Ctrl-C wants another loop
         self._heed(self._care.enter_loop(self.step))
         self._end.watch.go()
 
@@ -385,7 +385,7 @@ class Training:
 
     def survives(self, error: BaseException) -> bool:
         """Whether a step that has failed for want of memory can be left out: its batches are smaller from now on."""
-        if self._group.size > 1 or cause_of(error) is not Cause.OUT_OF_MEMORY or not self.progress.untouched:
+        if self._group.size > 1 or cause_of(error) is not Cause.OUT_OF_MEMORY or self.progress.counter.taken:
             return False
         clear_gradients(self._objects.values())
         return self._care.survived(self.step, f"{type(error).__name__}: {error}"[:500])

@@ -225,6 +225,8 @@ class LateMetrics:
         numbers: dict[str, Any] = {}
         events = []
         for name, value in metrics.items():
+            if isinstance(value, Tensor) and value.device.type == "meta":
+                continue
             device = self.streams.device_of(value) if isinstance(value, Tensor) else None
             if device is None:
                 numbers[name] = value.item() if isinstance(value, Tensor) else value
