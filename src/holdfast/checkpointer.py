@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from holdfast.catalog.config import plain_config
 from holdfast.errors import InvalidInput
 from holdfast.health import GOOD_AFTER, Check, Rule, Watchdog
 from holdfast.ids import TagName
@@ -78,6 +79,7 @@ class Checkpointer:
             long go to the journal.
         on_config_change: "override" (and say so), "keep" or "refuse" where ``config`` is not that of the checkpoint;
             or one of these for each key, with dots and ``*``.
+        not_restored: names of ``state`` that a new run leaves as they are when it begins with another run's checkpoint.
 
     Raises:
         InvalidInput: an argument that cannot be right; before anything is touched.
@@ -127,6 +129,7 @@ class Checkpointer:
         good_after: int = GOOD_AFTER,
         watchdog: Watchdog | str | None = None,
         on_config_change: str | Mapping[str, str] | None = None,
+        not_restored: Iterable[str] = (),
     ) -> None:
         refuse_worker()
         if not isinstance(state, Mapping) or not state:
@@ -136,7 +139,9 @@ class Checkpointer:
         self._values, self._files = dict[str, Any](), dict[str, bytes]()
         stopping = stopping_of(signals, grace, notice, on_preempt)
         self._opening = Opening(
-            settings=checked(store, run, resume, config, save, keep, stage, peer_timeout, on_config_change),
+            settings=checked(
+                store, run, resume, config, save, keep, stage, peer_timeout, on_config_change, not_restored
+            ),
             making=making_of(saver, codec, ram_budget, on_save_error, on_full, check_staging, progress),
             stopping=stopping,
             caring=caring_of(health, good_after, watchdog),
@@ -146,6 +151,7 @@ class Checkpointer:
             values=self._values,
             files=self._files,
             accumulate=accumulate,
+            config=config if isinstance(config, Mapping) else plain_config(config),
         )
         self._life = Lifetime(self._opening, callers_names(inspect.currentframe()))
 
@@ -174,6 +180,11 @@ class Checkpointer:
         Restored in place by the first `batches`, `steps` or `restore`; give defaults before with ``setdefault``.
         """
         return self._values
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As given, with the checkpoint's values where ``on_config_change`` keeps them; the first use opens the run."""
+        return self._opened(None).decision.applied(self._opening.config)
 
     @property
     def step(self) -> int:
@@ -336,24 +347,21 @@ class Checkpointer:
         if self._training is None:
             return self._opening.stops.asked is not None
         self._training.beating.alive()
-        return self._training.stop_anywhere() if together else self._training.stop_asked is not None
+        decisions = self._training.decisions
+        return decisions.stop_anywhere() if together else decisions.stop is not None
 
     @contextlib.contextmanager
     def pause_watchdog(self) -> Iterator[None]:
-        """Within it the watchdog does not look: for what takes long inside a step, such as a first compilation.
-
-        A call of `should_stop` or `log` is a sign of life, too: an evaluation that asks now and then needs no pause.
-        """
+        """Within it the watchdog does not look; a call of `should_stop` is a sign of life, too."""
         with self._opened(None).beating.paused():
             yield
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Within it, in the body of the loop, a step that runs out of memory is left out, if a rule shrinks batches.
+        """Within it, in the body, a step without memory is left out: ``when(out_of_memory(), shrink_batch(...))``.
 
-        The rule is ``when(out_of_memory(), shrink_batch(...))``. Its function is called, the gradients are let go, and
-        the loop goes on with the next batch. Otherwise, once anything has changed, and with several ranks, of which the
-        others would wait for this one, the error goes on its way.
+        Gradients are let go, and the next batch follows. Without such a rule, after an optimizer step, and with several
+        ranks (others would wait for this one), the error goes on its way.
         """
         try:
             yield

@@ -117,15 +117,15 @@ def test_a_training_with_a_poisoned_window_recovers_alone_and_ends_where_a_clean
     recovered = train(tmp_path / "cared", health=CARED_FOR, ill=ill)
     spiked = train(tmp_path / "spiked", health=CARED_FOR, ill={100}, spoil=lambda x: x * 1000)
     alone = train(tmp_path / "alone", ill=ill)
-    assert recovered.loss == pytest.approx(clean.loss, rel=0.02)
-    assert spiked.loss == pytest.approx(clean.loss, rel=0.02)
+    assert recovered.loss <= 1.02 * clean.loss
+    assert spiked.loss <= 1.02 * clean.loss
     assert alone.loss != alone.loss
     assert [event.kind for event in events(tmp_path / "cared", "rollback")] == ["rollback"]
 
 
 def test_only_the_data_of_the_suspect_steps_is_left_out_the_second_time(tmp_path):
     found = train(tmp_path / "s", health=CARED_FOR, ill={60})
-    again = found.seen[found.seen.index(60) + 2 :]  # after the step in which it showed
+    again = found.seen[found.seen.index(60) + 1 :]
     (event,) = events(tmp_path / "s", "rollback")
     ((_, first, _, end),) = event.data["left_out"]
     assert first <= 60 < end <= first + 5

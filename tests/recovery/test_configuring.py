@@ -40,6 +40,7 @@ EXAMPLES = {
     "health": ["when(nonfinite('loss'), stop())"],
     "watchdog": "watchdog(hung=600)",
     "good_after": 50,
+    "not_restored": ["optimizer"],
 }
 """One for each key that can be said in a file."""
 
@@ -68,6 +69,7 @@ WRONG = {
     "health": (True, [5], ["explode()"], "stop()"),
     "watchdog": (600, "stop()"),
     "good_after": (0, "100"),
+    "not_restored": ("optimizer", [1], [""]),
     "on_preempt": ("print",),
 }
 

@@ -239,6 +239,15 @@ def _signals(value: Any) -> tuple[str | int, ...]:
     return found
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise _Unfit
+    found = tuple(value)
+    if not all(isinstance(one, str) and one for one in found):
+        raise _Unfit
+    return found
+
+
 def _rules(value: Any) -> list[Any]:
     if not isinstance(value, str | list | tuple):
         raise _Unfit
@@ -248,8 +257,8 @@ def _rules(value: Any) -> list[Any]:
     return rules
 
 
-def _watchdog(value: Any) -> Watchdog:
-    return value if isinstance(value, Watchdog) else watchdog_of(_text(value))
+def _watchdog(value: Any) -> Watchdog | str:
+    return value if isinstance(value, Watchdog) or value == "off" else watchdog_of(_text(value))
 
 
 def _config(value: Any) -> Any:
@@ -296,6 +305,7 @@ KEYS: dict[str, Key] = {
     "health": Key("a list of rules as text, such as \"when(nonfinite('loss'), stop())\"", _rules),
     "watchdog": Key("a watchdog as text, such as 'watchdog(hung=600)'", _watchdog),
     "good_after": Key("a number of steps above 0", _whole),
+    "not_restored": Key("a list of names of state, such as [optimizer]", _names),
     "on_preempt": Key("a function, so it is given in Python", _function),
 }
 """Every setting, by the name of its argument."""

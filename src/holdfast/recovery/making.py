@@ -104,7 +104,7 @@ def open_checkpoints(
 ) -> Checkpoints:
     """The checkpoints of this launch, with whoever makes them."""
     if _can_have_saver(session, making):
-        process = _process(session, plan, making, after, beating)
+        process = _process(session, plan, making, after, stops, beating)
         beating.attach(process)
         stops.wake = process.wake
         return Checkpoints(session, _in_process(process, session, plan, making, after, stops), after, making.tolerance)
@@ -164,7 +164,9 @@ def _pausing(stops: StopRequests) -> Callable[[float], bool]:
     return wait
 
 
-def _process(session: Session, plan: Plan, making: Making, after: Afterwards, beating: Beating) -> SaverProcess:
+def _process(
+    session: Session, plan: Plan, making: Making, after: Afterwards, stops: StopRequests, beating: Beating
+) -> SaverProcess:
     def introduce() -> Hello:
         return Hello(
             url=_url(session),
@@ -176,6 +178,7 @@ def _process(session: Session, plan: Plan, making: Making, after: Afterwards, be
             nice=NICE,
             on_full="pause" if making.pause_when_full else "skip",
             visibility=session.store.visibility,
+            signals=stops.watched,
             watch=beating.signal,
         )
 

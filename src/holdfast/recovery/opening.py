@@ -91,6 +91,8 @@ class Opening:
     values: dict[str, Any]
     files: dict[str, bytes]
     accumulate: int | None
+    config: Mapping[str, Any]
+    """The user's own, nothing blotted out."""
 
     def open(self, facts: LauncherFacts, total: int | None, claim: Callable[[Store, Run], None]) -> Training:
         """Meets the other ranks, claims the run and makes a launch of it; nothing is restored yet.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from holdfast.errors import StateMismatch
 from holdfast.ids import RecordAddress
@@ -25,14 +25,21 @@ class Restoring:
         whole: the live state.
         checkpoints: told what the line goes on from.
         begin: called when a whole state is loaded and its timeline not noted yet: everything else goes back with it.
+        not_restored: names of what a run leaves as it is when it begins with the checkpoint of another one.
     """
 
     def __init__(
-        self, session: Session, whole: Whole, checkpoints: Checkpoints, begin: Callable[[Record, Loaded], None]
+        self,
+        session: Session,
+        whole: Whole,
+        checkpoints: Checkpoints,
+        begin: Callable[[Record, Loaded], None],
+        not_restored: Collection[str] = (),
     ) -> None:
         self.torn = False
         """Whether the live state may be half of one checkpoint and half of another."""
         self._session, self._whole, self._checkpoints, self._begin = session, whole, checkpoints, begin
+        self._not_restored = not_restored
 
     @property
     def unbegun(self) -> bool:
@@ -41,10 +48,20 @@ class Restoring:
 
     def resume(self) -> None:
         """Restores the newest good checkpoint; a fresh start leaves everything as it is."""
+        other = self._other() if self._not_restored else None
+        if other is not None and not self._session.has_work():
+            rest = tuple(name for name in self._whole.objects if name not in self._not_restored)
+            self.restore_parts(str(other.id), rest)
+            return
         fresh, self.torn = self._session.resume(self._load) is None, False
         if fresh:
             self._session.group.agreed(self._whole.check, "whether the state can be saved")
             self._checkpoints.resumed(None)
+
+    def _other(self) -> RecordAddress | None:
+        """The checkpoint of another run that this one is to begin with, if it is."""
+        asked = self._session.asked
+        return asked if asked is not None and asked.run != self._session.run.number else None
 
     def restore_from(self, reference: str | None) -> None:
         """Restores a named checkpoint, or the newest one of this line again, as a new timeline."""

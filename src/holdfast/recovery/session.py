@@ -46,6 +46,8 @@ class Plan:
     """Seconds for which ranks wait for each other."""
     on_config_change: ChangeRules = field(default_factory=ChangeRules)
     """What is done about keys of the configuration that are not as in the checkpoint."""
+    not_restored: tuple[str, ...] = ()
+    """Names of what a run leaves as it is when it begins with the checkpoint of another one."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def checked(
     stage: Policy | None,
     peer_timeout: float,
     on_config_change: object = None,
+    not_restored: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Fields of a `holdfast.recovery.session.Plan`; the arguments are those of `Checkpointer`.
 
@@ -41,4 +43,5 @@ def checked(
         "stage": None if stage is None else for_saving(stage),
         "patience": float(peer_timeout),
         "on_config_change": change_rules(on_config_change),
+        "not_restored": tuple(not_restored),
     }

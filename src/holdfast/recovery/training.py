@@ -22,6 +22,7 @@ from holdfast.recovery.boundary_saves import BoundarySaves
 from holdfast.recovery.care import Care, Caring
 from holdfast.recovery.checkpoints import Checkpoints
 from holdfast.recovery.classifying import Cause, cause_of
+from holdfast.recovery.config_changes import ConfigDecision
 from holdfast.recovery.decisions import Decisions
 from holdfast.recovery.ending import End
 from holdfast.recovery.exactness import say_resumed
@@ -71,6 +72,7 @@ class Training:
         beating: Beating,
     ) -> None:
         self.total: int | None = plan.total
+        self.decision: ConfigDecision = session.decision
         self._session, self._group, self._objects = session, session.group, objects
         self._checkpoints, self._after, self._stops = checkpoints, after, stops
         whole = Whole(objects=objects, values=values, files=files, rank=session.group.rank)
@@ -88,7 +90,7 @@ class Training:
             trigger=trigger,
             stage=None if plan.stage is None else Trigger(plan.stage, after),
         )
-        self.restoring = Restoring(session, whole, checkpoints, self._resumed)
+        self.restoring = Restoring(session, whole, checkpoints, self._resumed, plan.not_restored)
         self._preempting = Preempting(stops, self._saves, checkpoints, after, on_preempt)
         self._end = self._ending(objects)
         self._asking = Asking(
@@ -157,13 +159,9 @@ class Training:
         return self._checkpoints.last
 
     @property
-    def stop_asked(self) -> str | None:
-        """What has asked the training to stop, if anything has."""
-        return self._decisions.stop
-
-    def stop_anywhere(self) -> bool:
-        """As `Decisions.stop_anywhere`."""
-        return self._decisions.stop_anywhere()
+    def decisions(self) -> Decisions:
+        """What all ranks have decided."""
+        return self._decisions
 
     @property
     def preempted(self) -> Preemption | None:

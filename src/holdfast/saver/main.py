@@ -39,7 +39,6 @@ from holdfast.saver.watching import Watching
 from holdfast.saver.worker import Worker
 
 HELLO_SECONDS = 30.0
-WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 
 
 def main(descriptor: int) -> None:
@@ -56,7 +55,7 @@ def main(descriptor: int) -> None:
     logging.getLogger("holdfast").addHandler(_Forwarding(channel))
     control_fd, pidfd, wake, stacks, *slab_fds = descriptors
     slabs = {serial: Slab(fd, length, serial) for (serial, length), fd in zip(hello.slabs, slab_fds, strict=True)}
-    listener = _Listener(channel, orders, slabs, pidfd=pidfd, wake=wake, signals=signals)
+    listener = _Listener(channel, orders, slabs, pidfd=pidfd, wake=wake, signals=signals, watched=set(hello.signals))
     control = Control(Slab(control_fd, LENGTH))
     worker = _worker(hello, channel, orders, control, slabs)
     threading.excepthook = _end_with_thread
@@ -178,7 +177,9 @@ class _Listener:
         pidfd: int,
         wake: int,
         signals: int,
+        watched: set[int],
     ) -> None:
+        self._watched = watched
         self._channel, self._orders, self._slabs = channel, orders, slabs
         self._pidfd, self._wake, self._signals = pidfd, wake, signals
         self._open = True
@@ -246,11 +247,18 @@ class _Listener:
         if not numbers:
             poll.unregister(self._wake)
         for number in numbers:
-            if number in WATCHED:
+            if number in self._watched:
                 # The trainer may be stuck in a collective: what is in reserve is saved at once, without it.
-                self._orders.rescue = messages.Rescue(kind=Kind.PREEMPTED, reason=signal.Signals(number).name)
+                self._orders.rescue = messages.Rescue(kind=Kind.PREEMPTED, reason=_name(number))
                 self._orders.hurry.set()
                 self._orders.notify()
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # a real-time one
 
 
 class _Forwarding(logging.Handler):

@@ -37,6 +37,8 @@ class Hello(_Message, frozen=True, kw_only=True):
     nice: int
     on_full: str
     visibility: float = 0.0
+    signals: tuple[int, ...] = (15, 2, 10)
+    """What asks the trainer to stop: of what comes with its signals these count."""
     watch: int = 0
     """The signal upon which the trainer writes its stacks; 0: it is not watched."""
     slabs: list[tuple[int, int]] = []
