@@ -227,11 +227,14 @@ class Checkpointer:
             raise InvalidInput("batches() needs total_steps= or epochs=, or it would never end")
         if on_mismatch not in tuple(Mismatch):
             raise InvalidInput(f"on_mismatch={on_mismatch!r}: there is {', '.join(Mismatch)}")
-        position = open_position(loader)
-        training = self._life.begun(total_steps, loader)
+        position, training = open_position(loader), self._life.begun(total_steps, loader)
         position = training.attach_loader(position, Mismatch(on_mismatch))
+
+        def done() -> bool:
+            return epochs is not None and position.epoch >= epochs
+
         with self._life.looped(training):
-            while not training.ended() and (epochs is None or position.epoch < epochs):
+            while not (training.ended() or done()) or (training.end_loop(done()) and not done()):
                 for batch in position.batches():
                     if training.passes_over():
                         continue
@@ -242,18 +245,16 @@ class Checkpointer:
                         break
                 else:
                     training.epoch_over()
-            training.end_loop(epochs is not None and position.epoch >= epochs)
 
     def steps(self, total_steps: int) -> Iterator[int]:
         """As `batches`, for loops that get their data elsewhere; the record says that it has no data position."""
         training = self._life.begun(total_steps)
         training.begin_loop()
         with self._life.looped(training):
-            while not training.ended():
+            while not training.ended() or training.end_loop():
                 training.enter()
                 yield training.step
                 training.leave(epoch_ended=False)
-            training.end_loop()
 
     def restore(self, reference: str | None = None, *, only: Iterable[str] | None = None) -> list[str]:
         """Restores now: the newest good checkpoint of the run, or the one that ``reference`` names.

@@ -39,7 +39,8 @@ Grouped by what a handler would do::
     |   |-- StorageReadOnly                EROFS, EACCES, EPERM
     |   `-- StorageUnavailable             not a directory, missing mount, EIO, ESTALE
     |-- PeerLost                           end this rank too, and start the job again
-    `-- Unhealthy                          the health checks have stopped the training; look into it before a restart
+    |-- Unhealthy                          the health checks have stopped the training; look into it before a restart
+    `-- CrashLoop                          the same job ended again and again; change something before a restart
 
 Every class has a ``kind``, a code that never changes once released, and an
 ``exit_code`` for the command line. Messages say what happened, to which
@@ -341,3 +342,10 @@ class Unhealthy(HoldfastError):
 
     kind = "unhealthy"
     exit_code = 81
+
+
+class CrashLoop(HoldfastError):
+    """The same job has ended again and again without getting on; no checkpoint is to blame, and none is touched."""
+
+    kind = "crash-loop"
+    exit_code = 82

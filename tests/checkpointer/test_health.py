@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import holdfast
 from holdfast import every, latest
+from holdfast.catalog import layout
 from holdfast.catalog.journal import read_journal
 from holdfast.errors import Unhealthy
 from holdfast.health import (
@@ -31,6 +32,7 @@ from holdfast.health import (
     stop,
     when,
 )
+from holdfast.ids import RunNumber
 from holdfast.recovery import telling
 
 TOTAL = 160
@@ -217,6 +219,20 @@ def test_a_stop_saves_what_is_worth_saving(tmp_path):
     assert holdfast.open(tmp_path / "s").run(1).records()[-1].step == 33
 
 
+def test_what_is_broken_at_the_very_end_is_not_made_the_result(tmp_path):
+    with pytest.raises(Unhealthy, match="loss is nan"):
+        train(tmp_path / "s", health=[when(nonfinite("loss"), stop())], ill={39}, total=40, save=every(steps=15))
+    last = holdfast.open(tmp_path / "s").run(1).records()[-1]
+    assert (last.step, last.kind) == (30, "regular")
+    assert events(tmp_path / "s", "exit")[-1].data["how"] == "failed"
+
+
+def test_what_breaks_in_the_very_last_step_is_recovered_from(tmp_path):
+    found = train(tmp_path / "s", health=CARED_FOR, ill={39}, total=40)
+    assert found.seen[-1] > 39
+    assert holdfast.open(tmp_path / "s").run(1).records()[-1].anomalies == []
+
+
 def test_a_check_of_ones_own_can_have_saved_told_and_freed(tmp_path):
     told = []
     health = [when(lambda o: "look" if o.step == 33 else None, save_now(), notify(told.append), free_space())]
@@ -307,3 +323,73 @@ def test_what_no_rule_is_for_goes_on_its_way(tmp_path):
 def test_no_checks_at_all_are_no_checks_at_all(tmp_path):
     train(tmp_path / "s", health=[], ill={20}, total=30)
     assert events(tmp_path / "s", "verdict") == []
+
+
+def test_a_scaler_that_skips_every_step_does_not_hide_a_nan(tmp_path):
+    """No step is made any more, so there is no boundary either: the checks look all the same."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    skipped = 0
+    with holdfast.Checkpointer(
+        tmp_path / "s",
+        run="r",
+        state={"model": model, "optimizer": optimizer},
+        save=every(steps=5),
+        keep=latest(50),
+        good_after=3,
+        health=[when(nonfinite("loss"), rollback(skip_data=False))],
+    ) as ckpt:
+        for step in ckpt.steps(40):
+            if step == 20 and not skipped:
+                with torch.no_grad():
+                    model.weight.fill_(float("nan"))
+            loss = model(torch.ones(1, 2)).sum()
+            loss.backward()
+            if torch.isfinite(loss):
+                optimizer.step()
+            else:
+                skipped += 1
+            optimizer.zero_grad()
+            ckpt.log(loss=loss.detach())
+    assert 0 < skipped <= 150
+    assert ckpt.step == 40
+    assert [event.data["to_step"] < 20 for event in events(tmp_path / "s", "rollback")] == [True]
+
+
+def test_retention_leaves_a_checkpoint_the_time_to_become_good(tmp_path):
+    """Three that are kept live for thirty steps, and it takes fifty to become good."""
+    found = train(tmp_path / "s", health=CARED_FOR, ill={140}, keep=latest(3), good_after=50)
+    assert len(found.seen) > TOTAL
+    assert [event.kind for event in events(tmp_path / "s", "rollback")] == ["rollback"]
+    assert len(holdfast.open(tmp_path / "s").run(1).records()) <= 6
+
+
+def test_a_target_that_is_damaged_is_no_way_out_of_what_was_decided(tmp_path):
+    """An older checkpoint is taken; the data is left out and the rate scaled from there."""
+    flipped = []
+
+    def flip(step, number, ckpt):
+        if step == 58 and not flipped:
+            newest = next(one for one in holdfast.open(tmp_path / "s").run(1).records() if one.step == 50)
+            (tmp_path / "s" / layout.tree(RunNumber(1), newest.manifest_digest)).unlink()
+            flipped.append(newest.step)
+
+    health = [when(nonfinite("loss"), rollback(to=str(50), scale_lr=0.5))]
+    found = train(tmp_path / "s", health=health, ill={60}, at_step=flip, saver="inline")
+    assert found.rate == pytest.approx(0.05)
+    to = [event.data["to_step"] for event in events(tmp_path / "s", "rollback")]
+    assert to[0] == 50
+    assert found.seen.count(60) == 1
+
+
+def test_what_happens_is_in_the_journal_while_the_training_runs(tmp_path, monkeypatch):
+    """Not only at its end: a training that is killed has to leave a trace."""
+    from holdfast.recovery import afterwards
+
+    monkeypatch.setattr(afterwards, "JOURNAL_SECONDS", 0.0)
+
+    def look(step, number, ckpt):
+        if step == 40:
+            assert events(tmp_path / "s", "verdict")
+
+    train(tmp_path / "s", ill={20}, total=50, at_step=look, saver="process")

@@ -15,7 +15,7 @@ import holdfast
 from holdfast import Checkpointer, best, every, latest
 from holdfast.errors import InvalidInput, UnsupportedValue
 from holdfast.records import Kind
-from holdfast.recovery import training
+from holdfast.recovery import decisions
 
 RARELY = every(steps=1000)
 
@@ -147,7 +147,7 @@ def test_a_signal_at_the_turn_of_an_epoch_is_served_with_a_checkpoint(tmp_path: 
 
 
 def test_a_stop_does_not_wait_for_a_step_that_never_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(decisions, "STOP_SECONDS", 0.0)
     seen = 0
     with Checkpointer(tmp_path / "s", run="r", state=objects(), save=RARELY) as ckpt:
         for _ in ckpt.batches([1, 2, 3], total_steps=99):

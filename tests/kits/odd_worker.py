@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -137,6 +139,45 @@ def an_average_beside_it():
             step(model, optimizer)
             average.update_parameters(average.module)
     return holdfast.open(FOLDER / "average").run(1).records()[-1].world
+
+
+class Meddling(nn.Module):
+    """Its extra state, once it is set, wipes out the weight that was just loaded."""
+
+    def __init__(self, meddles=False):
+        super().__init__()
+        self.weight, self.meddles = nn.Parameter(torch.ones(64, 16)), meddles
+
+    def get_extra_state(self):
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        if self.meddles:
+            with torch.no_grad():
+                self.weight.to_local().zero_()
+
+
+def meddling_with_shards_of_another_world():
+    first, folder = Meddling(), FOLDER / "meddled"
+    if t.rank() == 0:
+        _save_alone(first, folder)
+    torch.distributed.barrier()
+    second = Meddling(meddles=True)
+    mesh = init_device_mesh("cpu", (2,))
+    second.weight = nn.Parameter(distribute_tensor(second.weight.data, mesh, [Shard(0)]))
+    with opened("meddled", {"model": second}) as ckpt:
+        ckpt.restore()
+
+
+def _save_alone(model, folder):
+    """By a process of its own, which knows of no ranks."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import holdfast, odd_worker\n"
+        "with holdfast.Checkpointer(sys.argv[2], run='x', state={'model': odd_worker.Meddling()}) as ckpt: ckpt.save()"
+    )
+    environ = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    words = [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)]
+    subprocess.run(words, env=environ, check=True, timeout=120)
 
 
 def run(scenario):

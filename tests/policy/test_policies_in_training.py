@@ -42,7 +42,7 @@ def test_auto_goes_by_what_the_saves_of_this_very_training_cost(tmp_path, monkey
     module = importlib.import_module("holdfast.policy.auto")
     monkeypatch.setattr(module, "FIRST", 0.0)
     monkeypatch.setattr(module, "SHORTEST", 0.0)
-    found = train(tmp_path, 1000, save=auto(max_overhead=0.9), keep=latest(1000))
+    found = train(tmp_path, 120, save=auto(max_overhead=0.9), keep=latest(1000))
     assert "no save was measured yet" in found[0].reason
     assert "a save costs" in found[1].reason
 
@@ -53,5 +53,5 @@ def test_auto_remembers_what_earlier_launches_paid(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FIRST", 1e9)
     monkeypatch.setattr(module, "SHORTEST", 0.0)
     train(tmp_path, 5, save=every(steps=1), keep=latest(1000))
-    found = train(tmp_path, 1000, save=auto(max_overhead=0.9), keep=latest(1000))
+    found = train(tmp_path, 120, save=auto(max_overhead=0.9), keep=latest(1000))
     assert any("a save costs" in one.reason for one in found if one.launch == 2)

@@ -43,9 +43,9 @@ def test_a_checkpoint_keeps_what_was_left_out_before_it():
     _, leaving = walked(8)
     leaving.leave_out([leaving.batches_of(Skip(2, 2), target=0)])
     other = LeavingOut()
-    other.begin_at(leaving.stored({"epoch": 0}))
+    other.begin_at(0, leaving.stored({"epoch": 0}))
     assert other.stretches == leaving.stretches
-    other.begin_at({"epoch": 0})
+    other.begin_at(0, {"epoch": 0})
     assert other.stretches == []
 
 
@@ -65,7 +65,8 @@ def test_steps_that_nobody_remembers_begin_at_the_checkpoint():
         if step == 12:
             leaving.boundary(step, position)
     assert leaving.batches_of(Skip(12, 12), target=10) == LeftOut(Spot(0, 0), Spot(0, 2))
-    assert leaving.batches_of(Skip(13, 13), target=10) is None
+    assert leaving.batches_of(Skip(13, 13), target=10) == LeftOut(Spot(0, 2), Spot(0, 3))  # not made yet
+    assert leaving.batches_of(Skip(9, 9), target=8) is None
 
 
 def test_memory_of_boundaries_is_bounded():
@@ -74,3 +75,19 @@ def test_memory_of_boundaries_is_bounded():
     for step in range(REMEMBERED + 10):
         leaving.boundary(step, position)
     assert len(leaving._spots) == REMEMBERED
+
+
+def test_what_was_left_out_stays_left_out_where_batches_have_another_size():
+    """Samples 212 to 227 at four to a batch; from batch 40 on there are eight to one."""
+    one = LeftOut(Spot(0, 53), Spot(0, 57))
+    assert one.in_batches_of(Spot(0, 40), 4, 8) == LeftOut(Spot(0, 46), Spot(0, 49))
+    assert one.in_batches_of(Spot(0, 40), 4, 2) == LeftOut(Spot(0, 66), Spot(0, 74))
+    later = LeftOut(Spot(1, 10), Spot(1, 12))
+    assert later.in_batches_of(Spot(0, 40), 4, 8) == LeftOut(Spot(1, 5), Spot(1, 6))
+
+
+def test_what_was_remembered_of_steps_that_are_made_again_is_forgotten():
+    leaving = walked(8)[1]
+    leaving.begin_at(3, None)
+    assert leaving.batches_of(Skip(2, 3), target=0) is not None
+    assert max(leaving._spots) == 3

@@ -12,6 +12,7 @@ SCENARIOS = [
     "values_that_are_not_reduced",
     "compiled_and_replicated",
     "an_average_beside_it",
+    "meddling_with_shards_of_another_world",
 ]
 
 
@@ -59,3 +60,10 @@ def test_a_compiled_wrapper_is_evidence_of_replicas(found):
 
 def test_modules_without_evidence_are_stored_beside_sharded_ones(found):
     assert values(found("an_average_beside_it")) == [2, 2]
+
+
+def test_whoever_writes_to_a_shard_after_it_was_filled_is_found_out(found):
+    """One rank has stored the tensor whole, so no stored digest is that of a shard."""
+    for one in found("meddling_with_shards_of_another_world"):
+        assert one["error"] == "RestoreFailed"
+        assert "model/weight: other bytes than stored" in one["text"]

@@ -59,6 +59,21 @@ def journal(run: RunNumber, writer: str, number: int) -> ObjectName:
     return ObjectName(f"{run_folder(run)}journal/{writer}/{number:06d}.json")
 
 
+def journals_folder(run: RunNumber) -> str:
+    """The journals of a run, a folder for each writer."""
+    return f"{run_folder(run)}journal/"
+
+
+def attempts_writer(launch_number: int) -> str:
+    """The journal of a launch in which its loads are noted."""
+    return f"attempts-{launch_number}"
+
+
+def attempts_folder(run: RunNumber, launch_number: int) -> str:
+    """Where that journal lies."""
+    return f"{journals_folder(run)}{attempts_writer(launch_number)}/"
+
+
 def marks_folder(run: RunNumber) -> str:
     """Marks of all records of a run."""
     return f"{run_folder(run)}marks/"

@@ -13,6 +13,13 @@ from holdfast.catalog.tags import read_tags
 from holdfast.ids import RecordId
 
 
+def _good_after(run: Run) -> int | None:
+    """As the newest launch has said it."""
+    launches = run.launches()
+    text = launches[-1].policies.get("good_after", "") if launches else ""
+    return int(text) if text.isdecimal() else None
+
+
 def read_retention_facts(run: Run) -> RetentionFacts:
     """The facts for `holdfast.catalog.retention.plan_retention`.
 
@@ -37,5 +44,6 @@ def read_retention_facts(run: Run) -> RetentionFacts:
         resumed_elsewhere=newest.elsewhere(run.number),
         # A fork point, or the line of the run itself, may be hidden in these.
         unreadable=list(unclear),
+        good_after=_good_after(run),
         packs={str(one.name): one.size for one in run.store.storage.list(layout.private_packs(run.number))},
     )

@@ -4,8 +4,9 @@ The rules, in this order of authority:
 
 1. Nothing is deleted while something that protects records cannot be read.
 2. The head, the newest verified checkpoint of its line, the newest good one
-   (what a rollback goes back to), the one that the newest start of this or
-   another run resumed from, tagged, pinned and quarantined ones and fork points
+   (what a rollback goes back to), the next one that may become good where the
+   training wants that, the one that the newest start of this or another run
+   resumed from, tagged, pinned and quarantined ones and fork points
    are always kept.
 3. Only what is older than the newest verified checkpoint of the head's line
    may go: a younger one has not proved yet that it can replace anything.
@@ -43,6 +44,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from holdfast.catalog.layout import SHARED_PACKS
@@ -105,6 +107,8 @@ class RetentionFacts:
     """Where the newest start began."""
     resumed_elsewhere: Mapping[RecordId, Sequence[RunNumber]] = field(default_factory=dict)
     """Other runs whose newest start began at each record."""
+    good_after: int | None = None
+    """Steps after which a checkpoint earns the mark good, where the training wants to go back to such ones."""
     unreadable: Sequence[str] = ()
     """Objects that might protect a record and cannot be read."""
     packs: Mapping[str, int] = field(default_factory=dict)
@@ -213,6 +217,8 @@ def _protected(
         why[proven.id].append("the newest verified one")
     if (good := _newest_good(line) or _newest_good([*candidates.values()][::-1])) is not None:
         why[good.id].append("the newest good one")
+    if (aspirant := _aspirant(line, facts.good_after)) is not None:
+        why[aspirant.id].append("it may become good")
     if facts.resumed_from is not None:
         why[RecordId(facts.resumed_from.id)].append("the newest start resumed from it")
     for id_, one in candidates.items():
@@ -222,6 +228,25 @@ def _protected(
 
 def _newest_good(newest_first: Iterable[Candidate]) -> Candidate | None:
     return next((one for one in newest_first if one.marks.good and _counts(one)), None)
+
+
+def _aspirant(line: Sequence[Candidate], good_after: int | None) -> Candidate | None:
+    """The next one to become good, where rollbacks go there: else each would be gone before it has lasted so long."""
+    if good_after is None or not line:
+        return None
+    good = _newest_good(line)
+    gaps = [after.step - before.step for after, before in pairwise(line)]
+    reach = good_after + max(gaps, default=0)
+    waiting = [
+        one
+        for one in line
+        if (good is None or one.order > good.order) and line[0].step - one.step <= reach and _might(one)
+    ]
+    return waiting[-1] if waiting else None
+
+
+def _might(one: Candidate) -> bool:
+    return _counts(one) and not any("NaN" in text for text in one.record.anomalies)
 
 
 def _attached(one: Candidate, facts: RetentionFacts) -> list[str]:

@@ -51,6 +51,11 @@ class Ailments:
         """One more rollback."""
         self._new.append(gone)
 
+    @property
+    def newest(self) -> Gone:
+        """The last one of this launch."""
+        return self._new[-1]
+
     def scale_to(self, target: str) -> float:
         """The factor of learning rates from a record on: of all rollbacks that went there."""
         return math.prod(one.scale_lr for one in self._to(target) if one.scale_lr is not None)

@@ -21,17 +21,22 @@ STEPS = 200
 """The last ones, from which a limit is derived."""
 _LIMIT_EVERY = 20
 """Steps between two looks at them: a median over all of them is not for every step."""
+_ours: set[int] = set()
+"""Signals that are ignored while nobody uses them: one may be on its way when nobody writes stacks any more."""
+_used: set[int] = set()
+"""By trainings of this process."""
 
 
 class Beating:
     """One per launch. Belongs to the thread that trains.
 
     Args:
-        watchdog: what is asked for; None: nothing is watched.
+        watchdog: what is wanted; None: nothing is watched.
+        asked: whether somebody has asked for it; else it is the default.
     """
 
-    def __init__(self, watchdog: Watchdog | None) -> None:
-        self._watchdog = watchdog
+    def __init__(self, watchdog: Watchdog | None, *, asked: bool = False) -> None:
+        self._watchdog, self._asked = watchdog, asked
         self._process: SaverProcess | None = None
         self._beats: Beats | None = None
         self._number = 0
@@ -40,7 +45,14 @@ class Beating:
         self._steps = 0
         self._step = 0
         self._began: float | None = None
+        self._whole = True
+        """Whether the step at hand tells how long steps take: not one with a pause in it."""
         self._paused = 0
+
+    def nobody_watches(self, why: str) -> None:
+        """There is no saver: whoever has asked for a watchdog has to hear of it."""
+        if self._watchdog is not None and self._asked:
+            logger.warning("the watchdog does not work: %s, so nobody is there to watch this process", why)
 
     @property
     def signal(self) -> int:
@@ -56,22 +68,24 @@ class Beating:
             self._process, self._beats = process, Beats(process.control.slab)
 
     def enter(self, step: int) -> None:
-        """The body begins, or the next batch is drawn: the training gets on."""
-        if self._watchdog is None:
-            return
-        self._step = step
-        if self._began is None:
-            self._began = time.monotonic()
+        """The next step is under way from here on."""
+        self._step, self._began, self._whole = step, time.monotonic(), not self._paused
         self.alive()
 
     def leave(self) -> None:
         """A boundary: what happens there has deadlines of its own."""
         if self._beats is None:
             return
-        if self._began is not None:
+        if self._began is not None and self._whole:
             self._took.append(time.monotonic() - self._began)
-            self._began, self._steps = None, self._steps + 1
-        self._beats.rest()
+            self._steps += 1
+        self.rest()
+
+    def rest(self) -> None:
+        """No step is under way: before and after a loop, and at its end."""
+        self._began = None
+        if self._beats is not None:
+            self._beats.rest()
 
     def alive(self) -> None:
         """A sign of life in the middle of a step, from an evaluation perhaps."""
@@ -81,13 +95,14 @@ class Beating:
             self._beats.rest()  # a person steps through it
             return
         if self._steps % _LIMIT_EVERY == 0 or not self._hung:
-            self._hung = self._watchdog.limit(self._took) or 0.0
+            self._hung = self._watchdog.limit(self._took) or self._watchdog.end_after or 0.0
         self._beats.beat(self._step, self._hung, self._watchdog.end_after or 0.0)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Within it nothing is watched."""
         self._paused += 1
+        self._whole = False
         if self._beats is not None:
             self._beats.rest()
         try:
@@ -104,14 +119,20 @@ class Beating:
             self._beats = None
         if self._number:
             faulthandler.unregister(self._number)
+            _used.discard(self._number)
             self._number = 0
 
 
 def _register(process: SaverProcess) -> int:
     """A signal that nobody uses; 0: there is none."""
     for number in range(signal.SIGRTMIN + 8, signal.SIGRTMAX - 2):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            faulthandler.register(number, file=process.stacks, all_threads=True, chain=False)
-            return int(number)
+        if number in _used or (number not in _ours and signal.getsignal(number) is not signal.SIG_DFL):
+            continue
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(number, signal.SIG_IGN)
+            _ours.add(number)
+        faulthandler.register(number, file=process.stacks, all_threads=True, chain=False)
+        _used.add(number)
+        return int(number)
     logger.warning("the watchdog does not work: every real-time signal is taken")
     return 0

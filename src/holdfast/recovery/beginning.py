@@ -17,7 +17,9 @@ from holdfast.errors import NotFound, NothingToResume, RefusedFresh
 from holdfast.ids import RecordAddress, RunNumber, nonce
 from holdfast.records import Kind, Target
 from holdfast.recovery.choice import KnownRun, NewRun, RunChoice, choose_run
+from holdfast.recovery.code import code_digest
 from holdfast.recovery.config_changes import ConfigDecision, decide_changes
+from holdfast.recovery.crash_loops import facts_of_launch
 from holdfast.recovery.fresh import restart_evidence
 from holdfast.recovery.group import Alone, Group
 from holdfast.recovery.joining import NOTICEABLE, SEE_SECONDS, Joining, await_store, check_shared
@@ -203,6 +205,12 @@ def _run(store: Store, choice: RunChoice, plan: Plan) -> Run:
     )
 
 
+def _policies(plan: Plan) -> dict[str, str]:
+    """As text, for other processes."""
+    good = {} if plan.good_after is None else {"good_after": str(plan.good_after)}
+    return {"save": str(plan.save), "keep": str(plan.keep), **good}
+
+
 def _decided(run: Run, asked: Target | None, plan: Plan) -> ConfigDecision:
     """What is done about a configuration that is another one than that of the checkpoint.
 
@@ -234,8 +242,8 @@ def _launched(
         run,
         job=plan.facts.job,
         command=command_line(),
-        policies={"save": str(plan.save), "keep": str(plan.keep)},
-        environment=environment,
+        policies=_policies(plan),
+        environment=environment | facts_of_launch(code_digest(), plan.facts.restarts),
         config=dict(decision.config),
         config_digest=config_digest(decision.config),
         report=tell,

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from holdfast.errors import InvalidInput
-from holdfast.health import GOOD_AFTER, GoodMarks, Rule, ShrinkBatch, Watch, Watchdog, rules_of, watchdog
+from holdfast.health import GOOD_AFTER, GoodMarks, Rollback, Rule, ShrinkBatch, Watch, Watchdog, rules_of, watchdog
 from holdfast.ids import RecordAddress
 from holdfast.records import Record
 from holdfast.recovery.afterwards import Afterwards
@@ -41,6 +41,15 @@ class Caring:
     rules: tuple[Rule, ...]
     good_after: int
     watchdog: Watchdog | None
+    asked: bool
+    """Whether somebody has asked for this watchdog; else it is the default."""
+
+    @property
+    def aspiring(self) -> int | None:
+        """``good_after``, if a rule goes back to what is good."""
+        actions = [action for rule in self.rules for action in rule.actions]
+        goes = any(isinstance(action, Rollback) and action.to == "good" for action in actions)
+        return self.good_after if goes else None
 
 
 def caring_of(health: Iterable[Any] | None, good_after: int, dog: Watchdog | str | None) -> Caring:
@@ -55,6 +64,7 @@ def caring_of(health: Iterable[Any] | None, good_after: int, dog: Watchdog | str
         rules=rules_of(health),
         good_after=GoodMarks(good_after).good_after if good_after != GOOD_AFTER else GOOD_AFTER,
         watchdog=watchdog() if dog is None else None if isinstance(dog, str) else dog,
+        asked=dog is not None,
     )
 
 
@@ -92,6 +102,7 @@ class Care:
         self._checkpoints, self._saves = checkpoints, saves
         self._out_of_memory: str | None = None
         self._first = True
+        self._anybody = False
         observing = Observing(
             watch,
             Vitals(_folder(session)),
@@ -129,7 +140,7 @@ class Care:
 
     def leave_loop(self) -> None:
         """It has ended, whatever has ended it."""
-        self.beating.leave()
+        self.beating.rest()
         self._tending.observing.leave_loop()
 
     def go(self, step: int) -> None:
@@ -144,8 +155,11 @@ class Care:
             step: completed optimizer steps.
             metrics: what was logged since the boundary before.
         """
-        self.beating.leave()
         return self._tending.look(step, metrics)
+
+    def waits(self, anybody: bool) -> None:
+        """This boundary is in the middle of a step, where nothing can be done; arguments as of `treat`."""
+        self._anybody = self._anybody or anybody
 
     def treat(self, step: int, anybody: bool) -> Record | Stopped | None:
         """Does what is to be done at this boundary: the same on all ranks; errors as `Remedying.do`.
@@ -157,8 +171,12 @@ class Care:
         Returns:
             The record that the training has gone back to, or that it is to end, or neither.
         """
+        anybody, self._anybody = anybody or self._anybody, False
         judgement = self._tending.decide(anybody)
-        return None if judgement is None or not judgement.actions else self._remedying.do(judgement, step)
+        if judgement is None or not judgement.actions:
+            return None
+        self.beating.rest()  # a restore takes its time
+        return self._remedying.do(judgement, step)
 
     def survived(self, step: int, said: str) -> bool:
         """A device had no memory left for a step, and nothing has changed: whether batches were made smaller for it.

@@ -8,13 +8,19 @@ decides at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from holdfast.errors import SaveFailed, StateError
+from holdfast.recovery.grace import Grace
 from holdfast.recovery.group import Group
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.triggers import Moment, Trigger
+
+STOP_SECONDS = 10.0
+"""How long a request to stop waits for the step at hand; then the checkpoint is made in the middle of it."""
+SPARE_SECONDS = 1.0
+"""How much time has to be left beside a save for that."""
 
 
 class Agreed(NamedTuple):
@@ -116,12 +122,17 @@ class Decisions:
         """What has asked the training to stop; of several ranks, as far as all of them have heard of it."""
         return self._stops.asked if self._group.size == 1 else self._agreed_stop
 
-    def waited(self, seconds: float) -> bool:
-        """Whether a request to stop has waited for so long that it cannot wait for the end of a step.
+    def pressed(self, lacks: Callable[[], float]) -> bool:
+        """Whether a request to stop cannot wait for the end of the step at hand.
 
         Several ranks come to the same boundaries: no clock decides on one of them.
+
+        Args:
+            lacks: see `Agreed.lacks`, for this rank.
         """
-        return self._group.size == 1 and self._stops.waited(seconds)
+        if self._group.size > 1 or not self._stops.waited(0.0):
+            return False
+        return self._stops.waited(STOP_SECONDS) or lacks() > -SPARE_SECONDS
 
     def stop_anywhere(self) -> bool:
         """Whether any rank was asked to stop; every rank has to call it, and waits for the others."""
@@ -185,7 +196,7 @@ class Decisions:
     def stop_all(self, why: str) -> None:
         """All ranks have decided to stop here."""
         if self._group.size == 1:
-            self._stops.ask(why)
+            self._stops.ask(why, Grace(seconds=None, why="nobody kills a training for its health"))
         self._agreed_stop = why
 
     def end(self) -> None:

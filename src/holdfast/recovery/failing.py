@@ -83,10 +83,10 @@ class Failing:
 
     def _saved(self, name: str, cause: Cause, *, inside: bool) -> str | None:
         """Makes the checkpoint; else why not."""
-        why = self._why_not(cause, inside=inside) or self.back() or self._nothing_new
-        if why is not None:
-            return why
         try:
+            why = self._why_not(cause, inside=inside) or self.back() or self._nothing_new
+            if why is not None:
+                return why
             self._saves.save(Kind.FAILED, f"the training ended with {name}")
         except Exception as error:  # the rest of the end has to be done all the same
             return f"it could not be saved: {type(error).__name__}: {error}"

@@ -7,12 +7,15 @@ and so to its checkpoints: a resumed training passes over the same.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from holdfast.health import Skip
 from holdfast.state.loaders import LoaderPosition
+
+logger = logging.getLogger(__name__)
 
 REMEMBERED = 20_000
 """Boundaries."""
@@ -31,6 +34,16 @@ class LeftOut(NamedTuple):
     first: Spot
     end: Spot
 
+    def in_batches_of(self, here: Spot, before: int, after: int) -> LeftOut:
+        """The same samples, where batches have another size from ``here`` on; what is left out never gets less."""
+
+        def moved(spot: Spot, *, up: bool) -> Spot:
+            base = here.batch if spot.epoch == here.epoch else 0
+            samples = max(0, spot.batch - base) * before
+            return Spot(spot.epoch, base + (-(-samples // after) if up else samples // after))
+
+        return LeftOut(moved(self.first, up=False), moved(self.end, up=True))
+
     def plain(self) -> list[int]:
         """As it is stored."""
         return [*self.first, *self.end]
@@ -46,9 +59,34 @@ class LeavingOut:
         """Batches that were passed over by this launch."""
         self._spots: OrderedDict[int, Spot] = OrderedDict()
 
-    def begin_at(self, stored: dict[str, Any] | None) -> None:
-        """The training goes on from a checkpoint with this position."""
+    def begin_at(self, step: int, stored: dict[str, Any] | None) -> None:
+        """The training goes on from a checkpoint of ``step``, with this position."""
         self.stretches = stretches_of((stored or {}).get("left_out", ()))
+        for later in [known for known in self._spots if known > step]:
+            del self._spots[later]
+
+    def found(self, position: LoaderPosition, stored: dict[str, Any], then: int, now: int) -> None:
+        """The loader was brought to the stored position: its batches may be others than those of the checkpoint.
+
+        Args:
+            position: where it is.
+            stored: the position of the checkpoint.
+            then: ranks that the checkpoint was made by.
+            now: ranks.
+        """
+        before = then * (stored.get("facts", {}).get("batch_size") or 0)
+        after = now * (position.facts().get("batch_size") or 0)
+        anew = (position.epoch, position.batch) != (stored.get("epoch"), stored.get("batch"))
+        if not self.stretches or (before == after and not anew):
+            return
+        if position.strategy == "cursor" and before and after and not anew:
+            here = Spot(position.epoch, position.batch)
+            self.stretches = [one.in_batches_of(here, before, after) for one in self.stretches]
+            return
+        logger.warning(
+            "the data comes in another order now: %d stretches are not left out any more", len(self.stretches)
+        )
+        self.stretches = []
 
     def boundary(self, step: int, position: LoaderPosition | None) -> None:
         """Here the step ``step`` has ended."""

@@ -54,13 +54,18 @@ class Lifetime:
             HoldfastError: the run cannot be opened, or there is no state to go on from.
         """
         refuse_worker(self._pid)
-        if self._closed or self._broken:
+        if self._closed or self._torn:
             raise Unusable(f"this Checkpointer {self._over}; make a new one, and new objects for it")
         if self.training is None:
             self.training = self._open(total, resume)
         if total is not None:
             self.training.total = total
         return self.training
+
+    @property
+    def _torn(self) -> bool:
+        """Whether a restore has failed in the middle, one inside of the loop perhaps."""
+        return self._broken or (self.training is not None and self.training.restoring.torn)
 
     @property
     def _over(self) -> str:
@@ -108,7 +113,7 @@ class Lifetime:
         try:
             if self.loop:
                 self.loop.leave()  # something still holds the generator, as a progress bar does
-            if self.training and not self._broken:
+            if self.training and not self._torn:
                 self.training.finish()
         finally:
             self.release()

@@ -35,8 +35,12 @@ class Loop:
     def __enter__(self) -> None:
         self._owner.loop = self
         self._stops.__enter__()
-        self._training.enter_loop()
         self._lookout.__enter__()
+        try:
+            self._training.enter_loop()
+        except BaseException:
+            self.leave()
+            raise
 
     def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> bool:
         try:

@@ -108,6 +108,7 @@ def open_checkpoints(
         beating.attach(process)
         stops.wake = process.wake
         return Checkpoints(session, _in_process(process, session, plan, making, after, stops), after, making.tolerance)
+    beating.nobody_watches("saves are made in the training loop, and not by a process of their own")
     return Checkpoints(session, _inline(session, plan, making, after, stops), after, making.tolerance)
 
 

@@ -105,11 +105,11 @@ class Opening:
         Raises:
             HoldfastError: as `open_group` and `open_session`.
         """
-        plan = Plan(**self.settings, total=total, facts=facts)
+        plan = Plan(**self.settings, total=total, facts=facts, good_after=self.caring.aspiring)
         group = open_group(plan.facts, plan.patience)
         try:
             session = open_session(plan, claim=claim, group=group)
-            after, beating = Afterwards(session), Beating(self.caring.watchdog)
+            after, beating = Afterwards(session), Beating(self.caring.watchdog, asked=self.caring.asked)
             return Training(
                 session,
                 named(self.objects, self.prefix, group.rank),

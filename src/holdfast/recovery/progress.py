@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 PATIENCE = 1000
 """Batches without an optimizer step after which a due save is made all the same."""
 
+STUCK = 100
+"""Batches without an optimizer step after which the health checks look all the same: scalers skip steps of NaN."""
+
 HINT = 50
 """Batches without any step, from the start, after which a likely cause is told."""
 
@@ -117,6 +120,11 @@ class Progress:
         if self.in_body and self._buffers.any and not self._buffers.undo():
             return "buffers had changed, and no copy of them is kept"
         return None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether there was no step for long, where there were steps before."""
+        return self._ever and self._idle > 0 and self._idle % STUCK == 0
 
     @property
     def overdue(self) -> bool:

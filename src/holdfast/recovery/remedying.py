@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
+
 from holdfast.errors import InvalidInput, NotFound
 from holdfast.health import (
     Due,
@@ -129,7 +131,17 @@ class Remedying:
         stretch = self._stretch(action, judgement, target)
         self._note_rollback(due, action, target, stretch, step)
         self.go_back(target.address, f"rolled back from step {step}: {due.verdict}")
-        return target
+        landed = self.session.resumed
+        return target if landed is None or landed.id == target.id else self._landed_elsewhere(target, landed)
+
+    def _landed_elsewhere(self, target: Record, landed: Record) -> Record:
+        """The target was damaged: what was to be left out and scaled from there is so from an older one on."""
+        gone = msgspec.structs.replace(self.ailments.newest, target=landed.id)
+        self.ailments.add(gone)
+        text = f"{target.address} cannot be read, so it is {landed.address} that the training has gone back to"
+        self._say("rollback", text, spent=self.watch.spent, to_step=landed.step, **msgspec.structs.asdict(gone))
+        self.resumed(landed)
+        return landed
 
     def _target(self, action: Rollback, step: int) -> Record:
         """The newest one, whether its marks are in the store by now or not.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from holdfast.catalog.attempts import Attempts
 from holdfast.catalog.launches import Launch
 from holdfast.catalog.readers import reading
 from holdfast.catalog.references import resolve
@@ -19,8 +22,10 @@ from holdfast.policy import Policy
 from holdfast.records import Record
 from holdfast.recovery.choice import NewRun
 from holdfast.recovery.config_changes import ChangeRules, ConfigDecision
+from holdfast.recovery.crash_loops import CrashLoops, noted
 from holdfast.recovery.group import Group
 from holdfast.recovery.launcher import LauncherFacts
+from holdfast.recovery.proving import condemn, repeats
 from holdfast.recovery.resume import Rejected, candidates
 
 logger = logging.getLogger(__name__)
@@ -46,6 +51,8 @@ class Plan:
     """Seconds for which ranks wait for each other."""
     on_config_change: ChangeRules = field(default_factory=ChangeRules)
     """What is done about keys of the configuration that are not as in the checkpoint."""
+    good_after: int | None = None
+    """Steps after which a checkpoint is marked good, if rollbacks go to such ones."""
     not_restored: tuple[str, ...] = ()
     """Names of what a run leaves as it is when it begins with the checkpoint of another one."""
 
@@ -79,6 +86,8 @@ class Session:
     """The newest record of this line, which the next save follows."""
     resumed: Record | None = None
     rejected: Rejected = field(default_factory=Rejected)
+    attempts: Attempts | None = None
+    """Where loads are noted; rank 0 alone has them."""
 
     def resume(
         self,
@@ -89,8 +98,9 @@ class Session:
     ) -> Record | None:
         """Loads the best candidate that can be loaded, and notes the new timeline; None: a fresh start.
 
-        Only damage moves on to the next candidate: a model that does not fit would not fit an older one either,
-        and a disk that cannot be read right now is no reason to lose work.
+        Only damage moves on to the next candidate, and what earlier launches of this job did not survive is tried
+        after the next older one: a model that does not fit would not fit an older one either, and a disk that cannot
+        be read right now is no reason to lose work. That a load begins is noted, durably, before it does.
 
         Args:
             load: loads a record.
@@ -102,28 +112,84 @@ class Session:
             Damaged: the record that was asked for cannot be read.
             RefusedFresh: there are records, and none can be used.
             NothingToResume: "must", and there are none.
+            CrashLoop: this job has ended again and again without getting on.
         """
-        found = candidates(self.store, self.run, self.rejected, begin or self.begin)
+        found = self._found(begin or self.begin)
         while (record := self._next(found)) is not None:
             try:
-                load(record)
+                self._load(load, record)
             except Damaged as error:
                 if record.address in (asked, self.asked):
                     raise
                 logger.error("%s cannot be used: %s", record.address, error)
                 self.rejected.add(record.address, error)
+                if self.group.rank == 0:
+                    noted(partial(self._notes().passed_over, record.address, str(error)))
             else:
                 self._note(record, why or self._why(record))
                 return record
-        self.group.told(self._check_fresh, "whether there is nothing to resume from")
+        with self._noting_failure():
+            self.group.told(self._check_fresh, "whether there is nothing to resume from")
         self._note(None, "there was nothing to resume from")
         return None
 
+    def _found(self, begin: RecordAddress | None) -> Iterator[Record]:
+        """The candidates; unless a person or a rollback says where to begin, what was not survived is thought of.
+
+        Runs on rank 0 alone.
+        """
+        if begin is not None or self.begun:
+            yield from candidates(self.store, self.run, self.rejected, begin)
+            return
+        loops = CrashLoops(self.run, self.launch.number, self._notes(), self.rejected)
+        verdict = loops.verdict()
+        yield from loops.ordered(candidates(self.store, self.run, self.rejected, loops.begin()), verdict)
+
     def _next(self, found: Iterator[Record]) -> Record | None:
         """The next one to try, as rank 0 sees it; damaged ones it has passed over."""
-        if self.group.size == 1:
-            return next(found, None)
-        return self.group.told(lambda: next(found, None), "what to resume from", Record | None)
+
+        def attempted() -> Record | None:
+            record = next(found, None)
+            if record is not None:
+                noted(lambda: self._notes().begins(record.address, self.timeline + 1))
+            return record
+
+        return self.group.told(attempted, "what to resume from", Record | None)
+
+    def _load(self, load: Callable[[Record], None], record: Record) -> None:
+        with self._noting_failure():
+            try:
+                load(record)
+            except Damaged as error:
+                if not self._was_passing(record, error):
+                    raise
+                logger.error("%s; read again, past the page cache, it is whole: this machine may be failing", error)
+                load(record)
+
+    def _was_passing(self, record: Record, error: Damaged) -> bool:
+        """Whether what was wrong is right when it is read again, on all ranks; what is proven is noted."""
+        again = repeats(self.store, error)
+        if again and self.group.rank == 0:
+            noted(lambda: condemn(self.run, record.address, error, self._notes(), self.launch.number))
+        wrong, whole = again is not False and error.pack is not None, again is False
+        none_wrong, none_whole = self.group.everywhere(bytes([not wrong, not whole]), "whether it can be read again")
+        return bool(none_wrong) and not none_whole
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """An exception is noted, so that the next launch does not take it for a crash inside the load."""
+        try:
+            yield
+        except Damaged:
+            raise
+        except BaseException as error:
+            if self.group.rank == 0:
+                noted(partial(self._notes().failed, error))
+            raise
+
+    def _notes(self) -> Attempts:
+        self.attempts = self.attempts or Attempts(self.store, self.run.number, self.launch.number)
+        return self.attempts
 
     def address(self, step: int) -> RecordAddress:
         """Where a checkpoint of this launch and timeline lies."""
@@ -138,7 +204,7 @@ class Session:
         """
         known = self.group.told(lambda: known, "the newest checkpoint", Record | None)
         found = candidates(self.store, self.run, self.rejected, self.begin)
-        record = known or (None if self.begun else self._next(found))
+        record = known or (None if self.begun else self._first(found))
         if record is None:
             raise NothingToResume(f"{self.run.number} has no checkpoint yet, so there is nothing to restore")
         return record
@@ -158,6 +224,9 @@ class Session:
     def begin_with_parts(self, record: Record, only: tuple[str, ...]) -> None:
         """Notes a start that loaded parts of a checkpoint; until it saves, that checkpoint stays the head."""
         self._note(record, f"only {', '.join(only)} of it, as asked for")
+
+    def _first(self, found: Iterator[Record]) -> Record | None:
+        return self.group.told(lambda: next(found, None), "what to resume from", Record | None)
 
     def _record_start(self, why: str) -> None:
         # A sweep of another run does not see this start before it is there: hold on to the record until then.

@@ -104,7 +104,7 @@ class Tending:
         """
         if self._group.size == 1:
             return self._decided(self._looked, self._seconds, ())
-        looked, self._waiting = self._waiting, self._looked
+        looked, self._waiting, self._looked = self._waiting, self._looked, []
         if not anybody:
             return self._decided(looked, self._then, ())
         mine = [verdict.data() for one in looked for verdict in one.verdicts]
@@ -129,7 +129,8 @@ class Tending:
         return judgement
 
     def _tell(self, event: Noted) -> None:
-        self._note(event.kind, event.message, **event.data)
+        if self._group.rank == 0 or event.kind == "check-failed":  # all others are the same on every rank
+            self._note(event.kind, event.message, **event.data)
         level = logging.INFO if event.kind == "passed" else logging.WARNING
         logger.log(level if self._group.rank == 0 else logging.DEBUG, "%s", event.message)
 

@@ -38,18 +38,13 @@ from holdfast.recovery.restoring import Restoring
 from holdfast.recovery.session import Plan, Session
 from holdfast.recovery.signals import StopRequests
 from holdfast.recovery.taking import Taking
-from holdfast.recovery.triggers import Moment, Trigger
+from holdfast.recovery.triggers import Trigger
 from holdfast.recovery.whole import Whole
 from holdfast.state import rng
 from holdfast.state.gradients import clear_gradients
 from holdfast.state.loaders import LoaderPosition
 
 logger = logging.getLogger(__name__)
-
-STOP_SECONDS = 10.0
-"""How long a request to stop waits for the step at hand; then the checkpoint is made in the middle of it."""
-SPARE_SECONDS = 1.0
-"""How much time has to be left beside a save for that."""
 
 
 class Training:
@@ -80,7 +75,7 @@ class Training:
         self._decisions = Decisions(session.group, stops, trigger)
         self.progress = Progress(objects.values(), values, accumulate)
         self._place = Place(session.group, whole)
-        self._left_out = LeavingOut()
+        self._left_out, self._world = LeavingOut(), session.group.size
         self._saves = BoundarySaves(
             session,
             checkpoints,
@@ -168,8 +163,6 @@ class Training:
         """How it ended, if it was asked to stop."""
         return self._preempting.facts
 
-    # Resuming
-
     def restore_from(self, reference: str | None) -> None:
         """Restores a named checkpoint, or the newest one of this line again, as a new timeline."""
         self.settle()
@@ -182,7 +175,8 @@ class Training:
         self._place.begin_at(loaded, moved=record.world != self._group.size)
         self._saves.satisfied(record.step, int((loaded.data or {}).get("epoch", 0)))
         self._checkpoints.resumed(record)
-        self._left_out.begin_at(loaded.data)
+        self._left_out.begin_at(record.step, loaded.data)
+        self._world = record.world
         self._care.resumed(record)
         if self._place.position is not None:
             self._find(self._place.position)
@@ -194,8 +188,6 @@ class Training:
         self.restoring.go_back(address, why)
         self._place.go(fresh=True)
         self.turned = True
-
-    # The loop
 
     def attach_loader(self, position: LoaderPosition, mismatch: Mismatch = Mismatch.RAISE) -> LoaderPosition:
         """Takes over the loader of the loop, at its place: that of the checkpoint, or where an earlier loop left it."""
@@ -222,6 +214,8 @@ class Training:
 
     def _find(self, position: LoaderPosition, mismatch: Mismatch = Mismatch.RAISE) -> None:
         if self._place.find(position, mismatch):
+            self._left_out.found(position, self._place.stored or {}, self._world, self._group.size)
+            self._left_out.boundary(self.step, position)
             self._saves.satisfied(self.step, position.epoch + (position.batch == position.length))
 
     def ended(self) -> bool:
@@ -230,7 +224,8 @@ class Training:
         return stop or (self.total is not None and self.step >= self.total)
 
     def _completed(self) -> bool:
-        return self._reached or (self.total is not None and self.step >= self.total)
+        reached = self._reached or (self.total is not None and self.step >= self.total)
+        return reached and self._preempting.ailing is None
 
     def enter_loop(self) -> None:
         """A loop runs from now on."""
@@ -254,6 +249,7 @@ class Training:
     def passes_over(self) -> bool:
         """Whether the batch that was just fetched is one that was left out by a rollback."""
         position = self._place.position
+        self.beating.alive()
         return position is not None and self._left_out.passes_over(position)
 
     @property
@@ -265,20 +261,18 @@ class Training:
         """The body begins."""
         self.turned = False
         self._place.epoch_ended = False
+        self.beating.alive()
         self.progress.enter()
 
     def leave(self, *, epoch_ended: bool) -> None:
         """The body has ended: count, save what is due, and notice a request to stop."""
         if self.progress.leave():
             self._asking.counted()
-        if self.progress.clean or self.progress.overdue or self._pressed():
+        if self.progress.clean or self.progress.overdue or self._decisions.pressed(self._preempting.lacks):
             self._boundary(epoch_ended)
-
-    def _pressed(self) -> bool:
-        """Whether a request to stop cannot wait for the end of the step."""
-        if self._decisions.waited(STOP_SECONDS):
-            return True
-        return self._decisions.waited(0.0) and self._preempting.lacks() > -SPARE_SECONDS
+        elif self.progress.stuck and self._group.size == 1:
+            self._heed(self._care.treat(self.step, self._care.look(self.step, self._asking.logged())))
+            self._go()
 
     def epoch_over(self) -> None:
         """The loader has come to its end; only where it does not know its length is this news."""
@@ -286,12 +280,20 @@ class Training:
         if position is not None and position.length is None and clean:
             self._boundary(epoch_ended=True)
 
-    def end_loop(self, reached: bool = False) -> None:
-        """The loop has come to its end by itself: a request to stop that came after the last body is served."""
+    def end_loop(self, reached: bool = False) -> bool:
+        """The loop has come to its end by itself; whether it goes on, for what was found last has taken it back."""
         self._end.watch.halt()
-        self._reached = self._reached or reached
+        self.beating.rest()
         self._decisions.end()
+        self.turned = False
+        if self._group.size > 1 and self.progress.clean:
+            self._heed(self._care.treat(self.step, self._decisions.ill))
+        if self.turned and not self.ended():
+            self._go()
+            return True
+        self._reached = self._reached or reached
         self._end.stopped()
+        return False
 
     def broken(self, error: BaseException) -> bool:
         """What we do for the loop has raised; whether that is no failure, but pre-emption."""
@@ -312,19 +314,27 @@ class Training:
 
     def _boundary(self, epoch_ended: bool) -> None:
         self._end.watch.halt()
+        self.beating.leave()
         self._end.boundary()
         self._place.mark(epoch_ended=epoch_ended)
         self._checkpoints.listen()
         self._checkpoints.prepare(self._saves.snapshot)
         self._left_out.boundary(self.step, self._place.position)
-        ill = self._care.look(self.step, self._asking.logged())
+        self._after.flush()
+        looks = self.progress.clean or self.progress.overdue
+        ill = looks and self._care.look(self.step, self._asking.logged())
         reason = self._decisions.due(
-            self._moment(), self._saves.metrics, self._asking.called, self._preempting.lacks(), ill=ill
+            self._place.moment(self.step), self._saves.metrics, self._asking.called, self._preempting.lacks(), ill=ill
         )
-        if self.progress.clean:
+        if looks:
             self._heed(self._care.treat(self.step, self._decisions.ill))
+        else:
+            self._care.waits(self._decisions.ill)
         if not self.turned:
             self._save_due(reason)
+        self._go()
+
+    def _go(self) -> None:
         self._care.go(self.step)
         self._end.watch.go()
 
@@ -345,14 +355,10 @@ class Training:
                 self._preempting.refuse("the state is not worth saving")
             self._decisions.stop_all(f"health: {outcome.why}")
 
-    def _moment(self) -> Moment:
-        return self._place.moment(self.step)
-
-    # Logging and saving
-
     def log(self, metrics: Mapping[str, Any], reduce: str | None) -> None:
         """See `Checkpointer.log`."""
         self.settle()
+        self.beating.alive()
         self._asking.log(metrics, reduce)
 
     def save_asked(self, tag: TagName | None, reason: str, *, durable: bool) -> Record | None:

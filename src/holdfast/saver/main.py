@@ -60,9 +60,11 @@ def main(descriptor: int) -> None:
     worker = _worker(hello, channel, orders, control, slabs)
     threading.excepthook = _end_with_thread
     threading.Thread(target=listener.run, name="holdfast-listen", daemon=True).start()
+    watching = _watching(hello, worker, control, orders, pidfd, stacks)
     if hello.watch:
-        _watching(hello, worker, control, orders, pidfd, stacks).start()
+        watching.start()
     worker.run()
+    watching.end()
 
 
 def _watching(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sysconfig
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,10 @@ _SECONDS = 5.0
 _DEBUGGERS = ("/bdb.py", "/pdb.py", "/pydevd", "/debugpy/", "/ipdb/")
 _COMPILERS = ("/torch/_dynamo/", "/torch/_inductor/", "/triton/compiler/")
 _WAITERS = ("/torch/distributed/",)
+_BACKWARD = "in _engine_run_backward"
+_OURS = Path(__file__).parents[1]
+_NOT_THE_PROGRAM = (f'"{sysconfig.get_path("stdlib")}/', "/site-packages/", "/dist-packages/", f'"{_OURS}/', '"<')
+"""Of files that a program is not made of."""
 
 
 class Stacks(NamedTuple):
@@ -27,9 +32,18 @@ class Stacks(NamedTuple):
     @property
     def innermost(self) -> str:
         """The innermost line of the thread that trains."""
+        return next(iter(self._lines), "no Python code")
+
+    @property
+    def place(self) -> str:
+        """That line, and the innermost one of the program itself, if that is another."""
+        mine = next((line for line in self._lines if not any(folder in line for folder in _NOT_THE_PROGRAM)), None)
+        return self.innermost if mine in (None, self.innermost) else f"{self.innermost}, called from {mine}"
+
+    @property
+    def _lines(self) -> list[str]:
         main = self.text.rpartition("hread 0x")[2]  # the oldest thread, written last
-        lines = [line.strip() for line in main.splitlines() if line.strip().startswith("File ")]
-        return lines[0] if lines else "no Python code"
+        return [line.strip() for line in main.splitlines() if line.strip().startswith("File ")]
 
     @property
     def debugged(self) -> bool:
@@ -45,6 +59,11 @@ class Stacks(NamedTuple):
     def waiting(self) -> bool:
         """Whether the thread that trains is inside of torch.distributed: then it is most likely another rank."""
         return any(mark in self.innermost for mark in _WAITERS)
+
+    @property
+    def backward(self) -> bool:
+        """Whether it is in a backward pass, in the middle of which wrappers wait for other ranks, in C."""
+        return _BACKWARD in self.innermost
 
 
 def held(pid: int) -> str | None:
@@ -64,20 +83,22 @@ def dump(pid: int, pidfd: int, number: int, descriptor: int) -> Stacks:
         number: the signal upon which it does.
         descriptor: the file to which it does.
     """
-    before = os.fstat(descriptor).st_size
+    # Both processes share the place in the file, so it is back at its start for the trainer, too.
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.ftruncate(descriptor, 0)
     signal.pidfd_send_signal(pidfd, number)
-    return Stacks(_written(descriptor, before), _status(pid).get("State", "unknown"))
+    return Stacks(_written(descriptor), _status(pid).get("State", "unknown"))
 
 
-def _written(descriptor: int, before: int) -> str:
-    """What is written from now on, until nothing more comes."""
-    end, size, quiet = time.monotonic() + _SECONDS, before, 0
+def _written(descriptor: int) -> str:
+    """What is written from now on, until nothing more comes: all of it, or its end, where the oldest thread is."""
+    end, size, quiet = time.monotonic() + _SECONDS, 0, 0
     while time.monotonic() < end and quiet < 3:
         time.sleep(0.1)
         now = os.fstat(descriptor).st_size
-        quiet = quiet + 1 if now == size > before else 0
+        quiet = quiet + 1 if now == size > 0 else 0
         size = now
-    return os.pread(descriptor, min(size - before, LONGEST), before).decode(errors="replace")
+    return os.pread(descriptor, min(size, LONGEST), max(0, size - LONGEST)).decode(errors="replace")
 
 
 def _status(pid: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -119,8 +120,9 @@ class ModuleObject:
         filling.run(later)
         self._set_trainable(data["trainable"])
         for key, item in data["extra"].items():
-            self.view.extras[key].set(loading.fresh(item, filling))
-            filling.proofs.forget()
+            extra = loading.fresh(item, filling)
+            with filling.others():
+                self.view.extras[key].set(extra)
 
     def comparable(self, stored: Json, live: Json) -> Json:
         """All of it."""
@@ -224,10 +226,11 @@ class StatefulObject:
         live = Collector()
         live.encode(self._state(), self.name)
         devices = {path: t.device for spec, t in live.finish()[0] for path in (spec.name, *spec.aliases)}
-        self.value.load_state_dict(loading.fresh(data, filling, devices=devices))
-        if not type(self.value).__module__.startswith("torch."):
-            # Schedulers and scalers of torch write to themselves only; what others do nobody knows.
-            filling.proofs.forget()
+        state = loading.fresh(data, filling, devices=devices)
+        # Schedulers and scalers of torch write to themselves only; what others do nobody knows.
+        torchs = type(self.value).__module__.startswith("torch.")
+        with contextlib.nullcontext() if torchs else filling.others():
+            self.value.load_state_dict(state)
 
     def comparable(self, stored: Json, live: Json) -> Json:
         """``live`` without entries that came with a newer version of its library."""

@@ -292,8 +292,9 @@ class OwnOptimizer:
 
     def load(self, data: Json, filling: Filling) -> None:
         """Hands it tensors of its own."""
-        self.optimizer.load_state_dict(loading.fresh(data["data"], filling))
-        filling.proofs.forget()
+        state = loading.fresh(data["data"], filling)
+        with filling.others():
+            self.optimizer.load_state_dict(state)
 
     def comparable(self, stored: Json, live: Json) -> Json:
         """All of it."""

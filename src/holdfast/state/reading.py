@@ -10,6 +10,7 @@ dimension reads all rows of the boxes that it touches.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -183,7 +184,7 @@ class Filling:
     _seen: set[tuple[int, int, str]] = field(default_factory=set)
     _placed: dict[str, Tensor] = field(default_factory=dict)
     _cut: list[tuple[str, list[Region]]] = field(default_factory=list)
-    """What is read in other boxes than it lies in, into memory that nothing is known of."""
+    """What is read in other boxes than it lies in, and not hashed yet."""
     _whole: list[tuple[int, memoryview]] = field(default_factory=list)
     """The memory of regions, each of one stored tensor, which are filled out of verified bytes alone."""
     filled: dict[str, Digest] = field(default_factory=dict)
@@ -203,8 +204,7 @@ class Filling:
                 self._put_inline(path, region)
             else:
                 self._overlaps(index, spec, region)
-        otherwise = [region.box for region in here] != list(spec.boxes)
-        if otherwise and not spec.inline and any(tensors.live_bytes(region.tensor) is None for region in here):
+        if not spec.inline and [region.box for region in here] != list(spec.boxes):
             self._cut.append((path, here))
 
     def put(self, path: str, region: Region) -> None:
@@ -242,11 +242,25 @@ class Filling:
                 piece.put(torch.frombuffer(view, dtype=torch.uint8))
         for index, memory in self._whole:
             self.proofs.verified(index, memory)
-        self.filled |= {path: digest_of(here) for path, here in self._cut}
-        self._direct, self._pieces, self._seen, self._cut, self._whole = [], [], set(), [], []
+        self._direct, self._pieces, self._seen, self._whole = [], [], set(), []
+        self._hash(lambda here: any(tensors.live_bytes(region.tensor) is None for region in here))
         for action in later:
-            action()
+            with self.others():
+                action()
+
+    @contextlib.contextmanager
+    def others(self) -> Iterator[None]:
+        """Within it code runs that may write anywhere: what it should not have changed is found by its digest."""
+        self._hash(lambda here: True)
+        try:
+            yield
+        finally:
             self.proofs.forget()
+
+    def _hash(self, wanted: Callable[[list[Region]], bool]) -> None:
+        """Hashes what was filled, where nothing else will tell that it is as it was filled."""
+        self.filled |= {path: digest_of(here) for path, here in self._cut if wanted(here)}
+        self._cut = [(path, here) for path, here in self._cut if not wanted(here)]
 
     def _overlaps(self, index: int, spec: TensorSpec, region: Region) -> None:
         memory = tensors.live_bytes(region.tensor)
