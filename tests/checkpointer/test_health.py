@@ -1,4 +1,4 @@
-"""A training that looks after itself: it goes back by itself, leaves out what made it ill, and stops aloud if it must."""
+"""A training that looks after itself: it goes back, leaves out what made it ill, and stops aloud if it must."""
 
 from __future__ import annotations
 

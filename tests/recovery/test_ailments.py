@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from holdfast.recovery.ailments import Ailments, Gone, history_of
 from holdfast.records import Event
+from holdfast.recovery.ailments import Ailments, Gone, history_of
 
 
 def event(kind, **data):

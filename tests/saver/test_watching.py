@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import pdb  # noqa: T100  the file that a debugger's frames are in
+import pdb
 import re
 import signal
 import sys
@@ -167,7 +167,7 @@ def test_whoever_is_in_a_debugger_is_not_ended(trainer):
     reading, _ = os.pipe()
 
     def debugging() -> None:
-        pdb.Pdb(stdin=os.fdopen(reading), stdout=open(os.devnull, "w")).set_trace()  # noqa: SIM115, T100
+        pdb.Pdb(stdin=os.fdopen(reading), stdout=open(os.devnull, "w")).set_trace()  # noqa: SIM115
         time.sleep(600)
 
     one = trainer(debugging)

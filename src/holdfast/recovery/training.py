@@ -67,6 +67,7 @@ class Training:
         beating: Beating,
     ) -> None:
         self.total: int | None = plan.total
+        self.beating = beating
         self.decision: ConfigDecision = session.decision
         self._session, self._group, self._objects = session, session.group, objects
         self._checkpoints, self._after, self._stops = checkpoints, after, stops
@@ -251,11 +252,6 @@ class Training:
         position = self._place.position
         self.beating.alive()
         return position is not None and self._left_out.passes_over(position)
-
-    @property
-    def beating(self) -> Beating:
-        """Its signs of life."""
-        return self._care.beating
 
     def enter(self) -> None:
         """The body begins."""

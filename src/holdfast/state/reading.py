@@ -233,9 +233,11 @@ class Filling:
         if self._direct:
             self.stored.reader.read(self._direct)
         batches = list(_batches(self._pieces, self.budget))
-        buffer = aligned_buffer(max(map(_room, batches), default=0))  # once: new memory costs more than a copy
-        for batch in batches:
-            views = [buffer[span.start : span.start + span.length] for span in _laid_out(batch)]
+        laid_out = [list(_laid_out(batch)) for batch in batches]
+        # Once: new memory costs more than a copy.
+        buffer = aligned_buffer(max((spans[-1].start + spans[-1].length for spans in laid_out), default=0))
+        for batch, spans in zip(batches, laid_out, strict=True):
+            views = [buffer[span.start : span.start + span.length] for span in spans]
             pairs = zip(batch, views, strict=True)
             self.stored.reader.read([Wanted(piece.entry, piece.box, piece.span.start, view) for piece, view in pairs])
             for piece, view in zip(batch, views, strict=True):
@@ -364,14 +366,7 @@ class _Way(NamedTuple):
         begin, end = ((at - self.box.offsets[0]) * row for at in self.outer)
         for span in cuts(self.box, self.item):
             if begin <= span.start < end:
-                yield _Piece(self.entry, self.number, span, _flat_putter(flat, Span(span.start - shift, span.length)))
-
-
-def _flat_putter(flat: Tensor, span: Span) -> Callable[[Tensor], None]:
-    def put(raw: Tensor) -> None:
-        flat[span.start : span.start + span.length].copy_(raw)
-
-    return put
+                yield _Piece(self.entry, self.number, span, flat[span.start - shift :][: span.length].copy_)
 
 
 def digest_of(here: Sequence[Region]) -> Digest:
@@ -385,10 +380,6 @@ def _laid_out(batch: Sequence[_Piece]) -> Iterator[Span]:
     for piece in batch:
         yield Span(at, piece.span.length)
         at += -(-piece.span.length // PAGE) * PAGE
-
-
-def _room(batch: Sequence[_Piece]) -> int:
-    return sum(-(-piece.span.length // PAGE) * PAGE for piece in batch)
 
 
 def _batches(pieces: list[_Piece], budget: int) -> Iterator[list[_Piece]]:
