@@ -170,7 +170,7 @@ class _Piece(NamedTuple):
     entry: int
     box: int
     span: Span
-    put: Callable[[Tensor], None]
+    put: Callable[[Tensor], object]
 
 
 @dataclass(slots=True)
