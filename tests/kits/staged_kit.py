@@ -166,7 +166,8 @@ def check_store(store: Path) -> None:
     """Every byte of every checkpoint is as it was written, and nothing is left over."""
     report = verify(holdfast.open(store), deep=True)
     assert report.ok, report.problems
-    assert leftovers(store) == []
+    left = leftovers(store)
+    assert left == [], left
 
 
 def record_at(store: Path, step: int) -> Record:

@@ -203,8 +203,8 @@ def test_a_rank_that_is_stopped_is_named_and_harms_nothing_when_it_wakes_up(tmp_
         world.until(lambda: 0 not in world.alive(), "rank 0 ends by itself")
         assert world.codes[0] == 70
         said = world.log(0)
-        assert "PeerLost" in said
-        assert "nothing is heard of rank 1" in said
+        # Whichever comes first: the boundary that rank 1 does not come to, or the saves that it takes no part in.
+        assert "nothing is heard of rank 1" in said or "saves in a row have failed" in said
         assert "rank 1 of 2 did not hand in what they have of step 4" in said
         heir = launched(relaunch, replace(job, notes=tmp_path / "notes-2", patience=20.0)).wait().check()
         assert resumed_from(job.store, 2) == 2

@@ -20,14 +20,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from holdfast.health.observation import SAMPLED, Fact, Probed
 from holdfast.state.held import local
-from holdfast.state.streams import CudaStreams, Streams
+
+if TYPE_CHECKING:
+    from holdfast.state.streams import Streams
 from holdfast.state.tensors import is_stock
 
 logger = logging.getLogger(__name__)
@@ -88,7 +90,7 @@ class Prober:
     """
 
     parameters: Named
-    streams: Streams = field(default_factory=CudaStreams)
+    streams: Streams = field(default_factory=lambda: streams_in_use())
     tensors: int = TENSORS
     size: int | None = None
     host: bool = True
@@ -215,7 +217,7 @@ class LateMetrics:
         streams: the devices.
     """
 
-    streams: Streams = field(default_factory=CudaStreams)
+    streams: Streams = field(default_factory=lambda: streams_in_use())
     _flights: deque[_Late] = field(default_factory=deque)
 
     def begin(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -260,9 +262,29 @@ class LateMetrics:
 
 
 def _is_capturing(streams: Streams) -> bool:
-    # Without CUDA there is nobody to ask, and asking would begin it.
-    unused = isinstance(streams, CudaStreams) and not _cuda.is_initialized()
-    return not unused and streams.capturing()
+    return streams.capturing()
+
+
+class _Host:
+    """Of a program without devices: everything is read where it lies. Other calls are for devices only."""
+
+    def capturing(self) -> bool:
+        return False
+
+    def device_of(self, tensor: Tensor) -> int | None:
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a program without devices has no {name}")
+
+
+def streams_in_use() -> Streams:
+    """Those of CUDA, if the program has begun to use it: asking would begin it."""
+    if not _cuda.is_initialized():
+        return cast("Streams", _Host())
+    from holdfast.state.streams import CudaStreams  # so that a training on the CPU loads nothing of it
+
+    return CudaStreams()
 
 
 def _one(value: Tensor) -> Tensor:
