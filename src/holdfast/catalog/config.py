@@ -41,17 +41,6 @@ def config_digest(config: Mapping[str, Any]) -> str:
     return str(Digest.of(_text(values.encode(dict(config))).encode()))
 
 
-def config_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each key that differs.
-
-    Example:
-        >>> list(config_changes({"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 1}))
-        ['lr was 0.1 and is 0.2']
-    """
-    for path, then, now in changed_keys(before, after):
-        yield f"{'.'.join(path)} was {then!r} and is {now!r}"
-
-
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     """Each key that differs, with both values, one of them `ABSENT` perhaps; within mappings the keys of those.
 

@@ -37,7 +37,6 @@ class Beating:
 
     def __init__(self, watchdog: Watchdog | None, *, asked: bool = False) -> None:
         self._watchdog, self._asked = watchdog, asked
-        self._process: SaverProcess | None = None
         self._beats: Beats | None = None
         self._number = 0
         self._took: deque[float] = deque(maxlen=STEPS)
@@ -65,7 +64,7 @@ class Beating:
             return
         self._number = _register(process)
         if self._number:
-            self._process, self._beats = process, Beats(process.control.slab)
+            self._beats = Beats(process.control.slab)
 
     def enter(self, step: int) -> None:
         """The next step is under way from here on."""

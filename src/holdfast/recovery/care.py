@@ -99,8 +99,7 @@ class Care:
         history = _history(session, caring.rules)
         watch, rank = Watch(caring.rules, history.spent), session.group.rank
         self.beating = beating
-        self._checkpoints, self._saves = checkpoints, saves
-        self._out_of_memory: str | None = None
+        self._checkpoints = checkpoints
         self._first = True
         self._anybody = False
         observing = Observing(
