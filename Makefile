@@ -7,7 +7,8 @@ STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest
-JOBS ?= 2
+# Much of a test is waiting, so one more than there are cores.
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check fmt bench soak docs clean
@@ -48,7 +49,7 @@ check: $(STAMP)
 	$(PYTEST) -q tests/guards/test_layering.py
 
 test: check
-	$(PYTEST) -q -n $(JOBS) -m "not soak"
+	$(PYTEST) -q -n $(JOBS) --dist worksteal -m "not soak"
 
 fmt: $(STAMP)
 	$(BIN)/ruff format .

@@ -163,7 +163,7 @@ class Training:
         self.step = 10_000_000
 
     def save(self) -> tuple[float, float]:
-        from holdfast.recovery.inline import LiveContent, shape_of
+        from holdfast.recovery.handover.inline import LiveContent, shape_of
         from holdfast.saver import SaveRequest
         from holdfast.state import capture
 

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 
 from harness.report import machine, spread, table
 
+from holdfast.catalog.deleting.retention import RetentionFacts, plan_retention
 from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.marks import RecordMarks
 from holdfast.catalog.owners import this_process
-from holdfast.catalog.retention import RetentionFacts, plan_retention
 from holdfast.ids import Order, RecordId, RunNumber
 from holdfast.policy import Policy, at, at_most, best, every, latest, newer
 from holdfast.records import Kind, Mark, MarkKind, Record, Sizes, StartInfo, Target, Timing

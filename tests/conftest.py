@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+# Idle threads of OpenMP spin for a while: with a training on each core that takes most of both. Before anything imports
+# torch, and for whatever is started from here.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from holdfast import Checkpointer
 

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from holdfast.boxes import SEGMENT_BYTES
-from holdfast.catalog.checking_trees import SkeletonFacts, check_tree
 from holdfast.catalog.manifests import read_manifest, read_reach
 from holdfast.catalog.store import create_store
+from holdfast.catalog.verifying.trees import SkeletonFacts, check_tree
 from holdfast.errors import Corrupt
 from holdfast.ids import Digest, ObjectName
 from holdfast.storage.memory import memory_storage

@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from holdfast.recovery import background
-from holdfast.recovery.decisions import Decisions
-from holdfast.recovery.slots import Slots
-from holdfast.recovery.taking import Taking
+from holdfast.recovery.handover import background
+from holdfast.recovery.handover.slots import Slots
+from holdfast.recovery.saving.taking import Taking
+from holdfast.recovery.stopping.decisions import Decisions
 
 WATCHED: dict[str, list[tuple[Any, str]]] = {
     "agreement": [(Decisions, "due")],

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from holdfast.policy.best import best
     from holdfast.policy.every import every
     from holdfast.policy.latest import latest
+    from holdfast.policy.never import never
     from holdfast.policy.newer import newer
     from holdfast.policy.tolerance import tolerate
-    from holdfast.recovery.choice import new_run
+    from holdfast.recovery.launching.choice import new_run
+    from holdfast.recovery.stopping.preempting import Preemption
     from holdfast.state.per_rank import per_rank
     from holdfast.state.sampler import Sampler
     from holdfast.state.seeding import seeded
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Checkpointer",
+    "Preemption",
     "Sampler",
     "__version__",
     "at",
@@ -40,6 +43,7 @@ __all__ = [
     "errors",
     "every",
     "latest",
+    "never",
     "new_run",
     "newer",
     "open",
@@ -50,6 +54,7 @@ __all__ = [
 
 _HOME = {
     "Checkpointer": "holdfast.checkpointer",
+    "Preemption": "holdfast.recovery.stopping.preempting",
     "Sampler": "holdfast.state.sampler",
     "at": "holdfast.policy",
     "at_most": "holdfast.policy",
@@ -57,7 +62,8 @@ _HOME = {
     "best": "holdfast.policy",
     "every": "holdfast.policy",
     "latest": "holdfast.policy",
-    "new_run": "holdfast.recovery.choice",
+    "never": "holdfast.policy",
+    "new_run": "holdfast.recovery.launching.choice",
     "newer": "holdfast.policy",
     "open": "holdfast.catalog.opening",
     "per_rank": "holdfast.state.per_rank",

@@ -9,26 +9,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from holdfast.catalog.config import plain_config
+from holdfast.catalog.config import items_of
 from holdfast.errors import InvalidInput
 from holdfast.health import GOOD_AFTER, Check, Rule, Watchdog
 from holdfast.ids import TagName
 from holdfast.policy import Policy
 from holdfast.policy.tolerance import Tolerance
 from holdfast.records import Record
-from holdfast.recovery.attached import read_attached
-from holdfast.recovery.care import caring_of
-from holdfast.recovery.choice import NewRun
-from holdfast.recovery.configuring import arguments_of
-from holdfast.recovery.finding import Mismatch
-from holdfast.recovery.lifetime import Lifetime
-from holdfast.recovery.looping import callers_names
-from holdfast.recovery.making import making_of
-from holdfast.recovery.opening import Opening, stopping_of
-from holdfast.recovery.preempting import Preemption
-from holdfast.recovery.process import refuse_worker
-from holdfast.recovery.settings import checked
-from holdfast.recovery.training import Training
+from holdfast.recovery.caring.care import caring_of
+from holdfast.recovery.configuring.arguments import arguments_of
+from holdfast.recovery.environment.process import refuse_worker
+from holdfast.recovery.launching.choice import NewRun
+from holdfast.recovery.launching.keys import fit, fit_or_none
+from holdfast.recovery.launching.settings import checked
+from holdfast.recovery.restoring.finding import Mismatch
+from holdfast.recovery.saving.making import making_of
+from holdfast.recovery.steps.attached import read_attached
+from holdfast.recovery.stopping.preempting import Preemption
+from holdfast.recovery.training.lifetime import Lifetime
+from holdfast.recovery.training.looping import callers_names
+from holdfast.recovery.training.opening import Opening, stopping_of
+from holdfast.recovery.training.training import Training
 from holdfast.state.loaders import open_position
 
 Batch = TypeVar("Batch")
@@ -132,26 +133,24 @@ class Checkpointer:
         not_restored: Iterable[str] = (),
     ) -> None:
         refuse_worker()
-        if not isinstance(state, Mapping) or not state:
-            raise InvalidInput('state= wants a mapping of names to objects, such as {"model": model}')
-        if accumulate is not None and accumulate < 1:
-            raise InvalidInput(f"accumulate={accumulate}: at least one batch makes a step")
+        check_staging, progress = fit("check_staging", check_staging), fit("progress", progress)
         self._values, self._files = dict[str, Any](), dict[str, bytes]()
-        stopping = stopping_of(signals, grace, notice, on_preempt)
+        signals, grace = fit("signals", signals), fit_or_none("grace", grace)
+        stopping = stopping_of(signals, grace, notice, fit_or_none("on_preempt", on_preempt))
         self._opening = Opening(
             settings=checked(
-                store, run, resume, config, save, keep, stage, peer_timeout, on_config_change, not_restored
+                store, run, resume, config, save, keep, stage, peer_timeout, on_config_change, not_restored, state
             ),
             making=making_of(saver, codec, ram_budget, on_save_error, on_full, check_staging, progress),
             stopping=stopping,
-            caring=caring_of(health, good_after, watchdog),
+            caring=caring_of(health, fit("good_after", good_after), watchdog),
             stops=stopping.requests(),
             objects=dict(state),
-            prefix=prefix,
+            prefix=fit("prefix", prefix),
             values=self._values,
             files=self._files,
-            accumulate=accumulate,
-            config=config if isinstance(config, Mapping) else plain_config(config),
+            accumulate=fit_or_none("accumulate", accumulate),
+            config=items_of(config),
         )
         self._life = Lifetime(self._opening, callers_names(inspect.currentframe()))
 
@@ -184,7 +183,7 @@ class Checkpointer:
     @property
     def config(self) -> dict[str, Any]:
         """As given, with the checkpoint's values where ``on_config_change`` keeps them; the first use opens the run."""
-        return self._opened(None).decision.applied(self._opening.config)
+        return self._life.opened().decision.applied(self._opening.config)
 
     @property
     def step(self) -> int:
@@ -225,6 +224,7 @@ class Checkpointer:
         """
         if total_steps is None and epochs is None:
             raise InvalidInput("batches() needs total_steps= or epochs=, or it would never end")
+        total_steps, epochs = fit_or_none("total_steps", total_steps), fit_or_none("epochs", epochs)
         if on_mismatch not in tuple(Mismatch):
             raise InvalidInput(f"on_mismatch={on_mismatch!r}: there is {', '.join(Mismatch)}")
         position, training = open_position(loader), self._life.begun(total_steps, loader)
@@ -248,7 +248,7 @@ class Checkpointer:
 
     def steps(self, total_steps: int) -> Iterator[int]:
         """As `batches`, for loops that get their data elsewhere; the record says that it has no data position."""
-        training = self._life.begun(total_steps)
+        training = self._life.begun(fit("total_steps", total_steps))
         training.begin_loop()
         with self._life.looped(training):
             while not training.ended() or training.end_loop():
@@ -278,11 +278,11 @@ class Checkpointer:
         fresh, training = self._life.training is None, self._life.opened(resume=only is None)
         try:
             if only is not None:
-                return training.restoring.restore_parts(reference, tuple(only))
+                return training.restore_parts(reference, tuple(only))
             if reference is not None or not fresh:
                 training.restore_from(reference)
-        except BaseException:
-            self._life.not_restored(training)
+        except BaseException as error:
+            self._life.not_restored(training, error)
             raise
         return []
 
@@ -308,7 +308,7 @@ class Checkpointer:
         if wait not in ("staged", "durable"):
             raise InvalidInput(f"wait={wait!r}: there is staged, durable")
         name = None if tag is None else TagName(tag)
-        return self._opened(None).save_asked(name, reason, durable=wait == "durable")
+        return self._life.opened().save_asked(name, reason, durable=wait == "durable")
 
     def log(self, *, reduce: str | None = None, **metrics: Any) -> None:
         """Metrics of the step at hand: they go into its record, and `best` looks at them.
@@ -321,7 +321,7 @@ class Checkpointer:
         Raises:
             InvalidInput: something that is not one number.
         """
-        self._opened(None).log(metrics, reduce)
+        self._life.opened().log(metrics, reduce)
 
     def attach(self, path: str | Path) -> None:
         """Keeps a file, or all files of a folder, with every checkpoint; equal content is stored once.
@@ -354,7 +354,7 @@ class Checkpointer:
     @contextlib.contextmanager
     def pause_watchdog(self) -> Iterator[None]:
         """Within it the watchdog does not look; a call of `should_stop` is a sign of life, too."""
-        with self._opened(None).beating.paused():
+        with self._life.opened().beating.paused():
             yield
 
     @contextlib.contextmanager
@@ -395,6 +395,3 @@ class Checkpointer:
     @property
     def _training(self) -> Training | None:
         return self._life.training
-
-    def _opened(self, total: int | None) -> Training:
-        return self._life.opened(total)

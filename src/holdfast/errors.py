@@ -322,7 +322,7 @@ class StorageUnavailable(StorageError):
     """Not a directory, a missing mount, or an input/output error."""
 
     kind = "storage-unavailable"
-    exit_code = 75
+    exit_code = 76  # not 75, EX_TEMPFAIL: to schedulers that means "start me again", as after a pre-emption
 
 
 class PeerLost(HoldfastError):
@@ -349,3 +349,14 @@ class CrashLoop(HoldfastError):
 
     kind = "crash-loop"
     exit_code = 82
+
+
+def error_of(kind: str, text: str) -> HoldfastError:
+    """An error of another process, by its ``kind``, as if it had been raised here; `SaveFailed` for unknown kinds.
+
+    Example:
+        >>> error_of("peer-lost", "rank 3 has ended")
+        PeerLost('rank 3 has ended')
+    """
+    classes = [one for one in globals().values() if isinstance(one, type) and issubclass(one, HoldfastError)]
+    return next((one for one in classes if one.kind == kind), SaveFailed)(text)

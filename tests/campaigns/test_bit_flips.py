@@ -14,10 +14,10 @@ from crash_kit import kind_of
 from lived_kit import make_cut_off, prepared
 
 import holdfast
-from holdfast.catalog.checking import read_small
-from holdfast.catalog.checking_trees import check_tree
 from holdfast.catalog.store import Store
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.checking import read_small
+from holdfast.catalog.verifying.trees import check_tree
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import Damaged
 from holdfast.ids import ObjectName
 from holdfast.storage.protocol import Listed

@@ -22,8 +22,8 @@ from toy_training import ended, forked, with_files
 
 import holdfast
 from holdfast import Checkpointer
-from holdfast.catalog.sweeps import execute, plan_sweep
-from holdfast.catalog.verify import verify
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import SaveFailed, StorageError, StorageFull, StorageReadOnly, StorageUnavailable
 from holdfast.saver import trying
 from holdfast.storage import opening

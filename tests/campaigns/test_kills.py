@@ -12,7 +12,7 @@ import pytest
 from toy_training import KILLED, ended, finished, forked, newest, resumed_from, train, with_files
 
 import holdfast
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.testing.faults import CountedFiles, KillAt
 
 

@@ -14,8 +14,8 @@ from toy_training import KILLED, ended, finished, forked, with_files
 
 import holdfast
 from holdfast.catalog.marks import read_record_marks
-from holdfast.catalog.references import resolve
-from holdfast.catalog.tags import read_tags
+from holdfast.catalog.naming.references import resolve
+from holdfast.catalog.naming.tags import read_tags
 from holdfast.errors import NameTaken, UnknownReference
 from holdfast.testing.faults import CountedFiles, KillAt
 

@@ -26,8 +26,8 @@ from toy_training import ACCUMULATE, BATCH, Augmented, fingerprint, forked, mode
 
 import holdfast
 from holdfast import Checkpointer, every, latest
-from holdfast.catalog.journal import read_journal
-from holdfast.catalog.verify import verify
+from holdfast.catalog.journal.journal import read_journal
+from holdfast.catalog.verifying.verify import verify
 from holdfast.ids import RunNumber
 from holdfast.records import Kind
 
@@ -235,7 +235,7 @@ def test_a_save_that_does_not_fit_is_not_begun_and_that_is_said(tmp_path: Path, 
 
 
 def _slow_train(store: Path) -> str:
-    from holdfast.recovery.checkpoints import Checkpoints
+    from holdfast.recovery.saving.checkpoints import Checkpoints
 
     Checkpoints.typical = property(lambda self: 60.0)  # as measured on a slow disk
     return train(store, Blow(place="forward", step=4))

@@ -18,7 +18,7 @@ from toy_training import ended, finished, forked
 import holdfast
 from holdfast import Checkpointer, latest
 from holdfast.catalog.marks import read_marks
-from holdfast.catalog.tags import read_tags
+from holdfast.catalog.naming.tags import read_tags
 from holdfast.cli.app import run as command
 from holdfast.saver import starting
 

@@ -8,17 +8,17 @@ import pytest
 from blake3 import blake3
 
 from holdfast.catalog import layout
-from holdfast.catalog.checking import links, read_small
+from holdfast.catalog.deleting.sweeps import plan_sweep
 from holdfast.catalog.marks import add_mark, read_marks
+from holdfast.catalog.naming.tags import create_tag, read_tags
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.owners import this_process
-from holdfast.catalog.sweeps import plan_sweep
-from holdfast.catalog.tags import create_tag, read_tags
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.checking import links, read_small
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import Corrupt
 from holdfast.ids import TagName, nonce
 from holdfast.records import LaunchInfo, MarkKind
-from holdfast.recovery.resume import Rejected, candidates
+from holdfast.recovery.launching.resume import Rejected, candidates
 
 
 def launch(run, number: int) -> None:

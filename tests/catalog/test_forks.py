@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from holdfast.catalog import layout
-from holdfast.catalog.forks import fork, read_forks
+from holdfast.catalog.naming.forks import fork, read_forks
+from holdfast.catalog.naming.references import resolve
 from holdfast.catalog.objects import create_once
-from holdfast.catalog.references import resolve
 from holdfast.clock import utc_now
 from holdfast.errors import BeingDeleted, InvalidName, UnknownReference
 from holdfast.ids import RecordId
@@ -27,6 +27,14 @@ def test_a_fork_begins_at_the_record_that_it_left(store, train):
 def test_without_a_name_a_fork_has_that_of_the_run_that_it_left(store, train):
     train("base").save(100)
     assert fork(store, "@last").info.name == "base"
+
+
+def test_an_empty_name_is_none(store, train):
+    """An unset variable of the shell: the fork got the name of the run that it left."""
+    train("base").save(100)
+    with pytest.raises(InvalidName):
+        fork(store, "@last", "")
+    assert len(store.numbers()) == 1
 
 
 def test_two_forks_of_one_record_are_two_runs(store, train):

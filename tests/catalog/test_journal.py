@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.catalog import layout
-from holdfast.catalog.journal import LONGEST, Gap, JournalWriter, read_journal
+from holdfast.catalog.journal.journal import LONGEST, Gap, JournalWriter, read_journal
 from holdfast.errors import InvalidName, StorageUnavailable, UnsupportedValue
 from holdfast.ids import RunNumber
 from holdfast.records import MarkKind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,26 @@ def test_a_save_begun_after_a_newer_launch_is_fenced_and_leaves_no_hold(run):
     with pytest.raises(Fenced, match="launch 1 of run-001"):
         begin_save(first, 0, 600)
     assert find_saves(run.store, run.number) == []
+
+
+def test_who_is_fenced_is_told_where_the_other_launch_is_and_since_when(run):
+    """Not the namespace and the machine that follow the name of the host."""
+    first = begin_launch(run, deadline=0)
+    attempt = begin_save(first, 0, 500)
+    record = fill(attempt, 500, [b"weights"])
+    there = msgspec.structs.replace(owners.this_process(), host="node17/4026531836/0123abcd", pid=4711)
+    begin_launch(Run(replace(run.store, whoami=lambda: there), run.info), deadline=0)
+    since = run.launches()[-1].created
+    who = re.escape(f"a newer launch owns the run: launch 2 on node17 (pid 4711, since {since})")
+    with pytest.raises(Fenced, match=who) as begun:
+        begin_save(first, 0, 600)
+    with pytest.raises(Fenced, match=who):
+        attempt.publish(record)
+    assert len(str(begun.value)) < 2 * 120
+
+
+def test_a_launch_whose_file_is_lost_is_named_by_its_number(run):
+    assert launches.described(run, 7) == "launch 7"
 
 
 def test_an_older_launch_that_wakes_up_late_does_not_give_up_the_saves_of_a_newer_one(run):

@@ -9,7 +9,7 @@ import pytest
 
 from holdfast.catalog.locating import Copies, locate
 from holdfast.catalog.manifests import read_manifest
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import Corrupt, Damaged, StorageUnavailable, Unreadable
 from holdfast.ids import ObjectName
 from holdfast.packs.index import read_footer

@@ -95,11 +95,20 @@ def test_a_damaged_skeleton_is_healed_by_the_next_save(run):
     assert read_manifest(run, digest).skeleton == SKELETON
 
 
-def test_a_hundred_thousand_tensors_are_read_in_a_second_of_computing(run):
+def test_reading_a_manifest_takes_time_in_proportion_to_its_tensors(run):
+    """A hundred times as many would take 10,000 times as long where each looks at all others."""
+    assert seconds_of_reading(run, 100_000) < 400 * seconds_of_reading(run, 1_000)
+
+
+def seconds_of_reading(run, count: int) -> float:
+    """Of computing, the least of three."""
     spec = {"dtype": "float32", "shape": (64, 64), "lifetime": Lifetime.PARAMETER}
-    skeleton = Skeleton(tensors=tuple(TensorSpec(name=f"layers/{n}/weight", **spec) for n in range(100_000)))
-    digest = write(run, skeleton=skeleton, digests=DIGESTS * 20_000)
-    began = time.process_time()
-    manifest = read_manifest(run, digest)
-    assert time.process_time() - began < 1
-    assert len(manifest.skeleton.tensors) == 100_000
+    skeleton = Skeleton(tensors=tuple(TensorSpec(name=f"layers/{n}/weight", **spec) for n in range(count)))
+    digest = write(run, skeleton=skeleton, digests=(DIGESTS * count)[:count])
+    took = []
+    for _ in range(3):
+        began = time.process_time()
+        manifest = read_manifest(run, digest)
+        took.append(time.process_time() - began)
+        assert len(manifest.skeleton.tensors) == count
+    return min(took)

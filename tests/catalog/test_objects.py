@@ -7,13 +7,13 @@ from errno import EIO, ESTALE
 import pytest
 
 from holdfast.catalog import layout
+from holdfast.catalog.deleting.sweeps import plan_sweep
 from holdfast.catalog.manifests import read_manifest, write_manifest
 from holdfast.catalog.marks import NO_MARKS, add_mark, pin, read_marks
+from holdfast.catalog.naming.tags import create_tag, delete_tag
 from holdfast.catalog.objects import load, load_each
 from holdfast.catalog.store import existing_store
-from holdfast.catalog.sweeps import plan_sweep
-from holdfast.catalog.tags import create_tag, delete_tag
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import StorageUnavailable, Unreadable
 from holdfast.ids import ObjectName, TagName
 from holdfast.records import MarkKind, Tag

@@ -14,11 +14,11 @@ import pytest
 from holds_kit import load_all
 
 from holdfast.catalog import layout
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.locating import list_packs, pack_folders, read_footers
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.store import open_store
-from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.packs.index import Footers
 
 SEED = 20_240_607

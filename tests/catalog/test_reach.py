@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.reach import forget
-from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.ids import ObjectName
 
 

@@ -11,16 +11,17 @@ import pytest
 from holds_kit import draft
 from packs_kit import CODECS, weights
 
-from holdfast.catalog import layout, recode
+from holdfast.catalog import layout
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.locating import locate
 from holdfast.catalog.manifests import manifest_of, read_manifest
 from holdfast.catalog.readers import reading
-from holdfast.catalog.recode import execute_recode, plan_recode
-from holdfast.catalog.repack import execute_repack, plan_repack
+from holdfast.catalog.repacking import recode
+from holdfast.catalog.repacking.recode import execute_recode, plan_recode
+from holdfast.catalog.repacking.repack import execute_repack, plan_repack
 from holdfast.catalog.saves import begin_save
 from holdfast.catalog.store import open_store
-from holdfast.catalog.sweeps import execute, plan_sweep
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import InvalidInput, StorageFull
 from holdfast.ids import Digest, ObjectName
 from holdfast.packs import floats
@@ -368,8 +369,8 @@ def test_a_full_disk_leaves_everything_as_it_was(store, trained):
 
 KILLED = """
     import os, sys
-    from holdfast.catalog import recode
-    from holdfast.catalog.recode import execute_recode, plan_recode
+    from holdfast.catalog.repacking import recode
+    from holdfast.catalog.repacking.recode import execute_recode, plan_recode
     from holdfast.catalog.store import open_store
     from holdfast.packs.codec import Codec
 

@@ -6,8 +6,8 @@ import pytest
 
 from holdfast.catalog import layout
 from holdfast.catalog.marks import add_mark, add_metrics
-from holdfast.catalog.references import ancestor_line, resolve
-from holdfast.catalog.tags import create_tag
+from holdfast.catalog.naming.references import ancestor_line, resolve
+from holdfast.catalog.naming.tags import create_tag
 from holdfast.errors import AmbiguousReference, Corrupt, Missing, UnknownReference
 from holdfast.ids import RunNumber, TagName
 from holdfast.records import MarkKind

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.catalog.grammar import AtEpoch, AtStep, BestBy, Good, InRun, Last, OfId, OfTag, Word, parse
-from holdfast.catalog.metrics import Mode
+from holdfast.catalog.naming.grammar import AtEpoch, AtStep, BestBy, Good, InRun, Last, OfId, OfTag, Word, parse
+from holdfast.catalog.naming.metrics import Mode
 from holdfast.errors import InvalidName, InvalidReference
 from holdfast.ids import RunName, RunNumber, TagName
 

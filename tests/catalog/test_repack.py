@@ -4,15 +4,16 @@ import random
 
 import pytest
 
-from holdfast.catalog import layout, repack
+from holdfast.catalog import layout
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.locating import locate
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.readers import reading
-from holdfast.catalog.repack import execute_repack, plan_repack
+from holdfast.catalog.repacking import repack
+from holdfast.catalog.repacking.repack import execute_repack, plan_repack
 from holdfast.catalog.saves import begin_save
-from holdfast.catalog.sweeps import execute, plan_sweep
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.clock import utc_now
 from holdfast.errors import Missing, StorageFull
 from holdfast.ids import Digest, ObjectName

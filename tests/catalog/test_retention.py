@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.catalog import layout
-from holdfast.catalog.forks import fork
+from holdfast.catalog.deleting.protections import read_retention_facts
+from holdfast.catalog.deleting.retention import RetentionFacts, plan_retention
 from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.marks import RecordMarks, add_mark, pin
-from holdfast.catalog.protections import read_retention_facts
-from holdfast.catalog.retention import RetentionFacts, plan_retention
-from holdfast.catalog.tags import create_tag
+from holdfast.catalog.naming.forks import fork
+from holdfast.catalog.naming.tags import create_tag
 from holdfast.ids import Order, RecordId, RunNumber, TagName
 from holdfast.records import Kind, Mark, MarkKind, Owner, Record, Sizes, StartInfo, Target, Timing
 

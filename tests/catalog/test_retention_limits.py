@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from holdfast.catalog import layout
+from holdfast.catalog.deleting.protections import read_retention_facts
+from holdfast.catalog.deleting.retention import RetentionFacts, plan_retention
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.marks import RecordMarks, add_mark
-from holdfast.catalog.protections import read_retention_facts
-from holdfast.catalog.retention import RetentionFacts, plan_retention
-from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.ids import Order, RecordId, RunNumber
 from holdfast.policy import at_most, best, every, latest, newer
 from holdfast.records import Mark, MarkKind, Record, Sizes, Target

@@ -15,6 +15,7 @@ import standing_worker
 from holds_kit import fill, load_all, save
 
 from holdfast.catalog import launches, layout, owners
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.holds import find_holds, find_saves
 from holdfast.catalog.launches import Launch, begin_launch
 from holdfast.catalog.owners import Liveness
@@ -22,8 +23,7 @@ from holdfast.catalog.runs import Run
 from holdfast.catalog.saves import begin_save
 from holdfast.catalog.standing import Standing, find_standing, is_standing, saver_is_dead, stand, trainer_lives
 from holdfast.catalog.store import open_store
-from holdfast.catalog.sweeps import execute, plan_sweep
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.catalog.waiting import Waiter
 from holdfast.errors import Fenced, StorageUnavailable
 from holdfast.records import LaunchInfo, Owner
@@ -214,6 +214,19 @@ def test_the_savers_of_all_older_launches_are_waited_for_and_named(run, monkeypa
     begin_launch(Run(replace(run.store, waiter=clock.waiter), run.info), deadline=30, report=said.append)
     assert said == ["waiting up to 30 s for the saver of launch 1, 2"]
     assert 10 < clock.time < 12
+
+
+def test_a_run_that_is_taken_from_a_live_training_is_said_with_where_that_is(run):
+    clock, said = Clock(), []
+    first = stand(begin_launch(on_another_host(run), deadline=0))
+    store = replace(run.store, waiter=clock.waiter, liveness=lambda owner: Liveness.ALIVE)
+    begin_launch(Run(store, run.info), deadline=30, report=said.append)
+    since = run.launches()[0].created
+    assert said[1:] == [
+        f"this takes run-001 over from launch 1 on another (pid 1, since {since}), which is still training"
+    ]
+    assert clock.time < 2
+    assert not first.stands()
 
 
 # --- Filesystems whose listings come late

@@ -7,17 +7,18 @@ from itertools import count
 import pytest
 from holds_kit import fill, load_all, save
 
-from holdfast.catalog import layout, sweeps
+from holdfast.catalog import layout
+from holdfast.catalog.deleting import sweeps
+from holdfast.catalog.deleting.sweeps import OnNeed, execute, plan_sweep, standing_holds
 from holdfast.catalog.holds import find_holds, find_saves
 from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.marks import add_mark, pin, unpin
+from holdfast.catalog.naming.tags import create_tag, delete_tag
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.readers import reading
 from holdfast.catalog.runs import Run
 from holdfast.catalog.saves import begin_save
 from holdfast.catalog.store import existing_store
-from holdfast.catalog.sweeps import OnNeed, execute, plan_sweep, standing_holds
-from holdfast.catalog.tags import create_tag, delete_tag
 from holdfast.errors import BeingDeleted, Damaged, Missing, SaveFailed, StillNeeded, StorageError
 from holdfast.ids import Digest, ObjectName, RunNumber, TagName
 from holdfast.packs.codec import Codec

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from holdfast.catalog import layout
+from holdfast.catalog.naming.tags import create_tag, delete_tag, find_tag, read_tags
 from holdfast.catalog.objects import create_once
-from holdfast.catalog.tags import create_tag, delete_tag, find_tag, read_tags
 from holdfast.clock import utc_now
 from holdfast.errors import BeingDeleted, Corrupt, InvalidName, Missing, NameTaken, UnknownReference
 from holdfast.ids import ObjectName, TagName

@@ -6,12 +6,12 @@ import random
 
 import msgspec
 import pytest
-from histories_kit import RUN, STORE, Author, lived
+from histories_kit import RUN, STORE, Author, lived, overlapping
 
-from holdfast.catalog.accounts import Account
-from holdfast.catalog.events import Ending, Line, exit_event, progress_event, read_event
-from holdfast.catalog.history import History, Stretch
-from holdfast.catalog.timeline import Timeline, timeline_of
+from holdfast.catalog.journal.accounts import Account
+from holdfast.catalog.journal.events import Ending, Line, exit_event, progress_event, read_event
+from holdfast.catalog.journal.history import History, Stretch
+from holdfast.catalog.journal.timeline import Timeline, timeline_of
 from holdfast.errors import PeerLost
 from holdfast.records import Kind, Record, Target
 
@@ -205,6 +205,19 @@ def of_another_run(step: int) -> Record:
     return msgspec.structs.replace(launched(steps=step, save=True).parent, run=9)
 
 
+@pytest.mark.parametrize("step", [0, 10])
+def test_a_launch_whose_restore_failed_costs_no_step_of_the_one_before_it(step):
+    """It says how it ended, and where: at no step, or at that of a checkpoint whose restore could not be noted."""
+    author = launched(steps=10, save=True)
+    author.exit(Ending.LEFT)
+    author.begin()
+    author.timeline, author.step = 0, step
+    author.exit(Ending.FAILED, OSError("the mount is away"))
+    first, second = told(author).accounts
+    assert (first.useful, first.lost) == (10, 0)
+    assert (second.ending, second.why, second.done) == (Ending.FAILED, "OSError: the mount is away", 0)
+
+
 def test_another_rank_has_no_say_in_the_steps():
     author = launched(steps=3)
     author.exit(Ending.FAILED, PeerLost("rank 1 is gone"))
@@ -262,6 +275,25 @@ def test_a_clock_that_was_set_back_is_said_and_costs_nothing():
     assert timeline.accounts[1].before == 0.0
     assert any("launch 2 began 995 s before launch 1" in doubt for doubt in timeline.doubts)
     assert kinds(timeline).index("exit") < len(kinds(timeline)) - 1 - kinds(timeline)[::-1].index("launch")
+
+
+def test_time_in_which_two_launches_ran_passes_once():
+    """A launch on a node that was thought lost goes on until it sees the next one; what it does then is lost."""
+    timeline = told(overlapping())
+    assert [one.wall for one in timeline.accounts] == [100.0, 140.0]
+    assert [one.lost_seconds for one in timeline.accounts] == [50.0, 0.0]
+    total = timeline.total
+    assert (total.wall, total.useful_seconds, total.lost_seconds, total.goodput) == (200.0, 190.0, 10.0, 0.95)
+
+
+def test_a_launch_that_seems_to_begin_before_the_one_before_it_takes_no_time_away():
+    author = launched(steps=10)
+    author.exit(Ending.FAILED, ValueError("bad batch"))
+    author.skew = -1000.0
+    again(author, after=5.0)
+    author.train(20)
+    author.exit(Ending.LEFT)
+    assert told(author).total.wall == 30.0
 
 
 def test_a_clock_that_was_set_while_a_launch_ran_is_said():

@@ -6,17 +6,17 @@ import msgspec
 import pytest
 
 from holdfast.catalog import layout
-from holdfast.catalog.checking_trees import Trees, check_tree
 from holdfast.catalog.holds import find_saves
-from holdfast.catalog.journal import JournalWriter
+from holdfast.catalog.journal.journal import JournalWriter
 from holdfast.catalog.manifests import read_manifest, write_manifest
 from holdfast.catalog.marks import add_mark, pin
+from holdfast.catalog.naming.tags import create_tag
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.readers import reading
 from holdfast.catalog.saves import begin_save
 from holdfast.catalog.store import existing_store
-from holdfast.catalog.tags import create_tag
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.trees import Trees, check_tree
+from holdfast.catalog.verifying.verify import verify
 from holdfast.clock import utc_now
 from holdfast.errors import Corrupt, Damaged, UnknownFormat, UnknownReference
 from holdfast.ids import ObjectName, TagName

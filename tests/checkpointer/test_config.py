@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import enum
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,12 @@ from holdfast import every
 
 class Activation(enum.Enum):
     RELU = 1
+
+
+@dataclass
+class Settings:
+    lr: float = 1
+    api_key: str = "REAL"
 
 
 ORDINARY = {
@@ -47,3 +55,13 @@ def test_an_ordinary_configuration_is_no_obstacle_and_has_not_changed_at_the_nex
     assert "config has changed" not in caplog.text
     launched(tmp_path, 6, {key: "another"})
     assert "config has changed" in caplog.text
+
+
+@pytest.mark.parametrize("config", [argparse.Namespace(lr=1, api_key="REAL"), Settings(), vars(Settings())])
+def test_a_program_is_given_what_it_gave_and_the_store_has_no_secret(tmp_path, config):
+    """From a namespace or a dataclass the program was given '<redacted>' for its key."""
+    ckpt = holdfast.Checkpointer(tmp_path, run="toy", state={"model": torch.nn.Linear(2, 1)}, config=config)
+    with ckpt:
+        assert ckpt.config == {"lr": 1, "api_key": "REAL"}
+    assert holdfast.open(tmp_path).run(1).info.config == {"lr": 1, "api_key": "<redacted>"}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"REAL" in path.read_bytes()]

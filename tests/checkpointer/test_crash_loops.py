@@ -12,22 +12,28 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import tiny_training
 from tiny_training import Stop, launched, steps_of
 
 import holdfast
-from holdfast.catalog.attempts import read_attempts
-from holdfast.catalog.journal import read_journal
+from holdfast.catalog.journal.accounts import Account
+from holdfast.catalog.journal.attempts import read_attempts
+from holdfast.catalog.journal.events import Ending
+from holdfast.catalog.journal.gathering import gather
+from holdfast.catalog.journal.journal import read_journal
+from holdfast.catalog.journal.timeline import timeline_of
 from holdfast.catalog.marks import read_marks
 from holdfast.errors import Corrupt, CrashLoop, StorageUnavailable
 from holdfast.ids import RunNumber
 from holdfast.packs import reader
 from holdfast.records import Owner
-from holdfast.recovery import beginning, proving, restoring
+from holdfast.recovery.launching import beginning, proving
+from holdfast.recovery.training import opening, restoring
 from holdfast.testing.faults import flip_bit
 
 KITS = Path(__file__).parents[1] / "kits"
@@ -223,6 +229,39 @@ def test_a_model_that_does_not_fit_is_no_crash_inside_the_load(job: Job) -> None
     job.code = "mended"
     assert job.start() == 0
     assert job.origins() == [6]
+
+
+def raising(where: ModuleType, name: str, error: BaseException) -> Callable[[], None]:
+    """In the process of the launch, a function that it needs raises."""
+
+    def prepare() -> None:
+        def away(*_: object, **__: object) -> None:
+            raise error
+
+        setattr(where, name, away)
+
+    return prepare
+
+
+def accounts(store: Path) -> Sequence[Account]:
+    return timeline_of(gather(holdfast.open(store).run(1)).history).accounts
+
+
+def test_a_load_that_fails_for_the_storage_is_told_as_that_and_six_in_a_row_are_a_storm(job: Job) -> None:
+    """It was told as a launch that was killed. Told as one that somebody has left, it would end every series."""
+    away = raising(restoring, "load", StorageUnavailable("EIO"))
+    assert [job.start(away) for _ in range(8)] == [CRASHED] * 6 + [STOPPED] * 2
+    first, *loads, stopped, again = accounts(job.store)
+    assert [(one.ending, one.why) for one in loads] == [(Ending.FAILED, "StorageUnavailable: EIO")] * 6
+    assert [one.why.partition(":")[0] for one in (stopped, again)] == ["CrashLoop"] * 2
+    assert (first.useful, first.lost) == (6, 0), "what did not begin takes nothing away from what was there"
+
+
+def test_a_launch_that_cannot_make_its_saver_says_so(job: Job) -> None:
+    """It is a launch already, and no training yet; it has tried no checkpoint, so it speaks against none."""
+    assert [job.start(raising(opening, "open_checkpoints", OSError("fork"))) for _ in range(7)] == [CRASHED] * 7
+    assert {(one.ending, one.why) for one in accounts(job.store)[1:]} == {(Ending.FAILED, "OSError: fork")}
+    assert job.start() == 0
 
 
 def test_who_starts_it_by_hand_is_told_and_never_stopped(store: Path, caplog: pytest.LogCaptureFixture) -> None:

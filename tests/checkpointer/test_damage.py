@@ -20,7 +20,7 @@ from tiny_training import Stop, crash_at, expected, launched, records_of
 
 import holdfast
 from holdfast.catalog import layout
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import Damaged, RefusedFresh
 from holdfast.ids import TagName
 from holdfast.testing.faults import cut, flip_bit
@@ -39,7 +39,7 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     launched(store, 2, run="another-one")
     opened = holdfast.open(store)
     for name, record in zip(("first", "second"), opened.run(1).records()[-2:], strict=True):
-        holdfast.catalog.tags.create_tag(opened, TagName(name), record.address)
+        holdfast.catalog.naming.tags.create_tag(opened, TagName(name), record.address)
     assert [record.step for record in opened.run(1).records()] == [2, 4, 6]
     assert verify(opened, deep=True).ok
     return store

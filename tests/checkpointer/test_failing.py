@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import holdfast
 from holdfast import Checkpointer, every
-from holdfast.catalog.journal import read_journal
+from holdfast.catalog.journal.journal import read_journal
+from holdfast.errors import StateError
+from holdfast.health import out_of_memory, shrink_batch, when
 from holdfast.ids import RunNumber
 from holdfast.records import Kind
 
@@ -100,6 +103,86 @@ def test_an_optimizer_that_steps_in_the_backward_pass_is_noticed(tmp_path: Path)
     assert records_of(tmp_path / "s") == []
 
 
+class Torn(torch.optim.SGD):
+    """Fails in the middle of a step, with its first parameter moved: no memory for the second one, for example."""
+
+    fails_with: BaseException | None = None
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            parameter -= self.param_groups[0]["lr"] * parameter.grad
+            if self.fails_with is not None:
+                error, self.fails_with = self.fails_with, None
+                raise error
+
+
+def torn_at(step: int, error: BaseException, store: Path, body=None, **options) -> Checkpointer:
+    """A training whose optimizer fails once, in the middle of a step."""
+    torch.manual_seed(3)
+    model = nn.Linear(16, 1)
+    optimizer = Torn(model.parameters(), lr=0.1)
+    settings = {"save": RARELY, "saver": "inline"} | options
+    with Checkpointer(store, run="r", state={"m": model, "o": optimizer}, **settings) as ckpt:
+        try:
+            for now in ckpt.steps(8):
+                model(torch.ones(1, 16)).sum().backward()
+                optimizer.fails_with = error if now == step else None
+                with ckpt.guard() if body is None else body():
+                    optimizer.step()
+                optimizer.zero_grad()
+        except KeyboardInterrupt:
+            pass
+    return ckpt
+
+
+def test_half_a_step_is_no_boundary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Hazard 10: no hook tells of the end of such a step, but one of its beginning."""
+    with pytest.raises(Stop):
+        torn_at(5, Stop("in the middle"), tmp_path / "s")
+    assert records_of(tmp_path / "s") == []
+    assert "step 5 was not saved: an optimizer was in the middle of its step" in caplog.text
+
+
+def test_half_a_step_is_not_saved_when_a_person_has_interrupted_it_and_the_block_ends_well(tmp_path: Path) -> None:
+    """Two Ctrl-C, and an ``except KeyboardInterrupt`` around the loop: the state is that of nobody."""
+    ckpt = torn_at(5, KeyboardInterrupt(), tmp_path / "s", save=every(steps=3))
+    assert steps_of(tmp_path / "s") == [3]
+    assert ckpt.last.step == 3
+
+
+@pytest.mark.parametrize("asked", ["behind the loop", "in the body", "never"])
+def test_half_a_step_of_the_second_optimizer_is_no_step_of_the_first(tmp_path: Path, asked: str) -> None:
+    """Hazard 10: the program catches it around the loop, and asks for a checkpoint, or just ends, at its total."""
+    torch.manual_seed(3)
+    one, two = nn.Linear(16, 1), nn.Linear(16, 1)
+    first, second = torch.optim.SGD(one.parameters(), lr=0.1), Torn(two.parameters(), lr=0.1)
+    state = {"one": one, "two": two, "first": first, "second": second}
+    refused = pytest.raises(StateError, match="in the middle of its step") if asked != "never" else nullcontext()
+    with refused, Checkpointer(tmp_path / "s", run="r", state=state, save=every(steps=3), saver="inline") as ckpt:
+        try:
+            for step in ckpt.steps(5):
+                (one(torch.ones(1, 16)) + two(torch.ones(1, 16))).sum().backward()
+                second.fails_with = Stop("in the middle") if step == 4 else None
+                first.step()
+                if asked == "in the body" and step == 4:
+                    ckpt.save()
+                second.step()
+        except Stop:
+            pass
+        if asked == "behind the loop":
+            ckpt.save()
+    assert steps_of(tmp_path / "s") == [3]
+    assert ckpt.step == 4
+
+
+def test_a_step_that_ran_out_of_memory_in_its_middle_is_not_left_out(tmp_path: Path) -> None:
+    rules = [when(out_of_memory(), shrink_batch(lambda facts: None))]
+    with pytest.raises(torch.OutOfMemoryError):
+        torn_at(5, torch.OutOfMemoryError("CUDA out of memory"), tmp_path / "s", health=rules)
+    assert records_of(tmp_path / "s") == []
+
+
 def test_the_first_of_two_optimizers_has_stepped(tmp_path: Path) -> None:
     """Hazard 10: a GAN whose generator fails after its discriminator."""
     (one, first), (two, second) = tiny(1), tiny(2)
@@ -128,6 +211,27 @@ def test_values_that_the_body_has_changed_are_not_saved(tmp_path: Path) -> None:
         for step in ckpt.steps(8):
             ckpt.values["seen"] = step
             if step == 5:
+                raise Stop
+            step_of(model, optimizer, torch.ones(2, 16))
+    assert records_of(tmp_path / "s") == []
+
+
+@pytest.mark.parametrize(
+    ("first", "change"),
+    [
+        ({"seen": 0}, lambda value: value.update(seen=8)),
+        ([{"seen": [0]}], lambda value: value[0]["seen"].append(1)),
+        (torch.zeros(2), lambda value: value.add_(1)),
+    ],
+    ids=["dict", "nested", "tensor"],
+)
+def test_what_the_body_has_changed_inside_of_a_value_is_noticed(tmp_path: Path, first, change) -> None:
+    model, optimizer = tiny()
+    with pytest.raises(Stop), Checkpointer(tmp_path / "s", state={"m": model, "o": optimizer}, save=RARELY) as ckpt:
+        ckpt.values.setdefault("meters", first)
+        for step in ckpt.steps(8):
+            if step == 5:
+                change(ckpt.values["meters"])
                 raise Stop
             step_of(model, optimizer, torch.ones(2, 16))
     assert records_of(tmp_path / "s") == []
@@ -192,8 +296,8 @@ def test_after_out_of_memory_on_the_device_there_is_a_checkpoint(tmp_path: Path)
 def test_after_a_sticky_error_nothing_of_the_state_is_read(tmp_path: Path, caplog, monkeypatch) -> None:
     """To read anything on the device would be an error, or hang."""
     read: list[int] = []
-    monkeypatch.setattr("holdfast.recovery.boundary_saves.BoundarySaves.snapshot", lambda self: read.append(1))
-    monkeypatch.setattr("holdfast.recovery.failing.nonfinite_parameter", lambda objects: read.append(2))
+    monkeypatch.setattr("holdfast.recovery.saving.boundary_saves.BoundarySaves.snapshot", lambda self: read.append(1))
+    monkeypatch.setattr("holdfast.recovery.stopping.failing.nonfinite_parameter", lambda objects: read.append(2))
     with pytest.raises(RuntimeError, match="device-side assert"):
         trained(
             tmp_path / "s",
@@ -292,7 +396,7 @@ def test_every_end_is_in_the_journal_with_the_time_of_its_steps(tmp_path: Path) 
 
 
 def test_the_time_of_saves_is_no_time_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from holdfast.recovery import stopwatch
+    from holdfast.recovery.steps import stopwatch
 
     now = [0.0]
     monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])

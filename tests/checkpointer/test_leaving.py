@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import holdfast
 from holdfast import Checkpointer, best, every, latest
-from holdfast.errors import InvalidInput, UnsupportedValue
+from holdfast.catalog.journal.events import Ending
+from holdfast.catalog.journal.journal import read_journal
+from holdfast.errors import InvalidInput, StorageFull, UnsupportedValue
+from holdfast.ids import RunNumber
 from holdfast.records import Kind
-from holdfast.recovery import decisions
+from holdfast.recovery.stopping import decisions
 
 RARELY = every(steps=1000)
 
@@ -270,7 +275,8 @@ def test_a_metric_that_is_not_a_number_is_refused_where_it_is_logged(tmp_path: P
             break
 
 
-def test_after_ctrl_c_another_loop_runs(tmp_path: Path) -> None:
+def test_after_ctrl_c_another_loop_runs_for_whoever_sits_at_a_prompt(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     parts = objects()
     with Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY) as ckpt:
         for step in ckpt.steps(9):
@@ -322,3 +328,67 @@ def test_an_optimizer_that_sums_up_while_another_steps_is_not_claimed_exact(tmp_
                 seldom.step()
                 seldom.zero_grad()
     assert ["gradients" in record.exactness for record in records_of(tmp_path / "s")] == [True, True, True, False]
+
+
+FORGOTTEN = """
+import logging, sys
+import torch
+from holdfast import Checkpointer, every
+from tiny_training import one_step, tiny
+logging.basicConfig()
+model, optimizer = tiny()
+ckpt = Checkpointer(sys.argv[1], state={"model": model, "optimizer": optimizer}, save=every(steps=4), saver="inline")
+for _ in ckpt.steps(6):
+    one_step(model, optimizer)
+if sys.argv[2] == "close":
+    ckpt.close()
+elif sys.argv[2] == "drop":
+    del ckpt
+    print("dropped")
+"""
+
+
+@pytest.mark.parametrize(("then", "steps"), [("close", [4, 6]), ("end", [4]), ("drop", [4])])
+def test_whoever_forgets_to_close_is_told(tmp_path: Path, then: str, steps: list[int]) -> None:
+    """Exit code 0, and the last steps are lost."""
+    command = [sys.executable, "-c", FORGOTTEN, str(tmp_path / "s"), then]
+    told = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=100, check=True)
+    assert ("the Checkpointer of run-001 was never closed" in done.stderr) == (then != "close")
+    assert [one.step for one in holdfast.open(tmp_path / "s").run(1).records()] == steps
+
+
+class Failing:
+    """A part of the state that cannot be told once the training is over."""
+
+    error: BaseException | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        if self.error is not None:
+            raise self.error
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "how", "why"),
+    [
+        (StorageFull("No space left on device"), Ending.FAILED, "StorageFull: No space left on device"),
+        (KeyboardInterrupt(), Ending.LEFT, ""),
+    ],
+    ids=["failed", "ctrl-c"],
+)
+def test_a_last_save_that_fails_is_a_failure_in_the_journal_and_ctrl_c_is_none(
+    tmp_path: Path, error: BaseException, how: Ending, why: str
+) -> None:
+    parts, failing = objects(), Failing()
+    ckpt = Checkpointer(tmp_path / "s", run="r", state={**parts, "failing": failing}, save=RARELY, saver="inline")
+    with pytest.raises(type(error)), ckpt:
+        for _, batch in ckpt.batches([torch.ones(2, 16)] * 3, total_steps=3):
+            step_of(*parts.values(), batch)
+        failing.error = error
+    journal = read_journal(holdfast.open(tmp_path / "s"), RunNumber(1))
+    (exit_,) = (entry.event.data for entry in journal.entries if entry.event.kind == "exit")
+    assert (exit_["how"], exit_["error"]) == (how, why)

@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import holdfast
 from holdfast import Checkpointer, every, latest
-from holdfast.catalog.journal import read_journal
+from holdfast.catalog.journal.journal import read_journal
 from holdfast.catalog.marks import read_record_marks
 from holdfast.ids import RunNumber
 from holdfast.records import Kind
-from holdfast.recovery import taking
-from holdfast.recovery.measuring import plain
+from holdfast.recovery.saving import taking
+from holdfast.recovery.steps.measuring import plain
 
 
 def test_a_training_with_checkpoints_is_the_training_without(tmp_path: Path) -> None:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_training import expected, launched, one_step, records_of, steps_of, tiny
+from torch.utils.data import DataLoader, TensorDataset
 from toy_training import ended, forked
 
 import holdfast
 from holdfast import Checkpointer, every
-from holdfast.catalog.journal import read_journal
+from holdfast.catalog.journal.journal import read_journal
 from holdfast.errors import InvalidInput, SaveFailed
 from holdfast.ids import RunNumber
 from holdfast.records import Kind
-from holdfast.recovery.checkpoints import Checkpoints
-from holdfast.recovery.preempting import EXIT_CODE
+from holdfast.recovery.saving.checkpoints import Checkpoints
+from holdfast.recovery.stopping.preempting import EXIT_CODE
 
 RARELY = every(steps=1000)
 
@@ -94,7 +96,7 @@ def test_the_exit_code_reaches_whoever_started_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["SIGUSR2", "SIGHUP", "SIGRTMIN+5"])
 def test_any_signal_can_be_the_one(tmp_path: Path, name: str) -> None:
     """Users-ask 8: the choice was fixed."""
-    from holdfast.recovery.signal_names import signal_numbers
+    from holdfast.recovery.environment.signal_names import signal_numbers
 
     (number,) = signal_numbers([name])
     before = signal.getsignal(number)
@@ -215,7 +217,77 @@ def test_a_signal_right_after_a_resume_saves_nothing_twice(tmp_path: Path) -> No
     assert steps_of(tmp_path / "s") == [2, 4]
 
 
-def test_after_ctrl_c_another_loop_is_not_preempted_any_more(tmp_path: Path) -> None:
+def of_epochs(store: Path, then, epochs: int = 4, **options) -> tuple[Checkpointer, list[int]]:
+    """A script with a loop of its own around the epochs, of ten batches each, as many have it."""
+    (model, optimizer), made = tiny(), []
+    loader = DataLoader(TensorDataset(torch.zeros(40, 4)), batch_size=4)
+    options = {"run": "a", "state": {"m": model, "o": optimizer}, "save": RARELY} | options
+    with Checkpointer(store, **options) as ckpt:
+        for epoch in range(epochs):
+            for step, _ in ckpt.batches(loader, epochs=epoch + 1):
+                made.append(step)
+                one_step(model, optimizer)
+                then(step, ckpt)
+    return ckpt, made
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_loop_after_one_that_has_ended_is_preemption_too(tmp_path: Path, number: int) -> None:
+    """It was taken for the end: marked final, exit code 0, no hook, and a relaunch took the run for finished."""
+    heard = []
+    ckpt, made = of_epochs(tmp_path / "s", sent(13, number), on_preempt=heard.append, grace=50.0)
+    assert made == list(range(14)), "the loops after it end at once"
+    assert heard == [ckpt.preempted]
+    assert (ckpt.preempted.step, ckpt.preempted.durable) == (14, True)
+    assert said(tmp_path / "s", "exit")[-1].data["how"] == "preempted"
+    assert [(one.step, one.kind) for one in records_of(tmp_path / "s")] == [(14, Kind.PREEMPTED)]
+    ckpt, made = of_epochs(tmp_path / "s", lambda *_: None)
+    assert made == list(range(14, 40))
+    assert ckpt.last.kind is Kind.FINAL
+
+
+def test_a_signal_after_a_loop_to_warm_up_is_preemption_too(tmp_path: Path) -> None:
+    model, optimizer = tiny()
+    loader = DataLoader(TensorDataset(torch.zeros(40, 4)), batch_size=4)
+    with Checkpointer(tmp_path / "s", state={"m": model, "o": optimizer}, save=RARELY) as ckpt:
+        for _ in ckpt.batches(loader, epochs=1):
+            one_step(model, optimizer)
+        for step, _ in ckpt.batches(loader, total_steps=1000):
+            one_step(model, optimizer)
+            sent(50, signal.SIGTERM)(step, ckpt)
+    assert (ckpt.preempted.step, ckpt.last.kind) == (51, Kind.PREEMPTED)
+
+
+def test_a_loop_that_is_left_after_one_that_has_ended_is_not_the_end(tmp_path: Path) -> None:
+    model, optimizer = tiny()
+    loader = DataLoader(TensorDataset(torch.zeros(40, 4)), batch_size=4)
+    with Checkpointer(tmp_path / "s", state={"m": model, "o": optimizer}, save=RARELY) as ckpt:
+        for epochs in (1, 2):
+            for step, _ in ckpt.batches(loader, epochs=epochs):
+                one_step(model, optimizer)
+                if step == 13:
+                    break
+    assert said(tmp_path / "s", "exit")[-1].data["how"] == "left"
+    assert records_of(tmp_path / "s") == []
+
+
+def test_the_total_of_one_loop_is_not_that_of_the_next(tmp_path: Path) -> None:
+    model, optimizer = tiny()
+    loader = DataLoader(TensorDataset(torch.zeros(40, 4)), batch_size=4)
+    with Checkpointer(tmp_path / "s", state={"m": model, "o": optimizer}, save=RARELY) as ckpt:
+        counts = []
+        for end in ({"total_steps": 5}, {"epochs": 2}):
+            counts.append(0)
+            for _ in ckpt.batches(loader, **end):
+                one_step(model, optimizer)
+                counts[-1] += 1
+    assert counts == [5, 15]
+    assert (ckpt.step, ckpt.last.kind) == (20, Kind.FINAL)
+
+
+def test_after_ctrl_c_another_loop_of_a_person_is_not_preempted_any_more(tmp_path: Path, monkeypatch) -> None:
+    """At a prompt or in a notebook, where pressing it is a way to get back to the prompt."""
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     model, optimizer = tiny()
     with Checkpointer(tmp_path / "s", state={"m": model, "o": optimizer}, save=RARELY) as ckpt:
         for step in ckpt.steps(9):
@@ -250,6 +322,19 @@ class Dying:
         return 20
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_of_an_evaluation_that_died_of_the_same_signal_is_preemption(tmp_path: Path, number) -> None:
+    """In the body, where the loader is the program's own."""
+    model, optimizer = tiny()
+    with Checkpointer(tmp_path / "s", state={"m": model, "o": optimizer}, save=RARELY) as ckpt:
+        for step in ckpt.steps(15):
+            if step == 5:
+                list(Dying(0, number))
+            one_step(model, optimizer)
+    assert (ckpt.preempted.signal, ckpt.preempted.step, ckpt.preempted.durable) == (number.name, 5, True)
+    assert [(one.step, one.kind) for one in records_of(tmp_path / "s")] == [(5, Kind.PREEMPTED)]
+
+
 def test_a_worker_that_died_of_the_same_signal_is_preemption(tmp_path: Path) -> None:
     """Hazard 23: it would be filed as a failure, and end with a traceback."""
     model, optimizer = tiny()
@@ -279,7 +364,7 @@ def test_it_may_be_said_in_the_body_too(tmp_path: Path, place: str) -> None:
 
 
 def test_without_a_signal_a_worker_that_died_is_a_failure(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("holdfast.recovery.ending.LATE_SECONDS", 0.05)
+    monkeypatch.setattr("holdfast.recovery.stopping.ending.LATE_SECONDS", 0.05)
     model, optimizer = tiny()
     with (
         pytest.raises(RuntimeError, match="exited unexpectedly"),

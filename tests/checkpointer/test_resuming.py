@@ -11,7 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import holdfast
 from holdfast import Checkpointer, errors, every, latest
+from holdfast.catalog.journal.events import Ending
+from holdfast.catalog.journal.gathering import gather
+from holdfast.catalog.journal.timeline import timeline_of
 from holdfast.catalog.launches import Launch
+from holdfast.records import Kind
 
 NO_JOB = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "WORLD_SIZE")
 
@@ -276,6 +280,17 @@ def test_a_partial_start_that_could_not_be_noted_is_made_again(
     assert [start.resumed_from.step for start in run.starts()] == [4]
 
 
+def test_a_partial_start_that_could_not_be_noted_is_told_as_a_failure(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = tiny(seed=99)
+    monkeypatch.setattr(Launch, "record_start", _full)
+    with Checkpointer(store, run="tuned", state={"model": model}) as ckpt, pytest.raises(errors.StorageFull):
+        ckpt.restore("toy@4", only=["model"])
+    (one,) = timeline_of(gather(holdfast.open(store).run(2)).history).accounts
+    assert (one.ending, one.why, one.done) == (Ending.FAILED, "StorageFull: no space for the start", 0)
+
+
 def test_a_restore_that_could_not_be_noted_leaves_nothing_that_is_used(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,3 +378,23 @@ def test_a_run_that_is_resumed_at_its_end_keeps_its_place_in_the_data_for_a_long
     live(4)
     live(6)
     assert dict(seen)[4] == 16.0
+
+
+def test_the_end_is_saved_before_the_best_one_is_put_in_its_place(tmp_path: Path) -> None:
+    """``restore("@best:loss", only=["model"])`` behind the loop: final had those weights beside the optimizer's end."""
+    model, optimizer = tiny()
+    state = {"model": model, "optimizer": optimizer}
+    with Checkpointer(tmp_path / "s", run="toy", state=state, save=every(steps=4), saver="inline") as ckpt:
+        for step in ckpt.steps(7):
+            one_step(model, optimizer)
+            ckpt.log(loss=abs(step - 3) + 1.0)
+        end = digest_of(model, optimizer)
+        ckpt.restore("@best:loss", only=["model"])
+        best = digest_of(model)
+    assert (ckpt.last.step, ckpt.last.kind) == (7, Kind.FINAL)
+    assert best == digest_of(model), "nothing takes it back"
+    model, optimizer = tiny(seed=5)
+    state = {"model": model, "optimizer": optimizer}
+    with Checkpointer(tmp_path / "s", run="toy", state=state, saver="inline") as ckpt:
+        ckpt.restore()
+    assert digest_of(model, optimizer) == end != best

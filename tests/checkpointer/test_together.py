@@ -13,7 +13,7 @@ from toy_training import ended, forked
 
 import holdfast
 from holdfast import Checkpointer, errors, every
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 
 
 def made(store: Path) -> tuple[Checkpointer, object, object]:

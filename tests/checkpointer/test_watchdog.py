@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from staged_kit import Family, heard
+from staged_kit import Family, awaited, heard
 from torch.utils.data import DataLoader, Dataset
 from toy_training import KILLED, ended, forked
 
 import holdfast
-from holdfast import Checkpointer, every
-from holdfast.catalog.journal import read_journal
+from holdfast import Checkpointer, best, every
+from holdfast.catalog.journal.journal import read_journal
 from holdfast.errors import HoldfastError, InvalidInput
 from holdfast.health import watchdog
-from holdfast.recovery import boundary_saves
-from holdfast.recovery.checkpoints import Checkpoints
+from holdfast.recovery.saving import boundary_saves
+from holdfast.recovery.saving.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched through pidfds")
 SHORT = 0.5
@@ -208,6 +208,72 @@ def test_a_wait_for_the_last_save_at_the_end_of_a_loop_is_no_hang(
                 os.kill(os.getpid(), signal.SIGTERM)
     assert asked
     assert said(tmp_path, *WATCHED) == []
+
+
+def saved_at_once(ckpt: Checkpointer) -> None:
+    ckpt.save(wait="durable")
+
+
+def measured_better(ckpt: Checkpointer) -> None:
+    ckpt.log(loss=1.0)
+
+
+@pytest.mark.parametrize("save", [saved_at_once, Checkpointer.save, measured_better])
+def test_a_save_that_is_asked_for_in_a_body_is_no_hang_and_what_hangs_behind_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Checkpointer], object]
+) -> None:
+    """Storage is slow, or the saver has no room yet: whoever ended the training then would lose the save."""
+    waited = []
+
+    def slow(owner: type, name: str) -> None:
+        quick = getattr(owner, name)
+
+        def slowly(*args):
+            waited.append(time.sleep(LONG))
+            return quick(*args)
+
+        monkeypatch.setattr(owner, name, slowly)
+
+    def at(step: int, ckpt: Checkpointer) -> None:
+        if step == 3:
+            slow(*((Checkpoints, "await_durable") if save is saved_at_once else (boundary_saves.BoundarySaves, "save")))
+            save(ckpt)
+            assert len(waited) == 1
+            hanging_in_python(tmp_path)
+
+    train(tmp_path, at, save=best("loss"))
+    hung, recovered = said(tmp_path, *WATCHED)
+    assert "hanging_in_python" in hung.data["stacks"]
+    assert recovered.kind == "recovered"
+
+
+def test_a_training_that_was_frozen_together_with_its_saver_goes_on(tmp_path: Path) -> None:
+    """A container that is paused: its clock runs on, and its saver has not seen that anything stood still."""
+    store, frozen, family, patience = tmp_path / "s", tmp_path / "saver", Family(), 4.0
+
+    def busy() -> None:
+        torch.set_num_threads(1)
+
+        def at(step: int, ckpt: Checkpointer) -> None:
+            if step == 3:
+                (tmp_path / "new").write_text(str(ckpt._training._checkpoints._saves.process.pid))
+                (tmp_path / "new").rename(frozen)
+                for _ in range(30):  # one sleep would be over when it goes on
+                    time.sleep(0.05)
+
+        train(store, at, watchdog=watchdog(hung=patience, then="end", end_after=patience))
+
+    pid = forked(family.of(heard(busy, tmp_path / "log")))
+    awaited(frozen.exists, "the step in which it is frozen")
+    both = pid, int(frozen.read_text())
+    for one in both:
+        os.kill(one, signal.SIGSTOP)
+    time.sleep(patience + 0.5)
+    for one in both:
+        os.kill(one, signal.SIGCONT)
+    assert ended(pid) == 0
+    family.await_savers_end()
+    assert said(store, *WATCHED) == []
 
 
 @pytest.mark.parametrize("dog", ["off", None])

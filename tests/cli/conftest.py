@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.catalog.forks import fork
 from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.marks import add_mark, pin
+from holdfast.catalog.naming.forks import fork
+from holdfast.catalog.naming.tags import create_tag
 from holdfast.catalog.saves import begin_save
 from holdfast.catalog.store import Store, open_store
-from holdfast.catalog.tags import create_tag
 from holdfast.cli.app import run
 from holdfast.ids import TagName
 from holdfast.policy import every, latest

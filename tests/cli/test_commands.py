@@ -97,7 +97,9 @@ def test_show_tells_tensors_values_and_metrics(cli, place, records):
     assert found["record"]["id"] == records[3].id
     assert found["tags"] == ["baseline"]
     assert {"name": "model/weight", "dtype": "float32", "shape": [40, 40], "lifetime": "parameter"} in found["tensors"]
-    assert "loss" in cli(place, "show", "run-001@8").out
+    shown, timing = cli(place, "show", "run-001@8").out, records[3].timing
+    assert "loss" in shown
+    assert f"{timing.stall:.2f} stall, {timing.durable:.2f} durable" in shown
 
 
 def test_show_of_a_damaged_manifest_shows_the_record_and_fails(cli, place, records):

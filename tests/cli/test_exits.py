@@ -185,7 +185,7 @@ def test_control_c_ends_with_130_and_leaves_a_whole_store(place, cli):
     """In the middle of a sweep that waits: the tombstones go too, so that the next save finds nothing in its way."""
     program = """
 import sys, time
-from holdfast.catalog import sweeps
+from holdfast.catalog.deleting import sweeps
 def settle(*_, **__):
     print("waiting", flush=True)
     time.sleep(60)
@@ -229,3 +229,33 @@ def test_help_of_every_command_fits_80_columns(capsys, monkeypatch):
         assert run([name, "--help"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= 80, name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["ls", ""], ["log", ""], ["why", ""], ["verify", ""], ["gc", ""], ["plan", "--over", ""], ["show", ""]),
+        *(["rm", ""], ["recode", "", "--codec", "raw"], ["fork", "", "x"], ["fork", "baseline", ""]),
+        *(
+            ["tag", ""],
+            ["tag", "", "x"],
+            ["tag", "baseline", ""],
+            ["tag", "--delete", ""],
+            ["gc", "run-001", "--keep", ""],
+        ),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_word_is_refused_and_changes_nothing(cli, trained, words):
+    """As an unset variable of the shell gives it; fork made a run of the name of another one."""
+    before = sorted(trained.rglob("*"))
+    found = cli(trained, *words)
+    assert (found.code != 0, found.out) == (True, "")
+    assert sorted(trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["runs", "ls", "gc", "tag"])
+def test_an_empty_store_is_not_the_folder_here(cli, trained, command, monkeypatch):
+    monkeypatch.chdir(trained)
+    found = cli("", command)
+    assert (found.code, found.out) == (errors.InvalidInput.exit_code, "")

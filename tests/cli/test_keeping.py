@@ -12,6 +12,7 @@ from holdfast.catalog.marks import add_mark
 from holdfast.catalog.saves import begin_save
 from holdfast.catalog.store import open_store
 from holdfast.cli.keeping import retention
+from holdfast.errors import InvalidPolicy
 from holdfast.ids import RunNumber
 from holdfast.records import MarkKind, Target
 
@@ -119,3 +120,61 @@ def test_a_policy_that_only_says_when_to_save_is_refused_for_keeping(place, cli)
     found = cli(place, "why", "gpt", "--keep", "auto()")
     assert found.code != 0
     assert "when to save, not what to keep" in found.err
+
+
+UNREADABLE = "latest(1) | oldest(3)"
+"""As a newer holdfast, or an older one without a limit on length, may have written."""
+
+
+@pytest.fixture
+def mixed(place):
+    """Beside run 1 stands run 2, whose policy cannot be read, and which has two checkpoints."""
+    run = open_store(place).create_run("other")
+    launch = begin_launch(run, deadline=0, policies={"save": UNREADABLE, "keep": UNREADABLE})
+    for step in (1, 2):
+        with begin_save(launch, 0, step) as attempt:
+            add_mark(
+                run.store,
+                attempt.publish(fill(attempt, step, [bytes([step]) * 50])).address,
+                MarkKind.VERIFIED,
+                by="test",
+            )
+    begin_launch(open_store(place).run(1), deadline=0, policies={"keep": "latest(2)"})
+    return place
+
+
+def steps(place, number: int) -> list[int]:
+    return [record.step for record in open_store(place).run(number).records()]
+
+
+def test_a_policy_that_cannot_be_read_blocks_gc_for_its_own_run_only(mixed, cli):
+    """It ended gc for the whole store, before anything was freed."""
+    done = cli(mixed, "gc")
+    assert done.code == 0, done.err
+    assert "run-002: no checkpoint is deleted, the keep policy is not known" in done.err
+    assert (steps(mixed, 1), steps(mixed, 2)) == ([3, 4], [1, 2])
+
+
+@pytest.mark.parametrize("words", ["gc other", "gc other --dry-run", "why other", "plan --over other --save never()"])
+def test_a_policy_that_cannot_be_read_is_an_error_for_the_run_that_is_named(mixed, cli, words):
+    done = cli(mixed, *words.split())
+    assert done.code == InvalidPolicy.exit_code
+    assert "the keep policy of run-002" in done.err
+    assert "give one with --keep" in done.err
+    assert steps(mixed, 2) == [1, 2]
+
+
+def test_a_policy_that_is_typed_stands_in_for_one_that_cannot_be_read(mixed, cli):
+    assert cli(mixed, "gc", "other", "--keep", "latest(1)").code == 0
+    assert steps(mixed, 2) == [2]
+
+
+@pytest.mark.parametrize(
+    "words", ["gc gpt --keep", "why gpt --keep", "plan --over gpt --save", "plan --over gpt --save never() --keep"]
+)
+def test_an_empty_policy_is_not_the_one_on_record(mixed, cli, words):
+    """An unset variable of the shell: gc deleted by a policy that nobody had typed."""
+    done = cli(mixed, *words.split(), "")
+    assert done.code == InvalidPolicy.exit_code
+    assert "an empty text is no policy" in done.err
+    assert steps(mixed, 1) == [1, 2, 3, 4]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
-from histories_kit import Author
+from histories_kit import Author, overlapping
 from rich.cells import cell_len
 
-from holdfast.catalog import layout
-from holdfast.catalog.accounts import accounts_of
-from holdfast.catalog.events import Ending, Line
-from holdfast.catalog.journal import JournalWriter
+from holdfast.catalog import launches, layout
+from holdfast.catalog.journal.accounts import accounts_of
+from holdfast.catalog.journal.events import Ending, Line
+from holdfast.catalog.journal.journal import JournalWriter
+from holdfast.catalog.journal.timeline import timeline_of
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.store import open_store
 from holdfast.cli.life import MEANING, picture, shares
@@ -128,6 +130,25 @@ def test_kinds_can_be_chosen_and_progress_is_for_those_who_ask(place, cli):
     assert whats(cli(place, "log", "--only", "progress", "--json")) == ["progress", "progress"]
 
 
+def test_stacks_are_shown_below_their_line_to_those_who_ask_for_its_kind(tmp_path, cli):
+    author = Author()
+    author.begin()
+    author.start(None)
+    stacks = 'Thread 0x1 (most recent call first):\n  File "train.py", line 7 in collate\n  File "\x1b.py", line 9'
+    author.note(Line("hung", "rank 0 has made no step", {"step": 3, "stacks": stacks}), "saver-1-0-99")
+    store = open_store(tmp_path, create=True)
+    store.create_run("gpt")
+    create_once(store.storage, layout.launch(RUN, 1), author.launches[0])
+    _write(store, "saver-1-0-99", [entry.event for entry in author.entries])
+    shown = cli(tmp_path, "log", "--only", "hung").out
+    first, line, *rest = (text.strip() for text in shown.splitlines()[1:6])
+    assert first.endswith("rank 0 has made no step")
+    assert line == "Thread 0x1 (most recent call first):"
+    assert 'File "train.py", line 7 in collate' in rest
+    assert "\x1b" not in shown
+    assert "collate" not in cli(tmp_path, "log").out
+
+
 def test_the_newest_lines_can_be_asked_for(place, cli):
     assert whats(cli(place, "log", "--tail", 2, "--json")) == ["save", "exit"]
     assert whats(cli(place, "log", "--tail", 0, "--json")) == []
@@ -212,6 +233,31 @@ def test_a_real_training_tells_its_own_life(tmp_path, cli):
     assert document["total"]["useful"] == 20
     assert [one["what"] for one in document["events"]].count("rollback") == 1
     assert document["doubts"] == []
+
+
+def test_a_launch_that_waits_for_the_saver_of_an_earlier_one_lasts_so_long(tmp_path, cli, monkeypatch):
+    """Up to a minute went missing, goodput looked good, and the clock was said to have been set."""
+    pytest.importorskip("torch")
+    from tiny_training import launched
+
+    drain, waited = launches._drain, []
+
+    def slow(*more) -> None:
+        began = time.monotonic()
+        drain(*more)
+        time.sleep(1.0)
+        waited.append(time.monotonic() - began)
+
+    monkeypatch.setattr(launches, "_drain", slow)
+    launched(tmp_path, 2)
+    launched(tmp_path, 4)
+    found = cli(tmp_path, "log", "--json").document["launches"]
+    assert [one["wall"] >= seconds for one, seconds in zip(found, waited, strict=True)] == [True, True]
+
+
+def test_time_in_which_two_launches_ran_is_drawn_once():
+    timeline = timeline_of(overlapping().history())
+    assert sum(shares(timeline.accounts).values()) == pytest.approx(timeline.total.wall)
 
 
 def test_the_picture_gives_each_kind_of_time_its_share():

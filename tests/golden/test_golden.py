@@ -9,7 +9,7 @@ import topologies
 from golden_worker import CODECS, STEPS, digests
 
 import holdfast
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 
 STORES = sorted(Path(__file__).parent.glob("format-*/*.tar.xz"))
 

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import holdfast
 from holdfast import Checkpointer, every
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,6 +9,7 @@ import runpy
 import pytest
 
 from holdfast import errors
+from holdfast.recovery.stopping.preempting import EXIT_CODE
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,17 @@ def test_no_two_errors_share_a_code(script):
 def test_exit_codes_leave_room_for_the_shell(classes):
     """0 to 2 belong to the command line, 126 and above to the shell."""
     assert all(3 <= class_.exit_code < 126 for class_ in classes.values())
+
+
+def test_no_error_ends_with_the_code_that_asks_for_another_start(classes):
+    """75, EX_TEMPFAIL, is what a pre-empted training ends with: for a missing mount it would be requeued for ever."""
+    assert EXIT_CODE == 75
+    assert EXIT_CODE not in {class_.exit_code for class_ in classes.values()}
+
+
+def test_the_page_names_each_code_once(pages):
+    codes = re.findall(r"^\| (\d+) \|", pages["docs/errors.md"], re.MULTILINE)
+    assert len(codes) == len(set(codes))
 
 
 def test_a_group_and_its_members_share_the_first_digit(classes):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import holdfast
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 
 PRELUDE = """
 import pathlib

@@ -20,10 +20,10 @@ import torch
 import holdfast
 from holdfast import every, latest, values
 from holdfast.catalog import layout, saves
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.saves import begin_save
 from holdfast.catalog.store import create_store, open_store
-from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.catalog.waiting import Waiter
 from holdfast.errors import Corrupt, HoldfastError, RefusedFresh, StorageFull
 from holdfast.ids import Digest, ObjectName
@@ -33,9 +33,9 @@ from holdfast.packs.index import Footers, SegmentIndex
 from holdfast.packs.verify import verify_pack
 from holdfast.packs.writer import write_segments
 from holdfast.policy.tolerance import Tolerance
-from holdfast.recovery import beginning
-from holdfast.recovery.checkpoints import Checkpoints
-from holdfast.recovery.training import Training
+from holdfast.recovery.launching import beginning
+from holdfast.recovery.saving.checkpoints import Checkpoints
+from holdfast.recovery.training.training import Training
 from holdfast.saver import saving
 from holdfast.saver.saving import Saving
 from holdfast.storage.local import LocalStorage

@@ -78,7 +78,7 @@ def test_only_the_command_line_prints(modules):
 
 
 def test_only_the_launcher_module_and_the_command_line_read_the_environment(modules):
-    allowed = {"holdfast.recovery.launcher"}
+    allowed = {"holdfast.recovery.environment.launcher"}
     wanted = {"os.environ", "os.getenv", "os.environb", "os.path.expanduser", "Path.home"}
     found = [h for m in modules if m.name not in allowed and ".cli" not in m.name for h in _calls(m, wanted)]
     assert not found, "\n".join(found)

@@ -14,8 +14,8 @@ from torch import nn
 
 import holdfast
 from holdfast import Checkpointer, best, every, latest
-from holdfast.catalog.sweeps import execute, plan_sweep
-from holdfast.catalog.verify import verify
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import RefusedFresh, StorageFull, StorageUnavailable, Unusable
 from holdfast.ids import RecordId
 from holdfast.policy import Policy

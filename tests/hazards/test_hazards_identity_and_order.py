@@ -13,11 +13,11 @@ from torch import nn
 import holdfast
 from holdfast import Checkpointer, every, latest
 from holdfast.catalog import launches, saves
-from holdfast.catalog.references import resolve
-from holdfast.catalog.tags import create_tag
+from holdfast.catalog.naming.references import resolve
+from holdfast.catalog.naming.tags import create_tag
 from holdfast.errors import AlreadyOpen, InvalidInput, InvalidName, RefusedFresh, UnknownReference, Unusable
 from holdfast.ids import TagName
-from holdfast.recovery.launcher import LauncherFacts
+from holdfast.recovery.environment.launcher import LauncherFacts
 from holdfast.testing.faults import flip_bit
 
 
@@ -197,7 +197,7 @@ def test_a_launch_that_is_fenced_between_hold_and_publish_publishes_nothing(tmp_
 
 def restarted(monkeypatch, **facts):
     given = LauncherFacts(**{"job": None, "restarts": 0, "rank": 0, "world": 1, **facts})
-    monkeypatch.setattr("holdfast.recovery.lifetime.launcher_facts", lambda: given)
+    monkeypatch.setattr("holdfast.recovery.training.lifetime.launcher_facts", lambda: given)
 
 
 def test_a_restarted_job_with_an_empty_mount_is_refused(tmp_path, monkeypatch):
@@ -259,7 +259,7 @@ def test_a_wall_clock_that_jumps_back_changes_no_order(tmp_path, monkeypatch):
 def test_saving_by_time_goes_by_the_clock_that_cannot_jump(tmp_path, monkeypatch):
     """A wall clock set back an hour must not stop the saves, one set forward must not cause them."""
     now = 0.0
-    monkeypatch.setattr("holdfast.recovery.triggers.time.monotonic", lambda: now)
+    monkeypatch.setattr("holdfast.recovery.saving.triggers.time.monotonic", lambda: now)
     monkeypatch.setattr("time.time", lambda: pytest.fail("the wall clock was asked"))
     model = toy()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -500,7 +500,7 @@ def test_a_loss_that_is_no_number_makes_no_unreadable_record_and_is_never_best(t
     assert same(losses[0], bad)
     assert losses[1:] == [1.0, 2.0]
     import holdfast
-    from holdfast.catalog.references import resolve
+    from holdfast.catalog.naming.references import resolve
 
     assert resolve(holdfast.open(tmp_path), "run-001@best:loss").step == 2
     assert resolve(holdfast.open(tmp_path), "run-001@best:loss:max").step == 3
@@ -662,8 +662,8 @@ def test_a_training_whose_steps_cannot_be_seen_is_saved_all_the_same_and_said_to
     tmp_path, monkeypatch, caplog
 ):
     """Hazard 26: every step is skipped, or made where no hook sees it; after a bound the save is made and says so."""
-    monkeypatch.setattr("holdfast.recovery.progress.PATIENCE", 5)
-    monkeypatch.setattr("holdfast.recovery.progress.HINT", 5)
+    monkeypatch.setattr("holdfast.recovery.steps.progress.PATIENCE", 5)
+    monkeypatch.setattr("holdfast.recovery.steps.progress.HINT", 5)
     model = nn.Linear(16, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loop = []

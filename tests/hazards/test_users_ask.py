@@ -18,13 +18,13 @@ from toy_training import finished
 import holdfast
 from holdfast import Checkpointer, best, every, latest
 from holdfast.catalog.marks import read_marks
-from holdfast.catalog.references import resolve
-from holdfast.catalog.verify import verify
+from holdfast.catalog.naming.references import resolve
+from holdfast.catalog.verifying.verify import verify
 from holdfast.cli.app import app
 from holdfast.errors import NothingToResume, RestoreFailed, StateMismatch, StorageError
 from holdfast.ids import RunNumber
 from holdfast.records import MarkKind
-from holdfast.recovery.launcher import command_line, environment_facts
+from holdfast.recovery.environment.launcher import command_line, environment_facts
 from holdfast.saver.saving import Saving
 from holdfast.storage.files import Files
 from holdfast.testing.faults import CountedFiles, HookedFiles, Op

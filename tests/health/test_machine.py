@@ -101,6 +101,8 @@ def test_out_of_memory_is_what_the_device_said():
     [
         (Disk(free_bytes=20, next_bytes=10), False),
         (Disk(free_bytes=19, next_bytes=10), True),
+        (Disk(free_bytes=24, next_bytes=10, once_bytes=5), True),
+        (Disk(free_bytes=25, next_bytes=10, once_bytes=5), False),
         (Disk(free_bytes=5), False),
         (Disk(free_bytes=0), True),
         (Disk(free_bytes=1000, free_inodes=9, next_bytes=10, next_files=5), True),
@@ -112,6 +114,14 @@ def test_out_of_memory_is_what_the_device_said():
 )
 def test_a_disk_without_room_for_two_checkpoints_is_judged(disk, judges):
     assert bool(finding(disk_low(checkpoints=2), disk=disk)) is judges
+
+
+def test_what_is_frozen_is_written_once_whatever_number_of_checkpoints_is_to_come():
+    disk = Disk(where="scratch", free_bytes=6 * GIB, next_bytes=GIB, once_bytes=5 * GIB)
+    assert finding(disk_low(), disk=disk).message == (
+        "6.0 GiB are free on scratch, too little for the next 2 checkpoints of 1.0 GiB each and 5.0 GiB that they share"
+    )
+    assert finding(disk_low(1), disk=disk) is None
 
 
 def test_the_disk_is_judged_before_the_first_step():
@@ -137,6 +147,12 @@ def test_memory_errors_of_a_gpu_are_judged_when_they_grow():
 
 def test_memory_that_cannot_be_repaired_is_judged_at_once():
     assert looks(gpu_errors(), [gpu(1, Gpu(device=3, failing="it is broken"))])[0].message == "GPU 3: it is broken"
+
+
+def test_xid_errors_that_no_program_brings_about_are_named():
+    fallen = looks(gpu_errors(), [gpu(1, Gpu(device=2, uncorrected=0, xids=(43, 79, 79, 999)))])[0]
+    assert fallen.message == "GPU 2: XID 79, it has fallen off the bus; GPU 2: XID 999, see the Xid catalog of NVIDIA"
+    assert looks(gpu_errors(), [gpu(1, Gpu(device=2, xids=(13, 31, 43, 45)))]) == [None]
 
 
 def test_a_driver_that_says_nothing_is_no_error():

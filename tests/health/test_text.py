@@ -197,7 +197,10 @@ def test_the_secret_of_a_webhook_is_in_no_message():
         (lambda: health.save_now(times=0), r"save_now\(times=\)"),
         (lambda: health.free_space(every=5), r"free_space\(every=\)"),
         (lambda: health.rules_of([stop()]), "health= wants rules"),
-        (lambda: health.rules_of(["nonfinite('loss')"]), "health= wants rules"),
+        (lambda: health.rules_of(["nonfinite('loss')"]), r"health= wants rules .*health\.parse\(.* reads one"),
+        (lambda: health.rules_of("nonfinite('loss')"), r"not \"nonfinite\('loss'\)\"; holdfast\.health\.parse\("),
+        (lambda: health.rules_of(True), "health= wants rules .*, not True"),
+        (lambda: health.rules_of(nonfinite), "health= wants rules .*, not <function nonfinite"),
     ],
 )
 def test_nonsense_is_refused_naming_the_argument(make, rule):

@@ -110,6 +110,26 @@ def test_somebody_is_told_at_most_once_in_a_while():
     assert told == [0, 600, 1200]
 
 
+@pytest.mark.parametrize("action", [notify(tell), free_space(every=every(minutes=10))], ids=str)
+def test_a_rollback_does_not_make_the_clock_of_an_action_begin_again(action):
+    watch = Watch([when(nonfinite("loss"), rollback(times=9), action), when(disk_low(), action)])
+    done = {}
+    for step, seconds in ((110, 0.0), (108, 8.0), (107, 16.0), (109, 600.0)):
+        judged = watch.judge(seen(step, seconds, loss=NAN, machine=FULL))
+        done[seconds] = verbs(judged).count(action.verb)
+        watch.forget(100)
+    assert [seconds for seconds, times in done.items() if times] == [0.0, 600.0]
+
+
+def test_a_rollback_makes_the_steps_of_an_action_begin_again():
+    watch = Watch([when(nonfinite("loss"), rollback(times=9), notify(tell, every=every(steps=50)))])
+    assert [verbs(watch.judge(bad(step))) for step in (110, 111, 101)] == [
+        ["notify", "rollback"],
+        ["rollback"],
+        ["notify", "rollback"],
+    ]
+
+
 def test_of_several_verdicts_the_most_drastic_action_wins_once():
     watch = Watch(
         [
@@ -165,6 +185,11 @@ def test_whoever_gives_rules_keeps_the_guards_against_nan():
     checks = [rule.check for rule in rules_of([when(disk_low(), stop())])]
     assert checks == [disk_low(), nonfinite("loss"), nonfinite("parameters")]
     assert rules_of([]) == ()
+
+
+@pytest.mark.parametrize("one", [when(disk_low(), stop()), disk_low()], ids=["rule", "check"])
+def test_one_rule_alone_is_a_list_of_one(one):
+    assert rules_of(one) == rules_of([one])
 
 
 def test_two_rules_with_one_check_are_one():
@@ -456,16 +481,17 @@ def _lived(seed):
     return watch, done
 
 
-def test_no_budget_is_ever_exceeded_in_ten_thousand_histories():
+@pytest.mark.parametrize("histories", [2_000, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_no_budget_is_ever_exceeded_in_thousands_of_histories(histories):
     rolled = 0
-    for seed in range(10_000):
+    for seed in range(histories):
         watch, done = _lived(seed)
         for (place, number), count in done.items():
             if number is not None:
                 budget = watch.rules[place].actions[number].budget
                 assert budget is None or count <= budget, f"seed {seed}"
                 rolled += watch.rules[place].actions[number].verb == "rollback"
-    assert rolled > 1000
+    assert rolled > histories / 10
 
 
 @pytest.mark.parametrize("launches", [1, 50])

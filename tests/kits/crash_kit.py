@@ -15,10 +15,10 @@ from toy_training import ended, finished, forked
 
 import holdfast
 from holdfast import Checkpointer, every
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.cli.app import run as command
 from holdfast.errors import NotFound
-from holdfast.recovery.resume import Rejected, candidates
+from holdfast.recovery.launching.resume import Rejected, candidates
 from holdfast.storage import opening
 from holdfast.storage.local import LocalStorage
 from holdfast.testing.crashes import CrashState, RecordingFiles, Trace

@@ -25,8 +25,8 @@ import torch.distributed as dist
 
 from holdfast import errors
 from holdfast.errors import HoldfastError
-from holdfast.recovery.group import Alone, Ranks, open_group
-from holdfast.recovery.launcher import LauncherFacts, launcher_facts
+from holdfast.recovery.environment.launcher import LauncherFacts, launcher_facts
+from holdfast.recovery.ranks.group import Alone, Ranks, open_group
 
 LIMIT = 60.0
 """Seconds after which a world has hung."""
@@ -160,6 +160,16 @@ def late(me):
     me.say(group.result())
 
 
+def parting(me):
+    """All but some come to their end, while a post is in flight; the others go on, and notice nothing."""
+    group = me.open()
+    group.post([me.rank])
+    if me.rank not in me.order["busy"]:
+        time.sleep(me.order.get("late", {}).get(str(me.rank), 0))
+        me.say(group.at_the_end(f"from {me.rank}", 0 if me.rank in me.order.get("refuse", []) else me.order["seconds"]))
+    me.say(group.result())
+
+
 def lost(me):
     """One rank ends or stops; the others wait for it, twice."""
     group = me.open()
@@ -182,6 +192,8 @@ def lost(me):
     me.tell(lambda: group.post([1]))
     group.close()
     me.say(time.monotonic() - begin < me.order["timeout"] / 2)
+    if me.rank == 0:
+        time.sleep(1)  # it keeps the store, in which the others may still be asking
 
 
 def missing(me):
@@ -194,6 +206,7 @@ def missing(me):
 
 def stopped_server(me):
     """The store does not answer any more."""
+    dist.barrier()  # before that, the other rank may still need it to begin
     if me.rank == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(0.3)
@@ -255,6 +268,11 @@ def many(me):
         dist.barrier()
         return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
+    def anywhere(flag):
+        """Ranks that looped on what each sees alone would leave each other in the barrier of `held`."""
+        dist.all_reduce(flags := torch.tensor(int(flag)), dist.ReduceOp.MAX)
+        return bool(flags)
+
     def cycle(number):
         group = me.open()
         group.post([number])
@@ -267,7 +285,7 @@ def many(me):
     right &= all(cycle(number) for number in range(50))
     # What the other side closed is let go of a moment later.
     end = time.monotonic() + 10
-    while (after := held()) != before and time.monotonic() < end:
+    while anywhere((after := held()) != before and time.monotonic() < end):
         time.sleep(0.1)
     me.say([right, after[0] - before[0], after[1] - before[1]])
 

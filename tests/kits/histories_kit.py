@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from holdfast.catalog.events import Ending, Line, exit_event, progress_event
-from holdfast.catalog.history import History
-from holdfast.catalog.journal import Entry
+from holdfast.catalog.journal.events import Ending, Line, exit_event, progress_event
+from holdfast.catalog.journal.history import History
+from holdfast.catalog.journal.journal import Entry
 from holdfast.ids import Order, RecordId, RunNumber, nonce
 from holdfast.records import Event, Kind, LaunchInfo, Owner, Record, Sizes, StartInfo, Target, Timing
 
@@ -111,6 +111,24 @@ class Author:
         return History(store=STORE, run=RUN, now=self.time, **{"alive": False, **facts, **more})
 
 
+def overlapping() -> Author:
+    """Launch 1 trains from 0 to 100, and at 60 launch 2 goes on from what it has saved at 50; that ends at 200."""
+    author = Author()
+    author.begin()
+    author.start(None)
+    author.train(50)
+    saved = author.save()
+    author.train(50)
+    author.exit(Ending.FAILED, RuntimeError("a newer launch has taken over"))
+    author.now = 60
+    author.begin()
+    author.start(saved)
+    author.train(140)
+    author.save(kind=Kind.FINAL)
+    author.exit(Ending.COMPLETED)
+    return author
+
+
 @dataclass
 class Model:
     """What was really done: every step made has a number of its own, and a checkpoint is the steps behind it."""
@@ -131,6 +149,13 @@ class Model:
         self.author.now += 2.0
         self._start(self.head)
         self.told[self.author.launch] = True
+
+    def fail_to_begin(self) -> None:
+        """A launch whose restore fails: it says so, and has begun nothing."""
+        self.author.begin()
+        self.author.timeline = 0
+        self.author.now += 1.0
+        self.author.exit(Ending.FAILED, OSError("the mount is away"))
 
     def _start(self, target: Record | None) -> None:
         self.author.start(target)
@@ -190,6 +215,8 @@ def lived(chance: random.Random, *, kills: bool = True, jumps: bool = False) -> 
         else:
             model.exit(chance.choice([Ending.COMPLETED, Ending.PREEMPTED, Ending.FAILED, Ending.LEFT]))
         model.author.now += chance.choice((0.0, 3.0, 500.0))
+        if chance.random() < 0.2:
+            model.fail_to_begin()
     return model
 
 

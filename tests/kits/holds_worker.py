@@ -11,10 +11,10 @@ from pathlib import Path
 
 from holds_kit import load_all, save
 
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.readers import reading
 from holdfast.catalog.store import open_store
-from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.errors import BeingDeleted, Fenced, Missing, SaveFailed
 
 FROZEN = [b"frozen" * 50]

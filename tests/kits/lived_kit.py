@@ -19,10 +19,10 @@ from toy_training import KILLED, ended, finished, forked, with_files
 
 import holdfast
 from holdfast import Checkpointer, every, latest
-from holdfast.catalog.forks import fork
 from holdfast.catalog.marks import add_mark, pin, unpin
-from holdfast.catalog.references import resolve
-from holdfast.catalog.tags import create_tag
+from holdfast.catalog.naming.forks import fork
+from holdfast.catalog.naming.references import resolve
+from holdfast.catalog.naming.tags import create_tag
 from holdfast.cli.app import run as command
 from holdfast.ids import TagName
 from holdfast.records import MarkKind

@@ -20,9 +20,9 @@ from toy_training import model_of
 
 import holdfast
 from holdfast import Checkpointer, every
-from holdfast.catalog.references import resolve
+from holdfast.catalog.naming.references import resolve
 from holdfast.records import Record
-from holdfast.recovery.loading import load_objects
+from holdfast.recovery.restoring.loading import load_objects
 
 __all__ = ["Death", "Program", "digest", "filled", "line", "lived", "model_of", "records", "seeded_life", "stored"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from holdfast.recovery.boundary_saves import BoundarySaves
+from holdfast.recovery.saving.boundary_saves import BoundarySaves
 
 PLACES = ("forward", "backward", "optimizer", "evaluation", "loading", "saving")
 

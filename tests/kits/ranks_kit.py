@@ -22,7 +22,7 @@ from toy_training import forked
 from worlds import free_port
 
 import holdfast
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.records import Record
 from holdfast.saver import starting
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import holdfast
 from holdfast import best, errors, every
-from holdfast.catalog.tags import read_tags
+from holdfast.catalog.naming.tags import read_tags
 
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 RANK = t.rank()
@@ -137,6 +137,28 @@ def names_of_their_own():
     with checkpointer("prefix", {"model": fresh}, prefix=f"stage{RANK}.") as ckpt:
         ckpt.restore()
     return all(torch.equal(a, b) for a, b in zip(module.parameters(), fresh.parameters(), strict=True))
+
+
+def a_fork_without_the_optimizers():
+    def started(run, **options):
+        module = model(seed=RANK, how="plain")
+        optimizer = torch.optim.AdamW(module.parameters())
+        state = {"model": module, "optimizer": holdfast.per_rank(optimizer)}
+        options = {"save": every(steps=1000), "saver": "inline", "peer_timeout": 10} | options
+        return (
+            module,
+            optimizer,
+            holdfast.Checkpointer(FOLDER / "fork", run=run, state=state, prefix=f"stage{RANK}.", **options),
+        )
+
+    module, optimizer, ckpt = started("a")
+    with ckpt:
+        train(ckpt, module, optimizer, 3)
+    fork, fresh, ckpt = started("b", resume="a@3", not_restored=["optimizer"])
+    with ckpt:
+        ckpt.restore()
+        same = all(torch.equal(a, b) for a, b in zip(module.parameters(), fork.parameters(), strict=True))
+        return [ckpt.step, same, len(fresh.state), len(optimizer.state)]
 
 
 def a_signal_to_one_rank():

@@ -24,7 +24,7 @@ from torch import nn
 from toy_training import ended, forked
 
 import holdfast
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.ids import Digest
 from holdfast.records import Record
 
@@ -138,8 +138,14 @@ def is_saver(process: psutil.Process) -> bool:
 
 
 def saver_of(pid: int) -> psutil.Process | None:
-    """The saver that a trainer has now."""
-    return next((one for one in psutil.Process(pid).children() if is_saver(one)), None)
+    """The saver that a trainer has now: that of a training before it may still be at its end."""
+    savers = [one for one in psutil.Process(pid).children() if is_saver(one)]
+    return max(savers, key=lambda one: one.create_time(), default=None)
+
+
+def has_died(process: psutil.Process) -> bool:
+    """Whether a child is gone with all of its threads: others end after the first, and have its sockets until then."""
+    return process.status() == psutil.STATUS_ZOMBIE and len(os.listdir(f"/proc/{process.pid}/task")) == 1
 
 
 def staging_memory(pid: int) -> list[str]:
@@ -162,12 +168,15 @@ def leftovers(store: Path) -> list[str]:
     return sorted(str(path.relative_to(store)) for path in found)
 
 
-def check_store(store: Path) -> None:
-    """Every byte of every checkpoint is as it was written, and nothing is left over."""
+def check_store(store: Path, *, killed: bool = False) -> None:
+    """Every byte of every checkpoint is as it was written, and nothing is left over.
+
+    Of who was ``killed`` at any moment, an unfinished file may be; gc removes it when it is old.
+    """
     report = verify(holdfast.open(store), deep=True)
     assert report.ok, report.problems
     end = time.monotonic() + 20  # a saver may be about to end by itself
-    while (left := leftovers(store)) and time.monotonic() < end:
+    while (left := [one for one in leftovers(store) if not (killed and ".tmp-" in one)]) and time.monotonic() < end:
         time.sleep(0.1)
     assert left == [], left
 

@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 KITS = Path(__file__).parent
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+
+
+@cache
+def _nursery() -> subprocess.Popen[str]:
+    """It ends when this process does: its input is over then."""
+    command = [sys.executable, str(KITS / "nursery.py")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environ())
+    atexit.register(process.communicate)
+    return process
+
+
+def _environ() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(KITS), os.environ.get("PYTHONPATH")]))
+    return os.environ | ENVIRONMENT | {"PYTHONPATH": path}
+
+
+def _asked(**order: object) -> Any:
+    process = _nursery()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(order) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
 
 
 @dataclass
 class World:
     """Ranks that run, or have run."""
 
-    processes: list[subprocess.Popen]
+    pids: list[int]
     logs: list[Path]
-    codes: list[int | None] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
 
     def wait(self, seconds: float) -> World:
         """Until all have ended; kills what is left after so long, which is a failure."""
-        end = time.monotonic() + seconds
-        for process in self.processes:
-            try:
-                process.wait(max(0.0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                self.kill()
-                raise AssertionError(f"a rank did not end in {seconds:.0f} s\n{self.text}") from None
-        self.codes = [process.returncode for process in self.processes]
+        codes = _asked(pids=self.pids, seconds=seconds)
+        if codes is None:
+            self.kill()
+            raise AssertionError(f"a rank did not end in {seconds:.0f} s\n{self.text}")
+        self.codes = codes
         return self
 
     def kill(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-        for process in self.processes:
-            process.wait()
+        """For whoever has not waited; the pids of those that have ended are theirs until then."""
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _asked(pids=self.pids, seconds=10.0)
 
     def check(self) -> World:
         assert self.codes == [0] * len(self.codes), f"{self.codes}\n{self.text}"
@@ -59,23 +85,14 @@ def start(folder: Path, script: str, size: int, *arguments: object, **environ: s
     """``script`` of the kits on so many ranks; with one it is a plain process."""
     folder.mkdir(parents=True, exist_ok=True)
     port, logs = str(free_port()), [folder / f"rank-{rank}.log" for rank in range(size)]
-    processes = []
+    place = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pids = []
     for rank, log in enumerate(logs):
-        ranks = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
-        ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = (
-            os.environ
-            | {
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(filter(None, [str(KITS), os.environ.get("PYTHONPATH")])),
-            }
-            | (ranks if size > 1 else {})
-            | environ
-        )
-        with log.open("a") as output:
-            command = [sys.executable, str(KITS / script), *map(str, arguments)]
-            processes.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, cwd=folder))
-    return World(processes, logs)
+        log.touch()
+        ranks = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {}
+        order = {"script": str(KITS / script), "arguments": [str(one) for one in arguments], "folder": str(folder)}
+        pids.append(_asked(**order, environ=_environ() | ranks | environ, log=str(log)))
+    return World(pids, logs)
 
 
 def run(folder: Path, script: str, size: int, *arguments: object, seconds: float = 120, **environ: str) -> World:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.ids import Order, RecordId, RunNumber
-from holdfast.policy.experience import RECENT, Experience, experience_of
+from holdfast.policy.experience import RECENT, Experience, experience_of, untold
 from holdfast.records import Kind, LaunchInfo, Owner, Record, Sizes, StartInfo, Timing
 
 OWNER = Owner(host="h", boot="b", pid=1, started="1")
@@ -58,6 +58,17 @@ def test_a_launch_that_was_killed_counts_as_a_failure_and_lasted_until_its_last_
 def test_an_end_that_somebody_asked_for_is_no_failure(kind):
     records = [record(1, 0, 5, 30), record(1, 0, 7, 40, kind)]
     assert experience_of([launch(1, 0)], [start(1, 0, 0)], records, now=(2, 0)).failures == 0
+
+
+def test_a_launch_that_said_that_it_ended_on_purpose_is_no_failure_though_its_last_checkpoint_is_gone():
+    """Retention lets go of what each of a hundred pre-emptions has saved."""
+    starts = [start(1, 0, 0), start(1, 1, 20), start(2, 0, 60), start(3, 0, 90)]
+    records = [record(2, 0, 7, 80, Kind.PREEMPTED)]
+    launches = [launch(1, 0), launch(2, 60), launch(3, 90)]
+    assert untold(starts, records, now=(3, 0)) == [1]
+    assert experience_of(launches, starts, records, now=(3, 0)).failures == 2
+    found = experience_of(launches, starts, records, now=(3, 0), on_purpose=[1])
+    assert found.failures == 1, "it went back in between all the same"
 
 
 def test_a_rollback_within_a_launch_is_a_failure():

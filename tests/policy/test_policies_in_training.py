@@ -9,6 +9,7 @@ import torch
 
 import holdfast
 from holdfast import at, at_most, auto, every, latest
+from holdfast.errors import InvalidPolicy
 
 
 def train(place, steps: int, *, wait: bool = False, **policies) -> list[holdfast.records.Record]:
@@ -55,3 +56,18 @@ def test_auto_remembers_what_earlier_launches_paid(tmp_path, monkeypatch):
     train(tmp_path, 5, save=every(steps=1), keep=latest(1000))
     found = train(tmp_path, 120, save=auto(max_overhead=0.9), keep=latest(1000))
     assert any("a save costs" in one.reason for one in found if one.launch == 2)
+
+
+@pytest.mark.parametrize("use", ["save", "keep"])
+def test_a_policy_of_two_thousand_steps_reaches_the_saver(tmp_path, use):
+    """The saver could not read more than 10,000 characters, and every save of the training failed."""
+    policies = {"save": every(steps=5), use: latest(3) | at(steps=range(500, 1_000_001, 500))}
+    policies = {"save": every(steps=5) | at(steps=range(5, 23_000, 5))} if use == "save" else policies
+    assert [one.step for one in train(tmp_path, 10, **policies)] == [5, 10]
+
+
+@pytest.mark.parametrize("use", ["save", "keep"])
+def test_a_policy_that_nobody_could_read_back_is_refused_before_the_training(tmp_path, use):
+    with pytest.raises(InvalidPolicy, match=rf"{use}= cannot be read back .* every\(steps=500\) instead"):
+        train(tmp_path / "store", 10, **{use: at(steps=range(1, 20_000))})
+    assert not (tmp_path / "store").exists()

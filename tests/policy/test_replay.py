@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from policies_kit import Listening
 
-from holdfast.catalog.events import Ending, exit_event
-from holdfast.catalog.history import History
-from holdfast.catalog.journal import Entry
+from holdfast.catalog.journal.events import Ending, exit_event
+from holdfast.catalog.journal.history import History
+from holdfast.catalog.journal.journal import Entry
 from holdfast.catalog.marks import RecordMarks
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import Order, RecordId, RunNumber
@@ -280,6 +281,60 @@ def test_a_rollback_on_purpose_goes_back_as_far_in_the_replay():
     assert steps(found.planned) == [20, 40, 60, 80]
     (loss,) = told.replay(every(steps=20), latest(2)).planned.losses
     assert loss.back_to == 0, "the one that it went back to would have been deleted long before"
+
+
+def killed_twice() -> Told:
+    """Reaches 1750, goes on from 1500, is killed at 1520, goes on from 1500 once more."""
+    told = Told()
+    told.train(1750, save=range(500, 1751, 500), why="every(steps=500)")
+    told.ends(Ending.FAILED)
+    origin = told.records[-1]
+    told.launch(origin)
+    told.train(1520)
+    told.ends(Ending.FAILED)
+    told.launch(origin)
+    told.train(2000, save=(2000,), why="every(steps=500)")
+    return told
+
+
+@pytest.mark.parametrize("keep", [latest(1), latest(2), latest(3), latest(1) | every(steps=1000)])
+def test_who_saves_finer_and_keeps_less_loses_no_more_than_a_launch_has_made(keep):
+    """It would have gone on from 1700, and so lost 20 steps: not all, for want of what the run really went on from."""
+    found = killed_twice().replay(every(steps=100), keep)
+    assert found.real.lost_steps == 250 + 20
+    assert found.planned.lost_steps == 50 + 20
+
+
+@pytest.mark.parametrize(("save", "lost"), [(every(steps=1000), [750, 520]), (at(steps=[1900]), [1750, 1520])])
+def test_who_saves_coarser_goes_back_as_far_each_time(save, lost):
+    losses = killed_twice().replay(save, latest(1)).planned.losses
+    assert [loss.steps for loss in losses] == lost
+
+
+def test_a_rollback_beyond_where_the_launch_began_is_one_too():
+    """The launch at 50 saved nothing, so no save of its own tells that it was left behind."""
+    told = Told()
+    told.train(57, save=range(10, 58, 10))
+    told.launch(told.records[-1])
+    told.train(55)
+    told.ends(Ending.LEFT)
+    told.launch(told.records[1], rollback=True)
+    told.train(90, save=range(30, 91, 10))
+    found = told.replay(every(steps=10))
+    assert [loss.back_to for loss in found.planned.losses] == [50, 20]
+
+
+@pytest.mark.parametrize(("how", "failures"), [(Ending.LEFT, 0), (Ending.COMPLETED, 0), (Ending.FAILED, 1)])
+def test_auto_takes_a_launch_that_ended_on_purpose_for_no_failure(how, failures):
+    """Its last checkpoint does not tell: it was made because a policy wanted it."""
+    told = Told()
+    told.train(95, save=range(10, 96, 10))
+    told.ends(how)
+    told.launch(told.records[-1])
+    told.train(110, save=(100,))
+    listening = Listening()
+    told.replay(listening)
+    assert listening.heard[-1].failures == failures
 
 
 def test_auto_learns_from_the_run_as_it_goes():

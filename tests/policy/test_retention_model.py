@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from holdfast.catalog.deleting.retention import RetentionFacts, plan_retention
 from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.marks import RecordMarks
-from holdfast.catalog.retention import RetentionFacts, plan_retention
 from holdfast.ids import Order, RecordId, RunNumber
 from holdfast.policy import Policy, any_of, at, at_most, best, every, latest, newer
 from holdfast.records import Kind, Mark, MarkKind, Owner, Record, Sizes, StartInfo, Target, Timing

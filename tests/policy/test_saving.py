@@ -5,7 +5,19 @@ import math
 import pytest
 
 from holdfast.errors import InvalidPolicy
-from holdfast.policy import SaveFacts, any_of, at_most, best, every, for_saving, latest, newer
+from holdfast.policy import (
+    SaveFacts,
+    any_of,
+    at_most,
+    best,
+    every,
+    for_keeping,
+    for_saving,
+    latest,
+    never,
+    newer,
+    parse,
+)
 
 
 def at(step: int, since: int | None = None, **facts: object) -> SaveFacts:
@@ -125,6 +137,14 @@ def test_a_combination_gives_every_reason():
     assert policy.due(at(5, metrics={"m": 1.0})) == 'every(steps=5); best("m"): 1'
     assert policy.due(at(6, since=1, metrics={"m": 1.0})) == 'best("m"): 1'
     assert policy.due(at(6, since=1)) is None
+
+
+def test_never_saves_nothing_by_itself_and_keeps_nothing():
+    assert never().due(at(10**9, since=10**9, metrics={"m": 1.0})) is None
+    assert (never() | every(steps=5)).due(at(5)) == "every(steps=5)"
+    assert parse("never()") == never()
+    with pytest.raises(InvalidPolicy, match=r"never\(\) says when to save, not what to keep"):
+        for_keeping(never())
 
 
 def test_latest_cannot_say_when_to_save():

@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from policies_kit import Listening
 
 from holdfast.errors import InvalidPolicy
-from holdfast.policy import any_of, at, at_most, auto, best, every, latest, newer, parse
+from holdfast.policy import Policy, any_of, at, at_most, auto, best, every, latest, newer, parse
+from holdfast.policy.text import readable
 
 positive = st.integers(1, 10**9)
 amounts = positive | st.floats(1e-6, 1e9)
@@ -64,7 +66,9 @@ def test_a_combination_reads_back_from_its_text(policies):
         "auto(max_overhead=2)",
         "latest(3) |",
         "latest(" * 500,
+        "   ",
         "latest(1)|" * 2000 + "latest(1)",
+        " | ".join(f"latest({n})" for n in range(1, 1100)),
         "\0",
         'best("\\d")',
     ],
@@ -115,3 +119,47 @@ def test_nonsense_is_refused_naming_field_and_rule(make, rule):
 def test_equal_policies_are_equal_and_nested_ones_flatten():
     assert (latest(3) | (every(steps=5) | latest(3))) == any_of(latest(3), every(steps=5))
     assert len({latest(3), latest(3), latest(4)}) == 2
+
+
+def test_a_list_of_two_thousand_steps_reads_back():
+    policy = latest(3) | at(steps=range(500, 1_000_001, 500))
+    assert parse(str(policy)) == policy
+
+
+def test_many_parts_read_back_also_deep_inside_a_program():
+    """What is taken at the start of a script must not be too deep for a command that reads it."""
+    policy = any_of(*map(latest, range(1, 1001)))
+
+    def deep(frames: int) -> Policy:
+        return parse(str(policy)) if frames == 0 else deep(frames - 1)
+
+    assert deep(200) == policy
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        at(steps=range(1, 20_000)),
+        any_of(*map(latest, range(1, 1100))),
+        any_of(*(best(str(n) + "\N{GRINNING FACE}" * 190) for n in range(60))),
+    ],
+    ids=["long", "many", "wide"],
+)
+def test_a_policy_that_would_not_read_back_is_refused_before_it_is_stored(policy):
+    with pytest.raises(InvalidPolicy, match=r"^keep= cannot be read back"):
+        readable("keep", policy)
+
+
+def test_a_policy_that_is_too_long_is_told_what_to_say_instead():
+    with pytest.raises(InvalidPolicy, match=r"every\(steps=500\) instead of a list"):
+        parse(str(at(steps=range(1, 20_000))))
+
+
+def test_a_policy_of_ones_own_cannot_be_read_back():
+    with pytest.raises(InvalidPolicy, match=r"^save= cannot be read back"):
+        readable("save", Listening())
+
+
+@pytest.mark.parametrize("policy", [any_of(latest(3)), latest(3) | (latest(2) | at(steps=[5]))], ids=str)
+def test_what_reads_back_is_taken(policy):
+    assert readable("keep", policy) is policy

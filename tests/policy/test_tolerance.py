@@ -117,7 +117,7 @@ def test_nonsense_is_refused_naming_field_and_rule(make, rule):
         "tolerate",
         "tolerate(3)",
         "tolerate(3, failures=3)",
-        "3" + " " * 20_000,
+        "3" + " " * 40_000,
         "tolerate(failures=3) + tolerate(hours=1)",
         "tolerate(**{'failures': 3})",
         "tolerate(failures=__import__('os').getpid())",

@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from holdfast.errors import InvalidInput
-from holdfast.recovery.aliases import ALIASES
-from holdfast.recovery.choice import NewRun, new_run
-from holdfast.recovery.configuring import arguments_of
+from holdfast.recovery.configuring.aliases import ALIASES
+from holdfast.recovery.configuring.arguments import arguments_of
+from holdfast.recovery.launching.choice import NewRun, new_run
 from holdfast.state.per_rank import per_rank
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -83,6 +83,8 @@ CONTRADICTIONS = [
     ({"save_only_model": True, "save_optimizer_state": True}, ("save_only_model", "save_optimizer_state")),
     ({"save_optimizer_state": False, "restore_optimizer_state": True}, ("save_optimizer_state", "restore_optimizer")),
     ({"overwrite_output_dir": True, "run_number": 3}, ("overwrite_output_dir", "run")),
+    ({"overwrite_output_dir": True, "run": "run-003"}, ("overwrite_output_dir", "run is run-003")),
+    ({"overwrite_output_dir": True, "run_name": "run-003"}, ("overwrite_output_dir", "run_name is run-003")),
     ({"overwrite_output_dir": True, "resume_from_checkpoint": True}, ("overwrite_output_dir", "resume")),
 ]
 
@@ -116,6 +118,15 @@ def test_saying_the_same_twice_is_no_contradiction(source):
     ("source", "said"),
     [
         ({"save_steps": 0.1}, "save_steps: wants an integer above 0 (a share"),
+        ({"save_steps": 500.5}, "save_steps: wants an integer above 0"),
+        ({"save_steps": float("inf")}, "save_steps: wants an integer above 0"),
+        ({"save_steps": 0.0}, "save_steps: wants an integer above 0"),
+        (
+            {"resume_from_run": "auto"},
+            "resume_from_run: wants the number or the name of a run (auto, must, never are none",
+        ),
+        ({"resume_from_run": "must"}, "say them as resume"),
+        ({"resume_from_run": "never"}, "not 'never'"),
         ({"save_total_limit": 0}, "every(steps=1)"),
         ({"keep_last_n": -1}, "every(steps=1)"),
         ({"save_strategy": "sometimes"}, "no, steps, epoch or best"),
@@ -156,3 +167,18 @@ def test_what_is_left_out_is_found_by_its_kind_and_not_by_its_name():
 
 def test_without_a_state_nothing_is_left_out():
     assert arguments_of({"save_optimizer_state": False}) == {}
+
+
+@pytest.mark.parametrize(
+    ("whole", "same"),
+    [
+        ({"save_steps": 500.0}, {"save_steps": 500}),
+        ({"save_steps": 1.0}, {"save_steps": 1}),
+        ({"save_total_limit": 2.0}, {"save_total_limit": 2}),
+        ({"resume_from_run": 3.0}, {"resume_from_run": 3}),
+    ],
+)
+def test_a_count_may_be_written_as_tools_that_write_json_do(whole, same):
+    """It was refused as a share of all steps."""
+    assert arguments_of(whole) == arguments_of(same)
+    assert str(arguments_of(whole)) == str(arguments_of(same))

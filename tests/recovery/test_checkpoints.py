@@ -7,17 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from holdfast.catalog.naming.tags import create_tag
 from holdfast.catalog.store import create_store
-from holdfast.catalog.tags import create_tag
 from holdfast.clock import utc_now
 from holdfast.errors import Fenced, NameTaken, SaveFailed, StorageUnavailable
 from holdfast.ids import Order, RecordAddress, RecordId, RunNumber, TagName
 from holdfast.policy.tolerance import tolerance_of, tolerate
 from holdfast.records import Kind, Owner, Record, Sizes, Target, Timing
-from holdfast.recovery import checkpoints as module
-from holdfast.recovery.checkpoints import Checkpoints
-from holdfast.recovery.group import Alone
-from holdfast.recovery.outcomes import Committed, Followed, GivenUp
+from holdfast.recovery.handover.outcomes import Committed, Followed, GivenUp
+from holdfast.recovery.ranks.group import Alone
+from holdfast.recovery.saving import checkpoints as module
+from holdfast.recovery.saving.checkpoints import Checkpoints
 from holdfast.saver import SaveRequest
 from holdfast.storage.memory import memory_storage
 
@@ -185,7 +185,7 @@ def test_one_that_failed_is_not_here_and_may_be_made_again(world):
     world.hears(world.failed(3))
     assert world.checkpoints.here(3) is None
     assert not world.checkpoints.in_flight
-    assert world.checkpoints.failed
+    assert world.checkpoints.failure
 
 
 def test_a_failure_that_comes_late_does_not_concern_the_newer_one(world):
@@ -201,7 +201,7 @@ def test_an_older_one_that_becomes_durable_late_does_not_make_up_for_a_newer_fai
     world.save(4)
     world.hears(world.failed(4))
     world.hears(world.committed(3))
-    assert world.checkpoints.failed
+    assert world.checkpoints.failure
     with pytest.raises(StorageUnavailable):
         world.checkpoints.check()
 
@@ -221,12 +221,12 @@ def test_the_same_one_or_a_later_one_does_also_after_a_restore(world):
     world.hears(world.failed(3))
     world.save(3)
     world.hears(world.committed(3))
-    assert not world.checkpoints.failed
+    assert not world.checkpoints.failure
     world.save(5)
     world.hears(world.failed(5))
     world.session.timeline = 1
     world.hears(world.committed(2, timeline=1))
-    assert not world.checkpoints.failed
+    assert not world.checkpoints.failure
 
 
 def test_what_is_not_handed_over_for_any_reason_is_not_here(world):
@@ -270,7 +270,7 @@ def test_that_it_cannot_be_set_aside_is_no_failure_of_a_save(world, caplog):
     world.checkpoints.reserve(object(), SimpleNamespace(step=7))
     assert "no memory" in caplog.text
     assert "step 7 is not kept in reserve" in caplog.text
-    assert not world.checkpoints.failed
+    assert not world.checkpoints.failure
 
 
 # Failures
@@ -295,7 +295,7 @@ def test_a_good_save_begins_the_count_anew(world):
     for step in range(1, 9):
         world.save(step)
         world.hears(world.failed(step) if step % 4 else world.committed(step))
-    assert not world.checkpoints.failed
+    assert not world.checkpoints.failure
 
 
 def test_a_good_save_behind_too_many_failures_makes_up_for_them(world):
@@ -352,7 +352,7 @@ def test_making_way_for_a_newer_save_is_no_failure(caplog):
     world.checkpoints.add_tag(world.target(1), TagName("mine"))
     world.save(2, urgent=True)
     world.hears(world.failed(1, SaveFailed("given up for a newer one"), on_purpose=True))
-    assert not world.checkpoints.failed
+    assert not world.checkpoints.failure
     assert "there is no tag mine" in caplog.text
     assert ("skipped", "given up for a newer one") in world.after.notes
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from holdfast.errors import Fenced, PeerLost, SaveFailed
-from holdfast.recovery.classifying import Cause, cause_of
+from holdfast.recovery.stopping.classifying import Cause, cause_of
 
 
 def accelerator(text: str) -> RuntimeError:

@@ -7,7 +7,7 @@ import pytest
 
 from holdfast.catalog.config import ABSENT, changed_keys, with_value
 from holdfast.errors import InvalidInput, StateMismatch
-from holdfast.recovery.config_changes import OnChange, change_rules, decide_changes
+from holdfast.recovery.launching.config_changes import OnChange, change_rules, decide_changes
 
 BEFORE = {"lr": 0.1, "batch_size": 8, "optim": {"eps": 1e-8, "betas": (0.9, 0.95)}, "old": None}
 AFTER = {"lr": 0.2, "batch_size": 16, "optim": {"eps": 1e-6, "betas": (0.9, 0.95)}, "new": 1}
@@ -69,7 +69,7 @@ def test_what_has_not_changed_is_not_refused():
         ({"o*": "keep", "*s": "refuse"}, "optim.eps", "keep"),
         ({"[ln]*": "keep"}, "new", "keep"),
         ({"optim.betas": "refuse"}, "optim.eps", "override"),
-        ({"opti": "refuse"}, "optim.eps", "override"),
+        ({"opti": "override", "*": "refuse"}, "optim.eps", "refuse"),
     ],
 )
 def test_the_most_telling_pattern_counts(rules, key, decision):
@@ -80,6 +80,60 @@ def test_the_most_telling_pattern_counts(rules, key, decision):
 def test_what_is_no_rule_is_refused(given):
     with pytest.raises(InvalidInput, match="on_config_change"):
         change_rules(given)
+
+
+@pytest.mark.parametrize("word", ["keep", "refuse"])
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        ("eps", "; did you mean optim.eps?"),
+        ("batchsize", "; did you mean batch_size?"),
+        ("model.lr", "; did you mean lr?"),
+        ("optim.esp", "; did you mean optim.eps or optim.betas or optim?"),
+        ("LR", "; did you mean lr?"),
+        ("old.er", "; did you mean old?"),
+        ("zzz", "; its keys are batch_size, lr, new, old, optim, optim.betas, optim.eps"),
+    ],
+)
+def test_a_slip_in_a_key_is_named_with_what_was_meant(word, slip, meant):
+    """Such a rule said nothing and did nothing."""
+    with pytest.raises(InvalidInput) as caught:
+        decided({"lr": word, slip: word, "zz*": word})
+    text = str(caught.value)
+    assert text.startswith(f"on_config_change: {slip!r} is no key of the configuration, so nothing would be ")
+    assert text.endswith(meant)
+    decided({slip: "override"})
+
+
+def test_all_slips_are_named_at_once():
+    with pytest.raises(InvalidInput, match=r"'eps' (.|\n)*'batchsize' "):
+        decided({"eps": "keep", "lr": "keep", "batchsize": "refuse"})
+
+
+@pytest.mark.parametrize("given", ["lr", "old", "new", "optim", "optim.betas", "zz*", "?", "[z]"])
+def test_a_key_of_either_configuration_is_known(given):
+    decided({given: "refuse"})
+
+
+def test_keys_that_are_no_text_are_known_by_their_text():
+    decide_changes({"layers": {1: 2}}, {"layers": {}}, change_rules({"layers.1": "keep"}))
+
+
+def test_a_slip_is_named_where_there_is_no_configuration_at_all():
+    with pytest.raises(InvalidInput, match=r"'lr' is no key of the configuration, .*; it has none at all"):
+        decide_changes({}, {}, change_rules({"lr": "keep"}))
+
+
+def test_a_slip_with_very_many_keys_gives_no_endless_message():
+    many = {f"key{number}": number for number in range(999)}
+    with pytest.raises(InvalidInput) as caught:
+        decide_changes(many, many, change_rules({"zzz": "refuse"}))
+    assert len(str(caught.value)) < 400
+
+
+def test_what_is_kept_in_the_programs_own_is_found_by_the_text_of_its_keys():
+    decision = decide_changes({"layers": {"1": 0.1}}, {"layers": {"1": 0.9}}, change_rules("keep"))
+    assert decision.applied({"layers": {1: 0.9}}) == {"layers": {1: 0.1}}
 
 
 def test_rules_that_are_read_are_taken_as_they_are():
@@ -110,7 +164,7 @@ def test_each_key_that_differs_is_told_once_and_the_outcome_is_made_of_old_and_n
         print(f"seed {seed}, pair {number}")
         chance = random.Random(f"{seed}-{number}")
         before, after = _config(chance, 3), _config(chance, 3)
-        rules = change_rules({"a*": "keep", "b": "refuse"})
+        rules = change_rules({"a*": "keep", "b*": "refuse"})
         decision = decide_changes(before, after, rules)
         assert len({change.key for change in decision.changes}) == len(decision.changes)
         left = {path: old for path, old, _ in changed_keys(before, decision.config)}

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from holdfast.errors import InvalidInput
-from holdfast.recovery.config_files import read_settings
+from holdfast.recovery.configuring.files import read_settings
 
 
 @pytest.fixture
@@ -106,9 +106,24 @@ def test_anchors_and_merged_keys_work(written):
     assert settings.values["config"] == {"lr": 3, "seed": 2}
 
 
+def test_what_was_merged_may_be_merged_again(written):
+    """The parser puts what is merged into the very mapping, which then looks as if it had a key twice."""
+    text = "c: &c {x: 0, y: 0}\na:\n  inner: &b {<<: *c, x: 1}\nholdfast: {<<: *b, x: 2}\n"
+    assert written("a.yaml", text).values == {"x": 2, "y": 0}
+
+
+@pytest.mark.parametrize("text", ["holdfast:\nlr: 1", "holdfast: null\nlr: 1", "# nothing\nholdfast: {}\nlr: 1"])
+def test_an_empty_section_says_nothing(written, text):
+    settings = written("a.yaml", text)
+    assert (settings.values, settings.section) == ({}, ("holdfast",))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
+        ("a.yaml", "a: &a {lr: 1}\nb: {<<: *a, lr: 2, lr: 3}", "a.yaml, line 2: 'lr' is there already, in line 2"),
+        ("a.yaml", "holdfast: 5", "holdfast (a.yaml, line 1): wants a table of settings, not int"),
+        ("a.toml", "[tool]\nholdfast = 5", "tool.holdfast (a.toml, line 2): wants a table of settings, not int"),
         ("a.yaml", "save: x\nkeep: y\nsave: z", "a.yaml, line 3: 'save' is there already, in line 1"),
         ("a.yaml", "config:\n  lr: 1\n  lr: 2", "a.yaml, line 3: 'lr' is there already, in line 2"),
         ("a.yaml", "x: !!python/object/apply:os.system [ls]", "a.yaml, line 1"),
@@ -143,8 +158,14 @@ def test_an_empty_file_says_nothing(written):
 
 
 def test_without_the_yaml_extra_the_message_says_what_to_install(written, monkeypatch):
-    monkeypatch.delitem(sys.modules, "holdfast.recovery.config_yaml", raising=False)
+    monkeypatch.delitem(sys.modules, "holdfast.recovery.configuring.yaml", raising=False)
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(InvalidInput, match=r"pip install 'holdfast\[yaml\]'"):
         written("a.yaml", "run: x")
     assert written("a.toml", "run = 'x'").values == {"run": "x"}
+
+
+@pytest.mark.parametrize("source", [None, 5, b"train.yaml", ["train.yaml"]], ids=repr)
+def test_what_is_neither_a_file_nor_a_mapping_is_refused_with_what_is_taken(source):
+    with pytest.raises(InvalidInput, match=r"a configuration is a \.yaml, \.yml or \.toml file, or a mapping, not "):
+        read_settings(source)

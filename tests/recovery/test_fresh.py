@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.recovery.fresh import near_misses, restart_evidence
-from holdfast.recovery.launcher import launcher_facts
+from holdfast.recovery.environment.launcher import launcher_facts
+from holdfast.recovery.launching.fresh import near_misses, restart_evidence
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.errors import InvalidInput
-from holdfast.recovery.grace import KillFacts, checked_grace, expected_seconds, grace_after, lacking
-from holdfast.recovery.launcher import kill_facts
+from holdfast.recovery.environment.grace import KillFacts, expected_seconds, grace_after, lacking
+from holdfast.recovery.environment.launcher import kill_facts
 
 SLURM = KillFacts(slurm=True, slurm_end=1000.0)
 
@@ -35,12 +34,6 @@ def test_what_the_user_says_counts_for_more_and_it_is_said_whose_word_it_is() ->
     assert "grace=" in grace_after("SIGTERM", 7.5, SLURM, now=0.0).why
     assert "KillWait" in grace_after("SIGTERM", None, SLURM, now=0.0).why
     assert "SLURM_JOB_END_TIME" in grace_after("SIGUSR1", None, SLURM, now=900.0).why
-
-
-@pytest.mark.parametrize("grace", [0, -1.0, float("inf"), float("nan")])
-def test_a_grace_that_is_no_time_is_refused(grace) -> None:
-    with pytest.raises(InvalidInput, match="grace="):
-        checked_grace(grace)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import pytest
 
 from holdfast import errors
 from holdfast.errors import HoldfastError, InvalidInput
-from holdfast.recovery.group import Alone, open_group
-from holdfast.recovery.launcher import LauncherFacts
+from holdfast.recovery.environment.launcher import LauncherFacts
+from holdfast.recovery.ranks.group import Alone, open_group
 
 SOAK = pytest.mark.soak
 
@@ -135,6 +135,31 @@ def test_groups_that_were_closed_leave_no_thread_and_no_descriptor(world):
 @pytest.mark.parametrize("awaited", [True, False])
 def test_a_rank_that_closes_first_takes_nothing_from_the_others(world, awaited):
     assert world("closing", 4, timeout=20.0, awaited=awaited) == [[True]] * 4
+
+
+def test_the_last_words_of_all_ranks_are_heard_by_all_or_by_none(world):
+    words = [f"from {rank}" for rank in range(4)]
+    assert world("parting", 4, timeout=20.0, busy=[], seconds=10.0) == [[words, [3]]] * 4
+
+
+@pytest.mark.parametrize("busy", [0, 2])
+def test_who_ends_does_not_disturb_those_that_train_on(world, busy):
+    said = world("parting", 4, timeout=20.0, busy=[busy], seconds=0.2)
+    assert said == [[[3]] if rank == busy else [None, [3]] for rank in range(4)]
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_word_that_was_left_long_ago_is_no_news(world, late):
+    """One rank fails, waits and goes; the other one fails of that, later: they have not failed together."""
+    said = world("parting", 2, timeout=20.0, busy=[], seconds=0.3, late={str(late): 1.5})
+    assert said == [[None, [1]]] * 2
+
+
+@pytest.mark.parametrize("refuse", [0, 1])
+def test_a_refusal_is_heard_by_who_waits(world, refuse):
+    said = world("parting", 2, timeout=20.0, busy=[], seconds=10.0, refuse=[refuse])
+    heard = said[1 - refuse][0]
+    assert f"from {refuse}" in heard
 
 
 def test_under_torchrun():

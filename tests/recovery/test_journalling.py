@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.catalog.events import Ending, Exit, Progress, read_event
-from holdfast.recovery.journalling import PROGRESS_SECONDS, StepNotes
+from holdfast.catalog.journal.events import Ending, Exit, Progress, read_event
+from holdfast.recovery.steps.journalling import PROGRESS_SECONDS, StepNotes
 
 PLACE = {"timeline": 1, "step": 40, "step_seconds": 8.0}
 
@@ -11,9 +11,9 @@ PLACE = {"timeline": 1, "step": 40, "step_seconds": 8.0}
 class Taken:
     """A journal in memory, and a clock that is set by hand."""
 
-    def __init__(self, rank: int = 0) -> None:
+    def __init__(self, rank: int = 0, began: float = 100.0) -> None:
         self.now, self.events = 100.0, []
-        self.notes = StepNotes(self.take, launch=3, rank=rank, clock=lambda: self.now)
+        self.notes = StepNotes(self.take, launch=3, rank=rank, began=began, clock=lambda: self.now)
 
     def take(self, kind, message, /, **data) -> None:
         self.events.append(read_event(kind, data))
@@ -40,6 +40,14 @@ def test_the_end_says_how_and_after_which_time(how):
     taken.now += 12.0
     taken.notes.ended(how, **PLACE)
     assert taken.events == [Exit(launch=3, how=Ending(how), wall_seconds=12.0, **PLACE)]
+
+
+def test_a_launch_lasts_from_the_time_at_which_it_was_claimed():
+    """It may have waited for the saver of the one before it since then, for a minute."""
+    taken = Taken(began=40.0)
+    taken.now += 12.0
+    taken.notes.ended("left", **PLACE)
+    assert taken.events[0].wall_seconds == 72.0
 
 
 def test_of_several_ranks_one_notes_the_steps_and_each_its_own_error():

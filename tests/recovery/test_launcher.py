@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import pytest
 
-from holdfast.recovery.launcher import command_line, environment_facts, launcher_facts
+from holdfast.recovery.environment.launcher import command_line, environment_facts, launcher_facts
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,17 @@ from holdfast.recovery.launcher import command_line, environment_facts, launcher
 )
 def test_a_job_has_one_token_for_all_its_restarts(env: dict[str, str], job: str | None) -> None:
     assert launcher_facts(env).job == job
+
+
+def test_every_torchrun_without_a_name_is_a_job_of_its_own() -> None:
+    """All of them say "none": the job is who has started this process, and starts it again."""
+    mine = launcher_facts({"TORCHELASTIC_RUN_ID": "none"}).job
+    assert mine == launcher_facts({"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "3"}).job
+    code = "import os; from holdfast.recovery.environment.launcher import launcher_facts; print(launcher_facts().job)"
+    told = {**os.environ, "TORCHELASTIC_RUN_ID": "none"}
+    theirs = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True)
+    assert theirs.stdout.startswith("torchrun:none@")
+    assert theirs.stdout.strip() != mine
 
 
 def test_the_larger_count_of_restarts_is_believed() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.utils.data import DataLoader
 
+import holdfast
 from holdfast.health.skipping import Skip
-from holdfast.recovery.left_out import REMEMBERED, LeavingOut, LeftOut, Spot
+from holdfast.recovery.restoring.left_out import REMEMBERED, LeavingOut, LeftOut, Spot, stretches_of
 from holdfast.state.loaders import open_position
 
 
@@ -80,10 +81,10 @@ def test_memory_of_boundaries_is_bounded():
 def test_what_was_left_out_stays_left_out_where_batches_have_another_size():
     """Samples 212 to 227 at four to a batch; from batch 40 on there are eight to one."""
     one = LeftOut(Spot(0, 53), Spot(0, 57))
-    assert one.in_batches_of(Spot(0, 40), 4, 8) == LeftOut(Spot(0, 46), Spot(0, 49))
-    assert one.in_batches_of(Spot(0, 40), 4, 2) == LeftOut(Spot(0, 66), Spot(0, 74))
+    assert one.in_batches_of(Spot(0, 40), 4, 8) == LeftOut(Spot(0, 46), Spot(0, 49), 8)
+    assert one.in_batches_of(Spot(0, 40), 4, 2) == LeftOut(Spot(0, 66), Spot(0, 74), 2)
     later = LeftOut(Spot(1, 10), Spot(1, 12))
-    assert later.in_batches_of(Spot(0, 40), 4, 8) == LeftOut(Spot(1, 5), Spot(1, 6))
+    assert later.in_batches_of(Spot(0, 40), 4, 8) == LeftOut(Spot(1, 5), Spot(1, 6), 8)
 
 
 def test_what_was_remembered_of_steps_that_are_made_again_is_forgotten():
@@ -91,3 +92,23 @@ def test_what_was_remembered_of_steps_that_are_made_again_is_forgotten():
     leaving.begin_at(3, None)
     assert leaving.batches_of(Skip(2, 3), target=0) is not None
     assert max(leaving._spots) == 3
+
+
+def test_each_stretch_is_moved_from_the_batches_that_it_was_counted_in():
+    """A checkpoint of batches of 8 with a stretch of its own, and a rollback to it made in batches of 4."""
+    sampler = holdfast.Sampler(4000, seed=1, batch_size=4, shuffle=False)
+    position = open_position(DataLoader(torch.arange(4000), batch_sampler=sampler))
+    stored = {"epoch": 0, "batch": 20, "facts": {"batch_size": 8}, "left_out": [[0, 30, 0, 32]]}
+    position.epoch, position.batch = 0, 20
+    leaving = LeavingOut()
+    leaving.begin_at(20, stored)
+    leaving.leave_out(stretches_of([[0, 30, 0, 34]], unit=4))
+    leaving.leave_out(stretches_of([[0, 50, 0, 52]]))  # of a journal that does not say
+    moved = [one.plain() for one in _found(leaving, position, stored)]
+    assert moved == [[0, 40, 0, 44], [0, 30, 0, 34], [0, 80, 0, 84]]
+    assert [one.plain() for one in _found(leaving, position, stored)] == moved, "once is enough"
+
+
+def _found(leaving, position, stored):
+    leaving.found(position, stored, then=1, now=1)
+    return leaving.stretches

@@ -11,12 +11,12 @@ import torch
 import holdfast
 from holdfast import every
 from holdfast.catalog.marks import add_mark
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import Damaged
 from holdfast.ids import ObjectName
 from holdfast.packs.index import read_footer
 from holdfast.records import MarkKind
-from holdfast.recovery.loading import load_objects
+from holdfast.recovery.restoring.loading import load_objects
 
 
 def trained(place: Path, steps: int) -> torch.nn.Module:

@@ -17,9 +17,10 @@ from torch import nn
 from holdfast import Checkpointer, every
 from holdfast.errors import InvalidInput
 from holdfast.records import Kind
-from holdfast.recovery import notices, opening
-from holdfast.recovery.launcher import cloud_here
-from holdfast.recovery.notices import Lookout, Metadata, metadata_of
+from holdfast.recovery.environment import notices
+from holdfast.recovery.environment.launcher import cloud_here
+from holdfast.recovery.environment.notices import Lookout, Metadata, metadata_of
+from holdfast.recovery.training import opening
 
 
 class Service:

@@ -10,9 +10,9 @@ from toy_training import newest
 
 import holdfast
 from holdfast import every, latest
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.marks import read_record_marks
-from holdfast.catalog.sweeps import execute, plan_sweep
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import SaveFailed, StorageUnavailable
 from holdfast.saver.following import Following
 from holdfast.storage import opening

@@ -6,18 +6,18 @@ import pytest
 from holds_kit import save
 
 from holdfast.catalog import layout
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.store import Store, create_store
-from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.errors import BeingDeleted, RefusedFresh
 from holdfast.ids import ObjectName, RunName, RunNumber
 from holdfast.policy import every, latest
 from holdfast.records import Record
-from holdfast.recovery.beginning import open_session
-from holdfast.recovery.choice import NewRun
-from holdfast.recovery.launcher import LauncherFacts
-from holdfast.recovery.resume import Rejected, candidates
-from holdfast.recovery.session import Plan, Session
+from holdfast.recovery.environment.launcher import LauncherFacts
+from holdfast.recovery.launching.beginning import open_session
+from holdfast.recovery.launching.choice import NewRun
+from holdfast.recovery.launching.resume import Rejected, candidates
+from holdfast.recovery.launching.session import Plan, Session
 from holdfast.storage.local import LocalStorage
 
 GPT = RunName("gpt")

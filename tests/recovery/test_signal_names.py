@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from holdfast.errors import InvalidInput
-from holdfast.recovery.signal_names import name_of, signal_numbers
+from holdfast.recovery.environment.signal_names import name_of, signal_numbers
 
 
 @pytest.mark.parametrize(

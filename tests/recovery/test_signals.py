@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
+import time
 
 import pytest
 
-from holdfast.recovery.signals import WATCHED, StopRequests
+from holdfast.recovery.environment import signals
+from holdfast.recovery.environment.signals import WATCHED, StopRequests
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +97,65 @@ def test_outside_the_main_thread_it_is_said_that_no_signal_will_be_seen(caplog: 
     thread.start()
     thread.join()
     assert "outside the main thread" in caplog.text
+
+
+def _killed_by(number: signal.Signals) -> int:
+    """How a child ends that is forked here, and gets a signal."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            time.sleep(60)
+        finally:
+            os._exit(0)
+    os.kill(pid, number)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_forked_child_ends_by_a_signal_as_ever(number: signal.Signals) -> None:
+    """A pool of processes in an evaluation terminates its workers, and waits for them for ever if they only note it."""
+    with StopRequests() as stops:
+        assert _killed_by(number) == -number
+        assert stops.asked is None
+        os.kill(os.getpid(), number)
+        assert stops.asked == number.name, "this process goes on watching"
+
+
+def test_a_pool_of_processes_ends_inside_of_a_loop() -> None:
+    with StopRequests(), multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+
+
+def test_a_forked_child_has_the_programs_own_handlers() -> None:
+    seen: list[int] = []
+    earlier = signal.signal(signal.SIGUSR1, lambda got, frame: seen.append(got))
+    try:
+        with StopRequests():
+            pid = os.fork()
+            if pid == 0:
+                signal.raise_signal(signal.SIGUSR1)
+                os._exit(0 if seen == [signal.SIGUSR1] else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_while_the_loop_lets_its_handlers_go_is_the_programs(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    earlier = signal.signal(number, lambda got, frame: seen.append(got))
+    put_back = signals._put_back
+
+    def interrupted(needed: set[int]) -> None:
+        os.kill(os.getpid(), number)
+        put_back(needed)
+
+    monkeypatch.setattr(signals, "_put_back", interrupted)
+    try:
+        with StopRequests():
+            pass
+        assert number in seen
+    finally:
+        signal.signal(number, earlier)

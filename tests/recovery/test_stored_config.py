@@ -4,11 +4,11 @@ import torch
 
 import holdfast
 from holdfast import Checkpointer, every
-from holdfast.catalog.forks import fork
 from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.layout import launch
+from holdfast.catalog.naming.forks import fork
 from holdfast.ids import RunNumber
-from holdfast.recovery.stored_config import stored_config
+from holdfast.recovery.launching.stored_config import stored_config
 
 
 def train(store, run: str, steps: int, lr: float) -> None:

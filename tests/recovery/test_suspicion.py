@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from holdfast.catalog.events import Ending
+from holdfast.catalog.journal.attempts import Noted
+from holdfast.catalog.journal.events import Ending, Exit
 from holdfast.records import Target
-from holdfast.recovery.suspicion import STORM, Asker, Blame, Life, blame_of, decide, wanted
+from holdfast.recovery.launching.crash_loops import end_of
+from holdfast.recovery.launching.suspicion import STORM, Asker, Blame, Life, blame_of, decide, wanted
 
 ASKER = Asker(same="job, command, config, code")
 BUG = "KeyError: 'loss'"
@@ -70,6 +72,21 @@ def test_a_launch_that_got_on_takes_the_suspicion_away(facts):
     assert decide(ASKER, [lives[0], replace(lives[1], **facts), lives[2]]).suspect is None
 
 
+def test_the_same_steps_made_again_and_again_are_no_progress():
+    """A training diverges 60 steps after its newest checkpoint, and its script raises: users-ask 5, once an hour."""
+    assert not decide(ASKER, lived(*[(4, BUG)] * 2, steps=60)).stop, "the second may have come farther"
+    assert BUG in decide(ASKER, lived(*[(4, BUG)] * 3, steps=60)).stop
+    storm = lived(*[(4, "")] * (STORM + 2), steps=60)
+    assert "got on" in decide(ASKER, storm).stop
+    assert decide(ASKER, storm[1:]) == decide(ASKER, []), "a checkpoint that bears 60 steps is not suspect"
+
+
+def test_steps_beyond_all_that_were_made_before_are_progress():
+    """Killed at any time before its first save, a launch may come as far as that one day."""
+    lives = [replace(life, steps=60 * life.launch) for life in lived(*[(4, "")] * 20)]
+    assert not decide(ASKER, lives).stop
+
+
 @pytest.mark.parametrize("asker", [Asker(same="another code, config or command"), Asker(same=None)])
 @pytest.mark.parametrize("end", [(500, ""), (500, BUG)])
 def test_everything_is_void_as_soon_as_something_has_changed(asker, end):
@@ -114,6 +131,22 @@ def test_a_network_that_is_away_says_nothing_of_checkpoint_and_script():
 def test_a_restart_storm_ends_whatever_it_is_made_of(error):
     assert not decide(ASKER, lived(*[(None, error)] * STORM)).stop
     assert "1, 2, 3, 4, 5 and 6" in decide(ASKER, lived(*[(None, error)] * (STORM + 1))).stop
+
+
+def _exit(rank: int, how: Ending, error: str = "") -> Exit:
+    return Exit(launch=1, timeline=0, step=5, step_seconds=1.0, how=how, wall_seconds=2.0, error=error, rank=rank)
+
+
+def test_a_rank_that_the_others_have_lost_and_that_has_said_nothing_was_killed():
+    """A checkpoint that kills one rank of two kills as well; ranks that end without an error say nothing."""
+    lost, storage = (Ending.FAILED, "PeerLost: nothing is heard of rank 1"), (Ending.FAILED, "StorageUnavailable: EIO")
+    assert end_of([_exit(0, *lost)], Noted(), world=2) == (Ending.KILLED, "")
+    assert end_of([], Noted(error=lost[1]), world=2) == (Ending.KILLED, ""), "in the middle of the load"
+    assert end_of([_exit(0, *lost), _exit(1, *lost)], Noted(), world=2) == lost, "the network"
+    assert end_of([_exit(0, *lost), _exit(1, Ending.FAILED, BUG)], Noted(), world=3) == (Ending.FAILED, BUG)
+    assert end_of([_exit(0, *storage)], Noted(), world=2) == storage
+    assert end_of([_exit(0, *storage), _exit(1, *lost)], Noted(), world=3)[0] is Ending.FAILED
+    assert end_of([_exit(0, Ending.PREEMPTED)], Noted(), world=2) == (Ending.PREEMPTED, "")
 
 
 def test_a_launch_that_never_began_is_not_counted():

@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from policies_kit import Listening
 
+from holdfast.catalog.journal.events import exit_event
+from holdfast.catalog.journal.journal import JournalWriter
 from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.objects import create_once
 from holdfast.catalog.store import open_store
@@ -14,25 +17,10 @@ from holdfast.ids import Order, RecordId
 from holdfast.policy import SaveFacts, auto, every
 from holdfast.policy.base import Policy
 from holdfast.records import Kind, Owner, Record, Sizes, Timing
-from holdfast.recovery.afterwards import Afterwards
-from holdfast.recovery.triggers import Moment, Trigger
+from holdfast.recovery.saving.afterwards import Afterwards
+from holdfast.recovery.saving.triggers import Moment, Trigger
 
 OWNER = Owner(host="h", boot="b", pid=1, started="1")
-
-
-class Listening(Policy):
-    """Looks at everything and wants nothing."""
-
-    __slots__ = ("heard",)
-
-    def __init__(self) -> None:
-        self.heard: list[SaveFacts] = []
-
-    def _due(self, facts):
-        self.heard.append(facts)
-
-    def _kept(self, line):
-        return {}
 
 
 @pytest.fixture
@@ -95,6 +83,15 @@ def test_a_save_of_this_launch_is_not_counted_twice_when_the_past_is_read_late(p
     after = Afterwards(place)
     after.committed(put(place.store, place.run, 2, 20, stall=100.0))
     assert heard(after, auto()).save_seconds == 9.0
+
+
+@pytest.mark.parametrize(("how", "failures"), [("left", 0), ("preempted", 0), ("completed", 0), ("failed", 1)])
+def test_a_launch_that_ended_on_purpose_is_no_failure_to_auto(place, how, failures):
+    """Its own last words tell, where its last checkpoint does not."""
+    with JournalWriter(place.store, place.run.number, "host-7-1") as journal:
+        line = exit_event(launch=1, timeline=0, step=9, step_seconds=1.0, how=how, wall_seconds=2.0)
+        journal.add(line.kind, line.message, **line.data)
+    assert heard(Afterwards(place), auto()).failures == failures
 
 
 def test_a_restore_within_the_launch_is_one_more_failure(place):

@@ -11,9 +11,10 @@ import pytest
 from machine_kit import fake_machine
 
 from holdfast.health import CgroupMemory, Disk, Fact, Gpu, HostMemory, Machine
-from holdfast.recovery import vitals
-from holdfast.recovery.nvml import Nvml
-from holdfast.recovery.vitals import Vitals
+from holdfast.recovery.caring import vitals
+from holdfast.recovery.caring.needs import Needs
+from holdfast.recovery.caring.nvml import Nvml
+from holdfast.recovery.caring.vitals import Vitals
 
 GIB = 1 << 30
 ALL = frozenset(Fact)
@@ -106,10 +107,10 @@ def test_a_filesystem_without_a_number_of_inodes(tmp_path, monkeypatch):
 
 def test_all_that_is_wanted_is_there_before_the_first_step(machine, cgroup, tmp_path):
     cgroup("a/b", 10 * GIB, 6 * GIB)
-    found = Vitals(tmp_path, root=machine.root).first(ALL, 0.0, next_bytes=GIB, next_files=7)
+    found = Vitals(tmp_path, root=machine.root).first(ALL, 0.0, needs=Needs(GIB, 7, 5))
     assert found.host.available == 3 * GIB
     assert found.cgroup == CgroupMemory(used=6 * GIB, limit=10 * GIB, where=found.cgroup.where)
-    assert (found.disk.next_bytes, found.disk.next_files) == (GIB, 7)
+    assert (found.disk.next_bytes, found.disk.next_files, found.disk.once_bytes) == (GIB, 7, 5)
 
 
 def _until(vital, wanted, seconds):
@@ -223,11 +224,11 @@ class Driver:
             raise AttributeError(name)
         answer = self.answers[name]
 
-        def ask(handle, *arguments):
-            assert handle == "handle of GPU-1234"
+        def ask(handle="", *arguments):
+            assert handle == ("handle of GPU-1234" if name.startswith("nvmlDevice") else "" if "Create" in name else 7)
             if isinstance(answer, Exception):
                 raise answer
-            return answer
+            return answer(*arguments) if callable(answer) else answer
 
         return ask
 
@@ -258,6 +259,35 @@ def test_an_older_package_has_another_name_for_it():
 
 def test_memory_that_could_not_be_remapped_is_told():
     assert "wants to be replaced" in Nvml(Driver(nvmlDeviceGetRemappedRows=(1, 2, 0, 1))).read(0, "1234").failing
+
+
+def test_xid_errors_are_told_once_and_no_event_waits():
+    events = [SimpleNamespace(eventType=8, eventData=number) for number in (79, 95)]
+
+    def wait(milliseconds):
+        assert milliseconds == 0
+        if not events:
+            raise RuntimeError("Timeout")
+        return events.pop(0)
+
+    sets = []
+    driver = Driver(
+        nvmlEventSetCreate=lambda: sets.append(7) or 7,
+        nvmlDeviceRegisterEvents=lambda types, made: sets.append((types, made)),
+        nvmlEventSetWait_v2=wait,
+    )
+    nvml = Nvml(driver)
+    assert nvml.read(0, "1234").xids == (79, 95)
+    assert nvml.read(0, "1234").xids == ()
+    assert sets == [7, (8, 7)], "one set of events, for good"
+
+
+def test_a_driver_that_never_runs_out_of_events_ends_no_training():
+    event = SimpleNamespace(eventType=8, eventData=31)
+    driver = Driver(
+        nvmlEventSetCreate=7, nvmlDeviceRegisterEvents=lambda *given: None, nvmlEventSetWait_v2=lambda *given: event
+    )
+    assert set(Nvml(driver).read(0, "1234").xids) == {31}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from holdfast.errors import HoldfastError, UnsupportedTensor
-from holdfast.recovery.whole import Whole
+from holdfast.recovery.restoring.whole import Whole
 
 
 def whole(**objects: object) -> Whole:

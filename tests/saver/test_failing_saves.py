@@ -20,11 +20,13 @@ from tiny_training import launched, one_step, steps_of, tiny
 import holdfast
 from holdfast import Checkpointer, every, latest
 from holdfast.catalog.marks import read_record_marks
-from holdfast.catalog.tags import delete_tag, read_tags
-from holdfast.catalog.verify import verify
+from holdfast.catalog.naming.tags import delete_tag, read_tags
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import SaveFailed, StorageFull, StorageUnavailable
 from holdfast.ids import TagName
-from holdfast.recovery import checkpoints, ending
+from holdfast.recovery.handover import background
+from holdfast.recovery.saving import checkpoints
+from holdfast.recovery.stopping import ending
 from holdfast.saver import starting, trying
 from holdfast.storage import opening
 from holdfast.testing.faults import Op
@@ -47,6 +49,8 @@ def faults(tmp_path, saver, monkeypatch):
     made = Faults(tmp_path / "faults")
     if saver == "process":
         monkeypatch.setattr(starting, "prelude", made.prelude(QUICK))
+        # A saver that cannot write does not stand by; each test would wait for that, once.
+        monkeypatch.setattr(background, "READY_SECONDS", 3.0)
     else:
         monkeypatch.setattr(opening, "LocalStorage", opening.LocalStorage)
         install(made.orders)
@@ -195,7 +199,9 @@ def test_warn_bears_any_number_but_the_exit_code_says_that_the_last_one_failed(t
 SCRIPT = """
 import sys, torch, holdfast
 from holdfast import Checkpointer, every
+from holdfast.recovery.handover import background
 from holdfast.saver import starting
+background.READY_SECONDS = 3.0
 sys.path.append({kits!r})
 import failing_files
 from holdfast.testing.faults import Op
@@ -441,6 +447,7 @@ def test_a_saver_that_stands_still_is_not_waited_for_and_the_exit_code_says_so(t
 def test_a_saver_that_begins_while_the_disk_fails_saves_once_it_is_well(tmp_path, monkeypatch, caplog):
     faults = Faults(tmp_path / "faults")
     monkeypatch.setattr(starting, "prelude", faults.prelude(QUICK))
+    monkeypatch.setattr(background, "READY_SECONDS", 3.0)
     faults.tell(Op.SYNC, "EIO")
 
     def then(step, ckpt):

@@ -209,5 +209,5 @@ def test_no_budget_is_larger_than_what_is_available(asked, size):
 
 @pytest.mark.parametrize("asked", [0, -1, True, 1.5, "much", "", "0GB", b"8GB", []])
 def test_nonsense_is_refused(asked):
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match=r"^ram_budget"):
         budget(asked, LIMIT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import threading
 
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 import holdfast
 from holdfast import Checkpointer, every
 from holdfast.errors import SaveFailed
-from holdfast.recovery.slots import Slots
+from holdfast.recovery.handover.slots import Slots
 from holdfast.saver import starting
 from holdfast.saver.handle import SaverProcess
 from holdfast.saver.planning import plan_memory
@@ -154,6 +155,25 @@ def test_with_memory_for_one_a_save_waits_for_the_one_before(tmp_path, hold, mon
     assert steps_of(tmp_path / "s") == [1, 2, 3]
     assert "a save waits until the one before is durable" in caplog.text
     assert records_of(tmp_path / "s")[-1].survives == "process"
+
+
+def test_a_save_that_waits_for_memory_when_a_signal_comes_waits_no_longer_than_there_is_time(tmp_path, hold, caplog):
+    """Otherwise the process is killed in the wait, and nobody says what stands."""
+    model, optimizer = made(frozen=0)
+    with opened(tmp_path / "s", model, optimizer, ram_budget="20MB", grace=4.0) as ckpt:
+        for step in ckpt.steps(9):
+            if step == 1:
+                settled(ckpt)
+                hold.touch()
+            if step == 2:  # whose save holds all memory, and does not get on
+                os.kill(os.getpid(), signal.SIGTERM)
+            model.step(optimizer)
+        facts = ckpt.preempted
+        hold.unlink()
+    assert (facts.step, facts.durable, facts.exit_code) == (3, False, 75)
+    assert facts.left <= 0
+    assert "step 3 is not saved: earlier saves hold all staging memory" in caplog.text
+    assert "the time that was left is over" in caplog.text
 
 
 def test_with_memory_for_none_saves_are_made_in_the_loop_and_survive_nothing(tmp_path, caplog):

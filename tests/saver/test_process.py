@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from memory_watch import held
-from staged_kit import Family, Notes, awaited, check_store, gated, heard, saver_of, staging_memory
+from staged_kit import Family, Notes, awaited, check_store, gated, has_died, heard, saver_of, staging_memory
 from tiny_training import Stop, launched, records_of, steps_of
 from toy_training import KILLED, ended, forked
 
@@ -383,13 +383,13 @@ def test_a_saver_that_cannot_be_started_now_is_started_at_the_next_save(
             saver = saver_of(os.getpid())
             assert saver is not None
             saver.kill()
-            awaited(lambda: saver.status() == psutil.STATUS_ZOMBIE, "it is dead")
+            awaited(lambda: has_died(saver), "it is dead")
 
     monkeypatch.setattr(starting, "error_file", scarce)
     launched(tmp_path / "s", 6, saver="process", save=every(steps=1), then=then, on_save_error="warn")
     assert len(tries) >= 4
     assert steps_of(tmp_path / "s")[-1] == 6
-    check_store(tmp_path / "s")
+    check_store(tmp_path / "s", killed=True)
 
 
 def test_an_idle_saver_that_dies_is_replaced_before_the_next_save_returns(trainer: Trainer) -> None:
@@ -407,7 +407,7 @@ def test_an_idle_saver_that_dies_is_replaced_before_the_next_save_returns(traine
     awaited(lambda: list(trainer.store.glob("catalog/runs/001/holds/saver-*")), "the saver stands by")
     first = trainer.saver
     first.kill()
-    awaited(lambda: first.status() == psutil.STATUS_ZOMBIE, "it is dead")
+    awaited(lambda: has_died(first), "it is dead")
     trainer.open()
     trainer.await_note("saved")
     assert trainer.saver.pid != first.pid

@@ -16,10 +16,10 @@ from torch import nn
 
 import holdfast
 from holdfast import Checkpointer, every, latest
-from holdfast.catalog.journal import read_journal
+from holdfast.catalog.journal.journal import read_journal
 from holdfast.errors import StorageUnavailable
-from holdfast.recovery import bars
-from holdfast.recovery.progress_bar import ProgressBar
+from holdfast.recovery.handover import bars
+from holdfast.recovery.handover.progress_bar import ProgressBar
 from holdfast.saver import starting
 from holdfast.saver.coding import ENOUGH
 from holdfast.saver.figures import figures, sentence
@@ -117,7 +117,7 @@ class Seen(bars.NoBar):
 
 def test_progress_is_told_from_the_first_byte_to_the_last(tmp_path, saver, monkeypatch):
     seen = Seen()
-    monkeypatch.setattr("holdfast.recovery.making._progress_bar", lambda: seen)
+    monkeypatch.setattr("holdfast.recovery.saving.making._progress_bar", lambda: seen)
     launched(tmp_path / "s", 4, saver=saver, progress=True)
     first, second = ([one for one in seen.reports if one.generation == number] for number in (1, 2))
     for reports in (first, second):
@@ -147,7 +147,7 @@ def test_a_second_try_begins_its_progress_anew(tmp_path, monkeypatch):
             super().link(source, target)
 
     monkeypatch.setattr(opening, "LocalStorage", lambda root, **options: LocalStorage(root, files=Once(), **options))
-    monkeypatch.setattr("holdfast.recovery.making._progress_bar", lambda: seen)
+    monkeypatch.setattr("holdfast.recovery.saving.making._progress_bar", lambda: seen)
     launched(tmp_path / "s", 2, saver="inline", progress=True)
     assert links
     assert max(one.done for one in seen.reports) == seen.reports[0].total

@@ -13,7 +13,7 @@ from torch import nn
 
 import holdfast
 from holdfast import Checkpointer, every, latest
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 from holdfast.errors import SaveFailed, StorageUnavailable
 from holdfast.ids import ObjectName
 from holdfast.records import Record

@@ -16,7 +16,7 @@ from staged_kit import awaited
 
 import holdfast
 from holdfast import every
-from holdfast.catalog.journal import read_journal
+from holdfast.catalog.journal.journal import read_journal
 from holdfast.health import free_space, nonfinite, notify, own, rollback, save_now, stop, when
 from holdfast.testing.faults import Op
 

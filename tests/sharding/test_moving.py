@@ -7,7 +7,7 @@ import pytest
 import worlds
 
 import holdfast
-from holdfast.catalog.verify import verify
+from holdfast.catalog.verifying.verify import verify
 
 PLAN = {4: 1, 8: 2, 12: 4, 16: 1}
 """Up to which step, and on how many ranks. An epoch has 90 samples, a step 12."""

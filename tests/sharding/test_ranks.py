@@ -16,6 +16,7 @@ SCENARIOS = [
     "left_to_each_rank",
     "each_its_own",
     "names_of_their_own",
+    "a_fork_without_the_optimizers",
     "a_signal_to_one_rank",
     "a_clock_of_one_rank",
     "a_metric_of_rank_0",
@@ -92,6 +93,10 @@ def test_what_belongs_to_a_rank_comes_back_to_it(found):
 
 def test_a_prefix_tells_stages_apart_that_have_equal_names(found):
     assert values(found("names_of_their_own")) == [True, True]
+
+
+def test_a_fork_leaves_what_is_named_on_every_rank_under_whatever_name_it_has_there(found):
+    assert values(found("a_fork_without_the_optimizers")) == [[3, True, 0, 4], [3, True, 0, 4]]
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(found):

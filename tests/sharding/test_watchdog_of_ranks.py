@@ -16,7 +16,7 @@ from toy_training import KILLED
 from worlds import KITS
 
 import holdfast
-from holdfast.catalog.journal import read_journal
+from holdfast.catalog.journal.journal import read_journal
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched through pidfds")
 TOTAL = 10

@@ -13,7 +13,8 @@ from streams_kit import SimStreams
 from worlds import free_port
 
 from holdfast.health import Fact, Probed
-from holdfast.state.probing import LATE, LateMetrics, Prober, local_numbers, named_parameters, norms
+from holdfast.state.norms import local_numbers, norms
+from holdfast.state.probing import LATE, LateMetrics, Prober, named_parameters
 
 NAN, INF = float("nan"), float("inf")
 BOTH = frozenset({Fact.GRADIENTS, Fact.PARAMETERS})
@@ -288,6 +289,39 @@ def test_after_a_rollback_the_old_sample_is_of_no_interest():
     assert probe.finished() == (Probed(step=5, what=Fact.PARAMETERS, sampled=1),)
 
 
+def test_gradients_are_seen_without_the_scale_of_a_loss_scaler():
+    """It lies on the device, too, and is another one for the next step."""
+    streams = SimStreams()
+    weight, scale = parameter([1.0, 1.0]), placed(streams, 8.0)
+    weight.grad = streams.place(torch.tensor([24.0, 32.0]), 0)
+    probe = prober({"w": weight}, streams=streams)
+    probe.begin(GRADIENTS, 5, scale=scale, skips=placed(streams, 0.0))
+    streams.compute(0, lambda: scale.fill_(16.0))
+    streams.finish()
+    assert probe.finished() == (Probed(step=5, what=Fact.GRADIENTS, sampled=1, norm=5.0),)
+
+
+def test_gradients_of_a_step_that_a_loss_scaler_skips_are_not_seen():
+    streams = SimStreams()
+    weight = parameter([1.0, 1.0])
+    weight.grad = streams.place(torch.tensor([INF, 32.0]), 0)
+    probe = prober({"w": weight}, streams=streams)
+    probe.begin(GRADIENTS, 5, scale=placed(streams, 8.0), skips=placed(streams, 1.0))
+    streams.finish()
+    assert probe.finished() == ()
+    weight.grad = streams.place(torch.tensor([3.0, 4.0]), 0)
+    probe.begin(GRADIENTS, 6)
+    streams.finish()
+    assert probe.finished() == (Probed(step=6, what=Fact.GRADIENTS, sampled=1, norm=5.0),)
+
+
+def test_a_scale_under_which_squares_overflow_makes_no_infinity_of_gradients():
+    weight = parameter([1.0, 1.0], [3e30, 4e30])
+    probe = prober({"w": weight})
+    probe.begin(GRADIENTS, 5, scale=torch.tensor(1e30), skips=torch.tensor(0.0))
+    assert probe.finished() == (Probed(step=5, what=Fact.GRADIENTS, sampled=1),)
+
+
 def test_metrics_of_a_device_are_known_later_and_in_order():
     streams = SimStreams()
     late = LateMetrics(streams)
@@ -297,6 +331,22 @@ def test_metrics_of_a_device_are_known_later_and_in_order():
     streams.finish()
     assert late.finished() == [(1, {"loss": 1.5, "lr": 0.1}), (2, {"lr": 0.2, "n": 3})]
     assert late.finished() == []
+
+
+def test_metrics_that_a_device_says_late_can_be_waited_for():
+    streams = SimStreams()
+    late = LateMetrics(streams)
+    late.begin(1, {"loss": placed(streams, 1.5)})
+    assert late.finished() == []
+    assert late.finished(seconds=30.0) == [(1, {"loss": 1.5})]
+
+
+def test_metrics_of_a_device_that_is_broken_are_not_waited_for():
+    streams = SimStreams()
+    late = LateMetrics(streams)
+    late.begin(1, {"loss": placed(streams, 1.5)})
+    streams.broken = True
+    assert late.finished(seconds=1e9) == []
 
 
 def test_metrics_are_those_of_their_step():

@@ -466,15 +466,16 @@ def test_a_device_that_hangs_is_not_waited_for_for_ever(rig, monkeypatch):
     one = rig(eager=False, names=[("a", 0), ("buffer", 0)])
     optimizer = Steps(one, ["a"])
     one.ready(optimizer)
-    monkeypatch.setattr(staging_cuda, "COPY_SECONDS", 0.01)
     one.sim.stuck = True
     one.write("a")
-    with pytest.raises(SaveFailed, match="does it hang"):
-        one.save()
-    assert one.staging.writing(one.destinations[0].slab), "it may still write there"
-    assert not one.stager.settle(0.01)
-    with pytest.raises(SaveFailed, match="not copied the checkpoint before"):
-        one.staging.copy(one.slot(1), [0], [one.tensors["a"]], step=9, late=True)
+    with monkeypatch.context() as hasty:
+        hasty.setattr(staging_cuda, "COPY_SECONDS", 0.01)
+        with pytest.raises(SaveFailed, match="does it hang"):
+            one.save()
+        assert one.staging.writing(one.destinations[0].slab), "it may still write there"
+        assert not one.stager.settle(0.01)
+        with pytest.raises(SaveFailed, match="not copied the checkpoint before"):
+            one.staging.copy(one.slot(1), [0], [one.tensors["a"]], step=9, late=True)
     one.sim.stuck = False
     assert one.stager.settle(10)
     generation = one.train(optimizer).save()

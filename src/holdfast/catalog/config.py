@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
 from holdfast import values
+from holdfast.catalog.blotting import blotted, is_blotted, unblotted
+from holdfast.errors import InvalidInput
 from holdfast.ids import Digest
-
-_SECRET = ("secret", "password", "passwd", "token_", "api_key", "apikey", "access_key", "credential")
 
 
 class _Absent:
@@ -24,16 +25,36 @@ ABSENT: Final = _Absent()
 
 
 def plain_config(config: object) -> dict[str, Any]:
-    """A configuration as a dictionary: from a mapping, a dataclass or an ``argparse.Namespace``; secrets blotted out.
+    """A configuration as it is stored and shown: keys are text, and everything below a secret one is blotted out.
+
+    Args:
+        config: a mapping, a dataclass, an ``argparse.Namespace``, or None.
+
+    Raises:
+        InvalidInput: it is nothing of that kind.
 
     Example:
         >>> plain_config({"lr": 0.1, "api_key": "abc"})
         {'lr': 0.1, 'api_key': '<redacted>'}
     """
+    return {str(key): blotted(str(key), value) for key, value in items_of(config).items()}
+
+
+def items_of(config: object) -> Mapping[Any, Any]:
+    """A configuration as given, by its keys: what the program gets back.
+
+    Raises:
+        InvalidInput: as `plain_config`.
+    """
     if config is None:
         return {}
-    items = config if isinstance(config, Mapping) else vars(config)
-    return {str(key): _redacted(str(key), value) for key, value in items.items()}
+    if isinstance(config, Mapping):
+        return config
+    if hasattr(config, "__dict__"):
+        return dict(vars(config))
+    if is_dataclass(config):  # with slots
+        return {one.name: getattr(config, one.name) for one in fields(config)}
+    raise InvalidInput(f"config wants a mapping, a dataclass or a namespace, not {config!r:.200}")
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -41,8 +62,23 @@ def config_digest(config: Mapping[str, Any]) -> str:
     return str(Digest.of(_text(values.encode(dict(config))).encode()))
 
 
+def dotted_keys(config: Mapping[Any, Any]) -> Iterator[str]:
+    """Every key that a rule can name, those of tables and those in them.
+
+    Example:
+        >>> list(dotted_keys({"optim": {"lr": 0.1}, "seed": 3}))
+        ['optim', 'optim.lr', 'seed']
+    """
+    for key, value in config.items():
+        yield str(key)
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{inner}" for inner in dotted_keys(value))
+
+
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     """Each key that differs, with both values, one of them `ABSENT` perhaps; within mappings the keys of those.
+
+    What is blotted out on either side is passed over: nobody can tell whether it has changed, and it cannot be kept.
 
     Example:
         >>> list(changed_keys({"optim": {"lr": 0.1, "eps": 1}}, {"optim": {"lr": 0.2, "eps": 1}, "seed": 3}))
@@ -50,6 +86,8 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
     """
     for key in sorted({*before, *after}):
         then, now = before.get(key, ABSENT), after.get(key, ABSENT)
+        if is_blotted(then) or is_blotted(now):
+            continue
         if _is_tree(then) and _is_tree(now):
             yield from (((key, *path), *both) for path, *both in changed_keys(then, now))
         elif not _same(then, now):
@@ -59,18 +97,22 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
 def with_value(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
     """A copy of a configuration with another value at a path; `ABSENT` takes the key away.
 
+    Keys that are no text are found by their text, as `plain_config` has them; what is blotted out of the value stays
+    what it is in ``config``.
+
     Example:
         >>> with_value({"optim": {"lr": 0.1}}, ("optim", "lr"), 0.2)
         {'optim': {'lr': 0.2}}
     """
     first, *rest = path
     found = dict(config)
+    key = first if first in found else next((one for one in found if str(one) == first), first)
     if rest:
-        found[first] = with_value(found.get(first, {}), tuple(rest), value)
+        found[key] = with_value(found.get(key, {}), tuple(rest), value)
     elif value is ABSENT:
-        found.pop(first, None)
+        found.pop(key, None)
     else:
-        found[first] = value
+        found[key] = unblotted(value, found.get(key, value))
     return found
 
 
@@ -88,9 +130,3 @@ def _same(then: object, now: object) -> bool:
 
 def _text(stored: values.Json) -> str:
     return json.dumps(stored, sort_keys=True)
-
-
-def _redacted(key: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(inner): _redacted(str(inner), item) for inner, item in value.items()}
-    return "<redacted>" if any(word in key.lower() for word in _SECRET) else value

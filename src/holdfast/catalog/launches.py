@@ -18,11 +18,11 @@ import msgspec
 
 from holdfast.catalog import layout
 from holdfast.catalog.holds import FoundHold, Report, find_saves, give_up, settle
-from holdfast.catalog.objects import create_once
+from holdfast.catalog.objects import create_once, load
 from holdfast.catalog.runs import Run, read_record
 from holdfast.catalog.standing import Standing, find_standing, saver_is_dead, trainer_lives
 from holdfast.clock import utc_now
-from holdfast.errors import Damaged, ObjectExists
+from holdfast.errors import Damaged, ObjectExists, StorageError
 from holdfast.ids import RecordAddress, nonce
 from holdfast.records import LaunchInfo, Record, StartInfo, Target
 
@@ -51,6 +51,11 @@ class Launch:
     def fenced(self) -> bool:
         """Whether a newer launch has taken over the run."""
         return any(number > self.number for number in self.run.launch_numbers())
+
+    def said_fenced(self) -> str:
+        """That a newer launch has taken over the run, and where that one trains."""
+        newest = max(self.run.launch_numbers(), default=self.number)
+        return f"a newer launch owns the run: {described(self.run, newest)}"
 
     def record_start(self, timeline: int, resumed_from: RecordAddress | None, why: str) -> StartInfo:
         """Notes, durably, that this launch has restored (None: begun from zero) and opened ``timeline``.
@@ -120,6 +125,19 @@ def begin_launch(
     return launch
 
 
+def described(run: Run, number: int) -> str:
+    """A launch for people who look for it: where its process is, and since when; its number alone if it is lost.
+
+    Example:
+        launch 2 on node17 (pid 4711, since 2026-11-22T12:31:33Z)
+    """
+    try:
+        info = load(run.store.storage, layout.launch(run.number, number), LaunchInfo)
+    except (Damaged, StorageError):
+        return f"launch {number}"
+    return f"launch {number} on {info.owner.host.partition('/')[0]} (pid {info.owner.pid}, since {info.created})"
+
+
 def drain_seconds(run: Run) -> float:
     """Twice what the last save took to become durable, and at least `SHORTEST_DRAIN`; `FIRST_DRAIN` if none tells."""
     for address in reversed(run.addresses()[-_RECENT:]):
@@ -180,6 +198,8 @@ def _await_savers(launch: Launch, seconds: float, report: Report) -> None:
     if older and seconds > 0:
         report(f"waiting up to {seconds:.0f} s for the saver of launch {', '.join(str(one.launch) for one in older)}")
         store.waiter.until(lambda: all(over(one) for one in older), seconds=seconds)
+    for number in sorted({one.launch for one in older if one.stands() and trainer_lives(one, run)}):
+        report(f"this takes {run} over from {described(launch.run, number)}, which is still training")
     for one in found:
         one.end()  # before the saves are listed: whoever makes a hold after this sees that it may not
     if found:

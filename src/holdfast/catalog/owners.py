@@ -42,7 +42,11 @@ class Liveness(StrEnum):
 
 def this_process() -> Owner:
     """The owner that stands for the calling process; right in forked children, too."""
-    pid = os.getpid()
+    return process_named(os.getpid())
+
+
+def process_named(pid: int) -> Owner:
+    """The owner that stands for a process of this machine."""
     return Owner(host=_host(), boot=_boot(), pid=pid, started=_started(pid) or "unknown")
 
 

@@ -283,9 +283,8 @@ def _check_fence(attempt: SaveAttempt, standing: Standing | None) -> None:
     Unless it waits for this very saver: then the standing hold is still there, and it looks for holds after that.
     """
     if attempt.launch.fenced() and not (standing is not None and standing.stands()):
-        raise Fenced(
-            f"launch {attempt.launch.number} of {attempt.address.run} may save no more: a newer launch owns the run"
-        )
+        launch = attempt.launch
+        raise Fenced(f"launch {launch.number} of {attempt.address.run} may save no more: {launch.said_fenced()}")
 
 
 def _read_tombstones(attempt: SaveAttempt) -> Tombstones:
@@ -353,8 +352,8 @@ def _taken(attempt: SaveAttempt) -> Exception:
     except Damaged as error:
         return RecordConflict(f"{attempt.address.name} is taken by something that cannot be read: {error}")
     if isinstance(found, Aborted):
-        kind = Fenced if attempt.launch.fenced() else SaveFailed
-        return kind(f"the save of {attempt.address} was given up: {found.reason}")
+        text = f"the save of {attempt.address} was given up: {found.reason}"
+        return Fenced(f"{text}; {attempt.launch.said_fenced()}") if attempt.launch.fenced() else SaveFailed(text)
     return RecordConflict(f"{attempt.address} was published by another save; a save of this step exists already")
 
 

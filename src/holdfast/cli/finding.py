@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from holdfast.catalog.references import named_run, resolve
+from holdfast.catalog.naming.references import named_run, resolve
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
 from holdfast.errors import Damaged, UnknownReference

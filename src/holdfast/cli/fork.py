@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.catalog.forks import fork
+from holdfast.catalog.naming.forks import fork
 from holdfast.cli.finding import find_record, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, ReferenceArgument, StoreOption
 from holdfast.cli.output import print_json, say

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import typer
 
-from holdfast.catalog.repack import RepackPlan, execute_repack, plan_repack
+from holdfast.catalog.deleting.sweeps import SweepPlan, execute, plan_sweep, standing_holds
+from holdfast.catalog.repacking.repack import RepackPlan, execute_repack, plan_repack
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
-from holdfast.catalog.sweeps import SweepPlan, execute, plan_sweep, standing_holds
 from holdfast.cli.finding import find_run, opened
-from holdfast.cli.keeping import retention, room_text
+from holdfast.cli.keeping import retention, retention_if_readable, room_text
 from holdfast.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, StoreOption
 from holdfast.cli.output import bar, count, print_json, say, size, warn
 from holdfast.cli.rm import WAIT, document, print_plan, say_waiting
@@ -67,7 +67,7 @@ def _sweeps(
 ) -> Iterator[SweepPlan]:
     gone: list[RecordAddress] = []
     for run in runs:
-        found = retention(run, keep)
+        found = retention_if_readable(run) if with_shared else retention(run, keep)
         if found.unreadable:
             warn(f"{run.number}: no checkpoint is deleted, the keep policy is not known: {found.source}")
         kept = found.plan

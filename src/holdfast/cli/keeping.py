@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from holdfast.catalog import layout
+from holdfast.catalog.deleting.protections import read_retention_facts
+from holdfast.catalog.deleting.retention import RetentionFacts, RetentionPlan, Room, plan_retention
 from holdfast.catalog.objects import load
-from holdfast.catalog.protections import read_retention_facts
-from holdfast.catalog.retention import RetentionFacts, RetentionPlan, Room, plan_retention
 from holdfast.catalog.runs import Run
 from holdfast.cli.output import size
-from holdfast.errors import Damaged, ObjectMissing
+from holdfast.errors import Damaged, InvalidPolicy, ObjectMissing
 from holdfast.policy import for_keeping, parse
 from holdfast.records import LaunchInfo
 
@@ -31,9 +31,9 @@ def retention(run: Run, typed: str | None = None) -> Retention:
     """The plan as of now; nothing is changed.
 
     Raises:
-        InvalidPolicy: what was typed is no policy.
+        InvalidPolicy: what was typed is no policy, or the one on record cannot be read.
     """
-    if typed:
+    if typed is not None:
         return _planned(run, typed, "--keep")
     newest = run.newest_launch()
     if newest == 0:
@@ -44,12 +44,29 @@ def retention(run: Run, typed: str | None = None) -> Retention:
         # An older launch's policy may keep less than the one that is wanted now.
         why = f"launch {newest} has it and cannot be read: {error}"
         return Retention(policy="", source=why, plan=None, unreadable=True)
-    return _planned(run, launch.policies.get("keep", ""), f"launch {newest}")
+    return _recorded(run, launch.policies.get("keep", ""), f"launch {newest}")
+
+
+def retention_if_readable(run: Run) -> Retention:
+    """As `retention`; a policy on record that cannot be read keeps everything of this run, and blocks no other."""
+    try:
+        return retention(run)
+    except InvalidPolicy as error:
+        return Retention(policy="", source=str(error), plan=None, unreadable=True)
+
+
+def _recorded(run: Run, text: str, source: str) -> Retention:
+    if not text:
+        return Retention(policy="", source=source, plan=None)
+    try:
+        return _planned(run, text, source)
+    except InvalidPolicy as error:
+        raise InvalidPolicy(
+            f"the keep policy of {run.number}, {source}, cannot be read ({error}); give one with --keep"
+        ) from error
 
 
 def _planned(run: Run, text: str, source: str) -> Retention:
-    if not text:
-        return Retention(policy="", source=source, plan=None)
     policy = for_keeping(parse(text))
     plan = plan_retention(policy.kept, _facts(run), policy.limit)
     return Retention(policy=text, source=source, plan=plan)

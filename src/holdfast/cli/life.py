@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from holdfast.catalog.accounts import Account
+from holdfast.catalog.journal.accounts import Account
 
 WIDTH = 78
 """Letters of a picture."""
@@ -39,10 +39,12 @@ def shares(accounts: Sequence[Account]) -> dict[str, float]:
 
 def _spans(one: Account) -> Iterator[tuple[str, float]]:
     yield ".", one.before
-    yield "#", one.useful_seconds
-    yield "x", one.lost_seconds
-    yield "s", min(one.stall_seconds, max(0.0, one.wall - one.step_seconds))
-    yield "-", one.other_seconds
+    left = one.wall - one.overlap  # the rest is that of the next launch
+    stalled = min(one.stall_seconds, max(0.0, one.wall - one.step_seconds))
+    spent = (("#", one.useful_seconds), ("x", one.lost_seconds), ("s", stalled), ("-", one.other_seconds))
+    for letter, seconds in spent:
+        yield letter, min(seconds, left)
+        left -= min(seconds, left)
 
 
 def _letters(spans: Sequence[tuple[str, float]], each: float) -> Iterator[str]:

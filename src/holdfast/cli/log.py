@@ -9,11 +9,11 @@ from typing import Any
 
 import typer
 
-from holdfast.catalog.accounts import Account
-from holdfast.catalog.events import PROGRESS
-from holdfast.catalog.gathering import Gathered, gather
+from holdfast.catalog.journal.accounts import Account
+from holdfast.catalog.journal.events import PROGRESS
+from holdfast.catalog.journal.gathering import Gathered, gather
+from holdfast.catalog.journal.timeline import SAVE, Moment, Timeline, timeline_of
 from holdfast.catalog.runs import Run
-from holdfast.catalog.timeline import SAVE, Moment, Timeline, timeline_of
 from holdfast.cli.finding import find_run, opened
 from holdfast.cli.life import MEANING, picture, shares
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
@@ -45,7 +45,7 @@ def command(
     if not timeline.moments:
         say("nothing has happened yet")
     else:
-        _print_moments(moments)
+        _print_moments(moments, stacks=only is not None)
         _print_summary(chosen, timeline, accounts, whole=launch is None)
     _print_doubts(timeline, gathered)
 
@@ -99,8 +99,18 @@ def _account(account: Account) -> dict[str, Any]:
     return {**asdict(account), **times, **more}
 
 
-def _print_moments(moments: Sequence[Moment]) -> None:
-    table(("time", "what", "event"), [(one.time[5:19], one.kind, one.text + _cost(one)) for one in moments])
+def _print_moments(moments: Sequence[Moment], *, stacks: bool) -> None:
+    """One line for each, and below it the stacks that it has, for whoever has asked for its kind."""
+    rows = [row for one in moments for row in (_line(one), *(_stacks(one) if stacks else ()))]
+    table(("time", "what", "event"), rows)
+
+
+def _line(one: Moment) -> tuple[str, str, str]:
+    return one.time[5:19], one.kind, one.text + _cost(one)
+
+
+def _stacks(one: Moment) -> list[tuple[str, str, str]]:
+    return [("", "", line) for line in str(one.data.get("stacks") or "").splitlines()]
 
 
 def _cost(moment: Moment) -> str:

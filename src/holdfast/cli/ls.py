@@ -8,9 +8,9 @@ import typer
 
 from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.marks import NO_MARKS, RecordMarks, read_marks
+from holdfast.catalog.naming.tags import read_tags
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
-from holdfast.catalog.tags import read_tags
 from holdfast.cli.finding import find_run, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import ago, metrics_text, print_json, say, size, table

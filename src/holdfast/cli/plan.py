@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.catalog.gathering import gather
+from holdfast.catalog.journal.gathering import gather
 from holdfast.catalog.runs import Run
 from holdfast.cli.finding import find_run, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import count, print_json, say, size, table, warn
-from holdfast.errors import InvalidInput
+from holdfast.errors import InvalidInput, InvalidPolicy
 from holdfast.policy import for_keeping, for_saving, parse
 from holdfast.policy.past import Past, past_of
 from holdfast.policy.replay import Outcome, Replay, replay
@@ -39,7 +39,10 @@ def command(
 ) -> None:
     """Replay policies on a past run: what they would have saved and kept, and what it would have cost."""
     run = find_run(opened(store), over)
-    texts = {"save": save or _own(run, "save"), "keep": keep or _own(run, "keep")}
+    texts = {
+        "save": _own(run, "save") if save is None else save,
+        "keep": _own(run, "keep") if keep is None else keep,
+    }
     policies = for_saving(parse(texts["save"])), for_keeping(parse(texts["keep"]))
     gathered = gather(run)
     for problem in gathered.problems:
@@ -53,10 +56,20 @@ def command(
 
 
 def _own(run: Run, which: str) -> str:
-    """The policy of the newest launch that can be read."""
+    """The policy of the newest launch that can be read.
+
+    Raises:
+        InvalidInput: no launch has said one.
+        InvalidPolicy: it cannot be read.
+    """
     texts = [text for launch in run.launches() if (text := launch.policies.get(which))]
     if not texts:
         raise InvalidInput(f"{run.number} has no {which} policy on record; say one with --{which}")
+    try:
+        parse(texts[-1])
+    except InvalidPolicy as error:
+        said = f"the {which} policy of {run.number} cannot be read ({error}); give one with --{which}"
+        raise InvalidPolicy(said) from error
     return texts[-1]
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from holdfast.catalog import layout
-from holdfast.catalog.recode import Part, RecodePlan, execute_recode, plan_recode
-from holdfast.catalog.repack import Repacked
+from holdfast.catalog.repacking.recode import Part, RecodePlan, execute_recode, plan_recode
+from holdfast.catalog.repacking.repack import Repacked
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.cli.finding import find_record, find_run, opened

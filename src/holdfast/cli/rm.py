@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.catalog.sweeps import OnNeed, SweepPlan, execute, plan_sweep, standing_holds
+from holdfast.catalog.deleting.sweeps import OnNeed, SweepPlan, execute, plan_sweep, standing_holds
 from holdfast.cli.finding import find_address, opened
 from holdfast.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, StoreOption
 from holdfast.cli.output import count, print_json, say, size, warn

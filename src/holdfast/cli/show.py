@@ -11,8 +11,8 @@ import typer
 from holdfast import values
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.marks import read_record_marks
+from holdfast.catalog.naming.tags import read_tags
 from holdfast.catalog.store import Store
-from holdfast.catalog.tags import read_tags
 from holdfast.cli.finding import find_record, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, ReferenceArgument, StoreOption
 from holdfast.cli.output import count, number, print_json, say, size, table
@@ -77,7 +77,7 @@ def _print_record(store: Store, record: Record) -> None:
         "bytes": f"{size(record.bytes.logical)} of state, {size(record.bytes.new)} new, "
         f"{size(record.bytes.stored)} stored",
         **({"ranks": str(record.world)} if record.world > 1 else {}),
-        "seconds": f"{record.timing.stall:.2f} stall",
+        "seconds": f"{record.timing.stall:.2f} stall, {record.timing.durable:.2f} durable",
         "exact": "; ".join(_exactness(record)) or "-",
     }
     facts |= {f"anomaly {at}": text for at, text in enumerate(record.anomalies, 1)}

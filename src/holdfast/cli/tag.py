@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from holdfast.catalog.tags import create_tag, delete_tag, read_tags
+from holdfast.catalog.naming.tags import create_tag, delete_tag, read_tags
 from holdfast.cli.finding import find_record, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import ago, print_json, say, table

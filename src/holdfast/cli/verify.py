@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from holdfast.catalog.verify import Problem, Report, verify
+from holdfast.catalog.verifying.verify import Problem, Report, verify
 from holdfast.cli.finding import opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import bar, count, print_json, say, size

@@ -14,7 +14,7 @@ from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import print_json, say, table
 from holdfast.ids import RecordId
 from holdfast.records import Record
-from holdfast.recovery.resume import Rejected, candidates
+from holdfast.recovery.launching.resume import Rejected, candidates
 
 
 def command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.catalog.metrics import is_metric_name, measured
+from holdfast.catalog.naming.metrics import is_metric_name, measured
 from holdfast.errors import InvalidInput, InvalidPolicy
 from holdfast.policy import Every, Unit
 from holdfast.policy.sizes import parse_size

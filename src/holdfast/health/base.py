@@ -94,14 +94,16 @@ class LookedAt(NamedTuple):
 
 
 def is_due(cadence: Every | None, last: LookedAt | None, step: int, seconds: float) -> bool:
-    """Whether it is time to look again; always at first, and whenever a clock or the steps have gone back.
+    """Whether it is time to look again; always at first, and when what the cadence counts has gone back.
+
+    A rollback takes steps back and no clock: what is done once in 10 minutes is not done again for it.
 
     Example:
         >>> from holdfast.policy import every
         >>> [is_due(every(steps=10), LookedAt(7, 0.0), step, 1.0) for step in (9, 10, 13)]
         [False, True, True]
     """
-    if cadence is None or last is None or step < last.step or seconds < last.seconds:
+    if cadence is None or last is None or seconds < last.seconds or (cadence.by_step and step < last.step):
         return True
     facts = SaveFacts(step=step, steps_since_save=step - last.step, seconds_since_save=seconds - last.seconds)
     return cadence.due(facts) is not None

@@ -40,8 +40,10 @@ class DiskLow(Check):
         where = disk.where or "the disk of the store"
         what = "the next checkpoint" if self.checkpoints == 1 else f"the next {self.checkpoints} checkpoints"
         # A full disk is low whatever the next checkpoint needs: not even a record can be written.
-        if disk.free_bytes is not None and disk.free_bytes < max(1, self.checkpoints * (disk.next_bytes or 0)):
-            needed = f"{what} of {show_size(disk.next_bytes)} each" if disk.next_bytes else "anything"
+        bytes_needed = self.checkpoints * (disk.next_bytes or 0) + disk.once_bytes
+        if disk.free_bytes is not None and disk.free_bytes < max(1, bytes_needed):
+            shared = f" and {show_size(disk.once_bytes)} that they share" if disk.once_bytes else ""
+            needed = f"{what} of {show_size(disk.next_bytes)} each{shared}" if disk.next_bytes else "anything"
             yield f"{show_size(disk.free_bytes)} are free on {where}, too little for {needed}"
         if disk.free_inodes is not None and disk.free_inodes < max(1, self.checkpoints * (disk.next_files or 0)):
             needed = f"{what} of {disk.next_files} files each" if disk.next_files else "anything"
@@ -54,8 +56,9 @@ class DiskLow(Check):
 def disk_low(checkpoints: int = 2, *, every: Every | None = None) -> DiskLow:
     """The store's disk has not room (bytes or inodes) for so many more checkpoints of the predicted size.
 
-    Looked at before the first step, and then every 30 seconds. Where the size is not known yet only a full disk is
-    low; quotas cannot be seen, and storages that are no disk are never low.
+    Looked at before the first step, and then every 30 seconds. Before there is a checkpoint its size is that of the
+    state, with what optimizers will hold after a step, and what is frozen counts once. Quotas cannot be seen, and
+    storages that are no disk are never low.
 
     Raises:
         InvalidPolicy: ``checkpoints`` below 1, or no cadence.

@@ -17,6 +17,23 @@ from holdfast.policy import Every, every
 _OFTEN = every(seconds=30)
 _WANTS = frozenset({Fact.GPU})
 
+_OF_PROGRAMS = frozenset({13, 31, 43, 45, 68})
+"""An illegal instruction or address, and what the driver clears away after a process has ended."""
+_XIDS = {
+    48: "a memory error that ECC could not correct",
+    62: "its power management has stopped",
+    63: "a row of its memory is remapped at the next reset",
+    64: "a row of its memory could not be remapped",
+    74: "an error of NVLink",
+    79: "it has fallen off the bus",
+    94: "a memory error that was contained to one program",
+    95: "a memory error that was not contained: everything on the device is in doubt",
+    119: "its firmware does not answer",
+    120: "an error of its firmware",
+    140: "memory errors that ECC could not correct",
+}
+"""The ones that trainings meet; source: NVIDIA's Xid catalog for data centre GPUs."""
+
 
 @dataclass(frozen=True, slots=True)
 class GpuErrors(Check):
@@ -34,7 +51,7 @@ class GpuErrors(Check):
 
     def look(self, observation: Observation, state: Any) -> Look:
         """See `Check.look`."""
-        known = [one for one in observation.machine.gpus if one.uncorrected is not None or one.failing is not None]
+        known = [one for one in observation.machine.gpus if one.uncorrected is not None or one.failing or one.xids]
         before: Mapping[int, int] = state or {}
         counts = {one.device: one.uncorrected for one in known if one.uncorrected is not None}
         if not known:
@@ -95,10 +112,11 @@ class GpuThrottled(Check):
 
 
 def gpu_errors(*, every: Every | None = None) -> GpuErrors:
-    """A GPU has had memory errors that ECC could not correct since the last look, or cannot be repaired.
+    """A GPU has had memory errors that ECC could not correct or XID errors since the last look, or is beyond repair.
 
-    What was there before the first look is not judged. Wants the package nvidia-ml-py, as all checks of GPUs but
-    `gpu_memory` do; without it they see nothing. Every 30 seconds.
+    XID errors that a program brings about, this one or another on the same device, are not counted. What was there
+    before the first look is not judged. Wants the package nvidia-ml-py, as all checks of GPUs but `gpu_memory` do;
+    without it they see nothing. Every 30 seconds.
     """
     return GpuErrors(every or _OFTEN)
 
@@ -125,3 +143,5 @@ def _errors(gpu: Gpu, before: int | None) -> Iterator[str]:
         yield f"GPU {gpu.device} has had {gpu.uncorrected - before} uncorrected memory errors since the last look"
     if gpu.failing is not None:
         yield f"GPU {gpu.device}: {gpu.failing}"
+    for xid in sorted({*gpu.xids} - _OF_PROGRAMS):
+        yield f"GPU {gpu.device}: XID {xid}, {_XIDS.get(xid, 'see the Xid catalog of NVIDIA')}"

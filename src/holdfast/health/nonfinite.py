@@ -101,7 +101,7 @@ def nonfinite(what: str, *, every: Every | None = None, in_a_row: int = 1) -> No
 
     Samples are taken on the device without making it wait, some tensors at a time in turn, so they are known a few
     steps later. Gradients that overflow now and then are normal with `torch.amp.GradScaler`, which skips such steps:
-    ask for more than one ``in_a_row`` there.
+    they are not looked at; where it serves several optimizers, ask for more than one ``in_a_row``.
 
     Args:
         what: the metric, or ``"gradients"`` or ``"parameters"``.

@@ -96,6 +96,8 @@ class Gpu:
     """Memory errors that ECC could not correct, counted since the driver was loaded."""
     failing: str | None = None
     """What the driver calls broken or about to be: rows that cannot be remapped, for example."""
+    xids: tuple[int, ...] = ()
+    """Numbers of the XID errors that the driver has reported since the last look, of whatever process."""
     throttled: tuple[str, ...] = ()
     """Why it runs slower than it could, such as ``hw-thermal``; power management in everyday use is not listed."""
 
@@ -113,6 +115,8 @@ class Disk:
     """Predicted size of the next checkpoint."""
     next_files: int | None = None
     """Predicted number of its files."""
+    once_bytes: int = 0
+    """On top of its size, and written by the next one only: those after it share them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

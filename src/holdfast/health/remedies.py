@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from holdfast.catalog.grammar import parse
+from holdfast.catalog.naming.grammar import parse
 from holdfast.errors import InvalidInput, InvalidPolicy
 from holdfast.health import arguments
 from holdfast.health.actions import Action, Weight, check_callable

@@ -66,8 +66,14 @@ DEFAULTS = (*GUARDS, Rule(disk_low()), Rule(cgroup_memory()))
 """Where no rules are given: they note what they find, withhold the mark good, and change nothing."""
 
 
-def rules_of(given: Iterable[Rule | Check] | None) -> tuple[Rule, ...]:
+Given = Iterable[Rule | Check] | Rule | Check | None
+"""What a user may give as ``health=``."""
+
+
+def rules_of(given: Given) -> tuple[Rule, ...]:
     """The rules that a user gave, each check once; `DEFAULTS` for None, none at all for an empty list.
+
+    One rule alone is a list of one.
 
     Raises:
         InvalidPolicy: something that is neither a rule nor a check.
@@ -78,11 +84,15 @@ def rules_of(given: Iterable[Rule | Check] | None) -> tuple[Rule, ...]:
     """
     if given is None:
         return DEFAULTS
-    rules = [_rule(one) for one in given]
+    rules = [_rule(one) for one in _listed(given)]
     actions: dict[Check, tuple[Action, ...]] = {}
     for rule in [*rules, *(GUARDS if rules else ())]:
         actions[rule.check] = tuple(dict.fromkeys(actions.get(rule.check, ()) + rule.actions))
     return tuple(Rule(check, found) for check, found in actions.items())
+
+
+def _listed(given: object) -> Iterable[object]:
+    return given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
 
 
 def _rule(one: object) -> Rule:
@@ -90,4 +100,5 @@ def _rule(one: object) -> Rule:
         return one
     if isinstance(one, Check):
         return Rule(one)
-    raise InvalidPolicy(f"health= wants rules such as when(nonfinite('loss'), rollback()), not {one!r}")
+    as_text = f"; holdfast.health.parse({one!r}) reads one from its text" if isinstance(one, str) else ""
+    raise InvalidPolicy(f"health= wants rules such as when(nonfinite('loss'), rollback()), not {one!r}{as_text}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from holdfast.catalog.metrics import measured
+from holdfast.catalog.naming.metrics import measured
 from holdfast.health import arguments
 from holdfast.health.base import Check, Finding, Look
 from holdfast.health.observation import Observation

@@ -25,6 +25,7 @@ from holdfast.health.slow import slow_steps
 from holdfast.health.spike import spike
 from holdfast.health.watchdog import Watchdog, watchdog
 from holdfast.policy import every
+from holdfast.policy.slips import Mistyped, check_names, check_verb, expression, literal
 
 LONGEST = 10_000
 """Characters; more is no rule but an accident."""
@@ -48,7 +49,7 @@ def parse(text: str) -> Rule:
         >>> print(parse("when(nonfinite('loss'), rollback(scale_lr=0.5), stop())"))
         when(nonfinite("loss"), rollback(scale_lr=0.5), stop())
     """
-    found = _read(text)
+    found = _read(text, 'when(nonfinite("loss"), rollback(), stop())')
     if isinstance(found, Check):
         return when(found)
     if not isinstance(found, Rule):
@@ -62,7 +63,7 @@ def check_of(text: str) -> Check:
     Raises:
         InvalidPolicy: anything else, or an argument makes no sense.
     """
-    found = _read(text)
+    found = _read(text, 'nonfinite("loss")')
     if not isinstance(found, Check):
         raise InvalidPolicy(f"{text[:200]!r} is no check; there is {_named(_CHECKS)}")
     return found
@@ -74,7 +75,7 @@ def action_of(text: str) -> Action:
     Raises:
         InvalidPolicy: anything else, or an argument makes no sense.
     """
-    found = _read(text)
+    found = _read(text, "rollback()")
     if not isinstance(found, Action):
         raise InvalidPolicy(f"{text[:200]!r} is no action; there is {_named(_ACTIONS)}")
     return found
@@ -86,7 +87,7 @@ def watchdog_of(text: str) -> Watchdog:
     Raises:
         InvalidPolicy: anything else, or an argument makes no sense.
     """
-    found = _read(text)
+    found = _read(text, "watchdog(hung=600)")
     if not isinstance(found, Watchdog):
         raise InvalidPolicy(f"{text[:200]!r} is no watchdog; write watchdog(...)")
     return found
@@ -96,23 +97,32 @@ def _named(verbs: tuple[Callable[..., Any], ...]) -> str:
     return ", ".join(verb.__name__ for verb in verbs)
 
 
-def _read(text: str) -> Any:
+def _read(text: str, like: str) -> Any:
     if len(text) > LONGEST:
         raise InvalidPolicy(f"a rule of {len(text)} characters; at most {LONGEST} are read")
     try:
-        return _made(ast.parse(text.strip(), mode="eval").body, text)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        return _called(expression(text.strip(), like), like)
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
         if isinstance(error, InvalidPolicy):
             raise
         raise InvalidPolicy(f"cannot read {text[:200]!r}: {error}") from error
 
 
-def _made(node: ast.expr, text: str) -> Any:
+def _called(node: ast.expr, like: str) -> Any:
+    if isinstance(node, ast.Call):
+        return _made(node, node)
+    if isinstance(node, ast.Name) and node.id in _VERBS:
+        raise Mistyped(f"{node.id} wants brackets: {node.id}(...)")
+    raise Mistyped(f"it is written like {like}")
+
+
+def _made(node: ast.expr, within: ast.Call) -> Any:
     if not isinstance(node, ast.Call):
-        return ast.literal_eval(node)
-    if not isinstance(node.func, ast.Name) or node.func.id not in _VERBS:
-        raise InvalidPolicy(f"cannot read {text[:200]!r}: {ast.unparse(node.func)!r} is none of {', '.join(_VERBS)}")
-    if any(keyword.arg is None for keyword in node.keywords):
-        raise InvalidPolicy(f"cannot read {text[:200]!r}: write out what ** stands for")
-    named = {str(keyword.arg): _made(keyword.value, text) for keyword in node.keywords}
-    return _VERBS[node.func.id](*(_made(one, text) for one in node.args), **named)
+        return literal(node, within, _VERBS)
+    if not isinstance(node.func, ast.Name):
+        raise Mistyped(f"{ast.unparse(node.func)[:200]!r} is none of {', '.join(_VERBS)}")
+    check_verb(node.func.id, _VERBS)
+    verb = _VERBS[node.func.id]
+    check_names(verb, node)
+    named = {str(keyword.arg): _made(keyword.value, node) for keyword in node.keywords}
+    return verb(*(_made(one, node) for one in node.args), **named)

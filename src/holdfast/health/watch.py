@@ -147,27 +147,36 @@ class Watch:
             events=tuple(events),
         )
 
-    def decide(self, looked: Looked, seconds: float, others: Iterable[Verdict] = ()) -> Judgement:
+    def decide(
+        self,
+        looked: Looked,
+        seconds: float,
+        others: Iterable[Verdict] = (),
+        *,
+        only_with: type[Action] = Action,
+    ) -> Judgement:
         """What is to be done about verdicts; spends budgets.
 
         Args:
             looked: what `look` gave on this rank.
             seconds: by the monotonic clock; with several ranks that of one of them, so that all decide the same.
             others: the verdicts of other ranks, for the same step.
+            only_with: nothing is done unless an action of this type is due.
         """
         verdicts = self._sorted([*looked.verdicts, *others])
         now = LookedAt(looked.step, seconds)
         found = {self._names.index(one.check): one for one in reversed(verdicts) if one.check in self._names}
         decision = decided(self.rules, found, Standing(self._budgets, self._done, now))
-        for due in decision.actions:
+        actions = decision.actions if any(isinstance(due.action, only_with) for due in decision.actions) else ()
+        for due in actions:
             if due.number is not None:
                 self._budgets.spend(due.rule, due.number)
                 self._done[due.rule, due.number] = now
-        events = [*looked.events, *self._news(verdicts, decision.actions, looked), *self._ends(decision.used_up)]
+        events = [*looked.events, *self._news(verdicts, actions, looked), *self._ends(decision.used_up)]
         return Judgement(
             step=looked.step,
             verdicts=tuple(verdicts),
-            actions=decision.actions,
+            actions=actions,
             events=tuple(events),
             tested=looked.tested,
         )
@@ -234,9 +243,11 @@ class Watch:
 
 
 def _verdict_event(verdicts: list[Verdict], actions: list[Due]) -> Noted:
-    done = ", ".join(due.shown for due in actions) or "noted"
+    asked = ", ".join(due.shown for due in actions)
+    # Not that it was done: a rollback may find nothing to go back to.
+    message = f"{verdicts[0]}; asked for: {asked}" if asked else f"{verdicts[0]}: noted"
     data = {**verdicts[0].data(), "ranks": [one.rank for one in verdicts], "actions": [one.shown for one in actions]}
-    return Noted(kind="verdict", message=f"{verdicts[0]}: {done}", data=data)
+    return Noted(kind="verdict", message=message, data=data)
 
 
 def _failure(name: str, error: Exception) -> Noted:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
-from holdfast.catalog.metrics import measured
+from holdfast.catalog.naming.metrics import measured
 from holdfast.errors import InvalidPolicy
 from holdfast.health import arguments
 from holdfast.health.writing import written
@@ -85,7 +85,7 @@ class Watchdog:
         """What to do now; None: nothing.
 
         Args:
-            silent: seconds since the last boundary, by a clock that stands still while the machine sleeps.
+            silent: seconds since the last boundary in which it could have gone on: not asleep, not stopped.
             step_seconds: see `limit`.
             armed: whether a step is under way: between two boundaries, not paused, not under a debugger.
             dumped: whether this silence was dumped already.

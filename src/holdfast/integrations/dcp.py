@@ -42,7 +42,7 @@ from holdfast.integrations.dcp_reading import Checkpoint, opened
 from holdfast.packs.codec import Codec, check_available
 from holdfast.policy import Policy, for_keeping
 from holdfast.records import Record
-from holdfast.recovery.choice import wanted
+from holdfast.recovery.launching.choice import wanted
 from holdfast.saver.publishing import Made
 
 __all__ = ["StorageReader", "StorageWriter"]

@@ -17,9 +17,9 @@ import msgspec
 
 from holdfast.catalog import layout
 from holdfast.catalog.launches import Launch, begin_launch
+from holdfast.catalog.naming.references import ancestor_line, named_run
 from holdfast.catalog.objects import exists
 from holdfast.catalog.readers import reading
-from holdfast.catalog.references import ancestor_line, named_run
 from holdfast.catalog.runs import Run
 from holdfast.catalog.saves import SaveAttempt, begin_save
 from holdfast.catalog.store import Store, open_store
@@ -27,9 +27,9 @@ from holdfast.errors import Conflict, InvalidInput, NotFound, SaveFailed, Storag
 from holdfast.ids import Order, RecordAddress, RecordId, RunName, RunNumber, nonce
 from holdfast.packs.codec import Codec
 from holdfast.records import Record, Target
-from holdfast.recovery.choice import wanted
-from holdfast.recovery.joining import SEE_SECONDS, Joining, await_store
-from holdfast.recovery.launcher import command_line, environment_facts, launcher_facts
+from holdfast.recovery.environment.launcher import command_line, environment_facts, launcher_facts
+from holdfast.recovery.launching.choice import wanted
+from holdfast.recovery.launching.joining import SEE_SECONDS, Joining, await_store
 from holdfast.saver import Saving
 from holdfast.saver.readback import quarantined_packs
 

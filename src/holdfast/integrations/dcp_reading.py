@@ -23,15 +23,15 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlanner, Read
 
 from holdfast.boxes import Box
 from holdfast.catalog.manifests import OpenManifest
+from holdfast.catalog.naming.references import resolve
 from holdfast.catalog.readers import reading
-from holdfast.catalog.references import resolve
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
 from holdfast.errors import Corrupt, StateMismatch
 from holdfast.integrations import dcp_values
 from holdfast.integrations.dcp_items import KEY
 from holdfast.records import Record
-from holdfast.recovery.loading import PackReader
+from holdfast.recovery.restoring.loading import PackReader
 from holdfast.state import tensors
 from holdfast.state.held import Region
 from holdfast.state.reading import Filling, parts_of
@@ -160,7 +160,7 @@ class Checkpoint:
 
 
 def opened(url: str, reference: str) -> Checkpoint:
-    """The checkpoint that a reference means; errors as of `holdfast.catalog.references.resolve` and `Checkpoint`."""
+    """The checkpoint that a reference means; errors as of `resolve` and `Checkpoint`."""
     store = open_store(url)
     return Checkpoint(store, resolve(store, reference))
 

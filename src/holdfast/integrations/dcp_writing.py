@@ -21,7 +21,7 @@ from holdfast.integrations.dcp_items import contents, described
 from holdfast.integrations.dcp_lines import Line, Ticket
 from holdfast.policy import Policy
 from holdfast.records import Kind, MarkKind, Record
-from holdfast.recovery.launcher import environment_facts
+from holdfast.recovery.environment.launcher import environment_facts
 from holdfast.saver import SaveRequest
 from holdfast.saver.following import Following
 from holdfast.saver.publishing import Made

@@ -12,7 +12,7 @@ Example:
 
 from __future__ import annotations
 
-from holdfast.catalog.metrics import Mode, measured
+from holdfast.catalog.naming.metrics import Mode, measured
 from holdfast.policy.at import At, at
 from holdfast.policy.at_most import AtMost, at_most
 from holdfast.policy.auto import Auto, auto
@@ -21,6 +21,7 @@ from holdfast.policy.best import Best, best, kind_of
 from holdfast.policy.every import Every, Unit, every
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
 from holdfast.policy.latest import Latest, latest
+from holdfast.policy.never import Never, never
 from holdfast.policy.newer import Newer, newer
 from holdfast.policy.text import parse
 from holdfast.policy.tolerance import Tolerance, tolerance_of, tolerate
@@ -35,6 +36,7 @@ __all__ = [
     "Every",
     "Latest",
     "Mode",
+    "Never",
     "Newer",
     "Policy",
     "SaveFacts",
@@ -52,6 +54,7 @@ __all__ = [
     "kind_of",
     "latest",
     "measured",
+    "never",
     "newer",
     "parse",
     "tolerance_of",

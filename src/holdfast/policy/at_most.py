@@ -50,7 +50,8 @@ def at_most(size: str | int) -> AtMost:
 
     What retention protects (the head, the newest verified and the newest good one, tagged and pinned ones, fork points,
     ...) is never deleted for a limit; if that alone is more, the plan says so. Frozen tensors in packs that all runs
-    share are not counted: no retention of one run could free them. How bytes are counted: `holdfast.catalog.retention`.
+    share are not counted: no retention of one run could free them. How bytes are counted:
+    `holdfast.catalog.deleting.retention`.
 
     Args:
         size: as in `parse_size`, such as ``"500GB"``; an integer counts bytes.

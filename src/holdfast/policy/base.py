@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from holdfast.catalog.retention import Limit
+from holdfast.catalog.deleting.retention import Limit
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
@@ -147,15 +147,15 @@ def any_of(*policies: Policy) -> AnyOf:
     return AnyOf(parts)
 
 
-def for_saving(policy: object) -> Policy:
-    """``policy``, checked to be one that can serve ``save=``.
+def for_saving(policy: object, use: str = "save") -> Policy:
+    """``policy``, checked to be one that can serve ``save=``, or what ``use`` names.
 
     Raises:
         InvalidPolicy: no policy, or a part of it only says what to keep.
     """
-    for part in _policy("save", policy).parts:
+    for part in _policy(use, policy).parts:
         part.due(SaveFacts(step=0, steps_since_save=0))
-    return _policy("save", policy)
+    return _policy(use, policy)
 
 
 def for_keeping(policy: object) -> Policy:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from holdfast.catalog.metrics import Mode, is_metric_name, measured
+from holdfast.catalog.naming.metrics import Mode, is_metric_name, measured
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.base import Policy, Worth

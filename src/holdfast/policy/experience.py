@@ -8,7 +8,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import median
@@ -56,29 +56,56 @@ class Experience:
 
 
 def experience_of(
-    launches: Iterable[LaunchInfo], starts: Iterable[StartInfo], records: Iterable[Record], *, now: tuple[int, int]
+    launches: Iterable[LaunchInfo],
+    starts: Iterable[StartInfo],
+    records: Iterable[Record],
+    *,
+    now: tuple[int, int],
+    on_purpose: Collection[int] = (),
 ) -> Experience:
     """What the past of a run teaches, when a stretch of work (launch and timeline) begins or has just begun.
 
     Every earlier stretch that is in ``starts`` or ``records`` is over. It ended well if its newest checkpoint was made
-    because somebody asked it to stop, or because it was done; else it counts as a failure, also where that checkpoint
-    is gone and nobody can tell: too many failures make `auto` save too often, as far as its share allows, too few would
-    lose work. An earlier launch has lasted from its beginning to the last start or checkpoint in it that is there; if
-    nothing of it is there, to the beginning of the next. By wall clocks, and no launch lasts less than nothing.
+    because somebody asked it to stop, or because it was done, or if it is the last one of a launch that has said so;
+    else it counts as a failure, also where nobody can tell: too many failures make `auto` save too often, as far as its
+    share allows, too few would lose work. An earlier launch has lasted from its beginning to the last start or
+    checkpoint in it that is there; if nothing of it is there, to the beginning of the next. By wall clocks, and no
+    launch lasts less than nothing.
 
     Args:
         launches: of the run.
         starts: its completed restores and fresh starts.
         records: its checkpoints.
         now: launch and timeline of the stretch that begins.
+        on_purpose: launches that have said that somebody wanted them to end; see `untold`.
     """
     starts = list(starts)
     records = sorted(records, key=lambda one: (_place(one), one.step))
-    newest = {_place(one): one for one in records}
-    over = {place for place in (*newest, *map(_place, starts)) if place < now}
-    failures = sum(place not in newest or newest[place].kind not in _ASKED for place in over)
+    failed = _not_told(starts, records, now)
+    last = {launch: timeline for launch, timeline in sorted(_over(starts, records, now)) if launch in on_purpose}
+    failures = sum(last.get(launch) != timeline for launch, timeline in failed)
     seconds = _lasted({one.number: one.created for one in launches}, [*starts, *records], now[0])
     return Experience(failures=failures, seconds=seconds).with_timings(one.timing for one in records[-RECENT:])
+
+
+def untold(starts: Sequence[StartInfo], records: Sequence[Record], *, now: tuple[int, int]) -> list[int]:
+    """Earlier launches, newest first, of which no checkpoint tells that they were meant to end; they may say so."""
+    last = dict(sorted(_over(starts, records, now)))
+    launches = {launch for launch, timeline in _not_told(starts, records, now) if last[launch] == timeline}
+    return sorted(launches - {now[0]}, reverse=True)
+
+
+def _over(starts: Sequence[StartInfo], records: Sequence[Record], now: tuple[int, int]) -> set[tuple[int, int]]:
+    return {place for place in (*map(_place, records), *map(_place, starts)) if place < now}
+
+
+def _not_told(starts: Sequence[StartInfo], records: Sequence[Record], now: tuple[int, int]) -> set[tuple[int, int]]:
+    """Stretches that are over, and have not ended with a checkpoint that was asked for."""
+    newest: dict[tuple[int, int], Record] = {}
+    for record in sorted(records, key=lambda one: one.step):
+        newest[_place(record)] = record
+    over = _over(starts, records, now)
+    return {place for place in over if place not in newest or newest[place].kind not in _ASKED}
 
 
 def _place(one: StartInfo | Record) -> tuple[int, int]:

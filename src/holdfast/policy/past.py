@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from holdfast.catalog.history import History, Place, Saved, Stretch, saves_told, seconds_of, stretches
+from holdfast.catalog.journal.events import ON_PURPOSE, Ending, Exit
+from holdfast.catalog.journal.history import History, Place, Saved, Stretch, said, saves_told, seconds_of, stretches
 from holdfast.catalog.marks import NO_MARKS
 from holdfast.ids import RecordId
 from holdfast.records import Kind, Record, StartInfo
@@ -80,6 +81,8 @@ class PastStretch:
     """Whether it goes on from a checkpoint of another run."""
     saves: tuple[KnownSave, ...]
     """By step."""
+    on_purpose: bool = False
+    """Whether the launch has said that it ended here, and that somebody wanted it to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +107,33 @@ def past_of(history: History) -> Past:
     for save in saves_told(history):
         told[save.launch, save.timeline].append(save)
     starts = {(start.launch, start.timeline): start for start in history.starts}
+    wanted = _ended_on_purpose(history)
     return Past(
         stretches=tuple(
-            _past(stretch, starts.get(place), _saves(history, records[place], told[place]), history.run)
+            _past(
+                stretch,
+                starts.get(place),
+                _saves(history, records[place], told[place]),
+                run=history.run,
+                on_purpose=place in wanted,
+            )
             for place, stretch in found.items()
         )
     )
 
 
-def _past(stretch: Stretch, start: StartInfo | None, saves: Sequence[KnownSave], run: int) -> PastStretch:
+def _ended_on_purpose(history: History) -> set[Place]:
+    """Where a launch has ended that somebody wanted to end, by what all of its ranks say."""
+    ends = defaultdict[Place, set[Ending]](set)
+    for _, one in said(history):
+        if isinstance(one, Exit):
+            ends[one.launch, one.timeline].add(one.how)
+    return {place for place, endings in ends.items() if endings <= ON_PURPOSE}
+
+
+def _past(
+    stretch: Stretch, start: StartInfo | None, saves: Sequence[KnownSave], *, run: int, on_purpose: bool
+) -> PastStretch:
     source = start.resumed_from if start is not None else None
     return PastStretch(
         place=stretch.place,
@@ -122,6 +143,7 @@ def _past(stretch: Stretch, start: StartInfo | None, saves: Sequence[KnownSave],
         began=None if start is None else seconds_of(start.created),
         elsewhere=source is not None and source.run != run,
         saves=tuple(saves),
+        on_purpose=on_purpose,
     )
 
 

@@ -11,7 +11,11 @@ too.
 The replay takes every checkpoint for verified at once, and knows no tags, pins,
 forks and good marks. It goes on after a restart as the run did, from where the
 run did: with more checkpoints than there were, some of those steps would not
-have been done again, and how they would have gone nobody knows.
+have been done again, and how they would have gone nobody knows. Each launch is
+taken to end at the step at which it really did. If a checkpoint of the replay
+was as far as the run went on from, or farther, the launch would have begun
+there, so no more is lost than what the run has made since; else the way from
+its own, older checkpoint was made again, and is lost again.
 """
 
 from __future__ import annotations
@@ -185,6 +189,8 @@ class _Replaying:
     shelf: Shelf = field(init=False)
     typical: KnownSave = field(init=False)
     known: Experience = field(default_factory=Experience)
+    origin: int = 0
+    """Completed steps from which the stretch at hand has to be done again if nothing is saved in it."""
     saves: int = 0
     estimated: int = 0
     stall: float = 0.0
@@ -214,12 +220,23 @@ class _Replaying:
             self._learn(before)
             self.losses += [] if before is None else [_loss(before, stretch.begun)]
             self.shelf.begin(stretch.place, None)
+            self.origin = stretch.begun
             return
-        went_back = any(one.step > stretch.begun for one in before.saves)
-        newest = self.shelf.newest(stretch.begun if went_back else before.reached)
-        self.losses.append(_loss(before, self.past.stretches[0].begun if newest is None else newest.step))
+        back_to = self._back_to(stretch, before)
+        self.losses.append(_loss(before, back_to))
         self._learn(before)
         self.shelf.begin(stretch.place, self.shelf.newest(stretch.begun))
+        self.origin = min(back_to, stretch.begun)
+
+    def _back_to(self, stretch: PastStretch, before: PastStretch) -> int:
+        """Completed steps of what there is to go on from after ``before``; not beyond where a rollback went."""
+        went_back = stretch.begun < before.begun or any(one.step > stretch.begun for one in before.saves)
+        upto = stretch.begun if went_back else before.reached
+        newest = self.shelf.newest(upto)
+        found = [] if newest is None else [newest.step]
+        # Retention may have let go of what the run went on from, for newer ones than that.
+        found += [self.origin] if self.origin <= upto else []
+        return max(found, default=self.past.stretches[0].begun)
 
     def _learn(self, ended: PastStretch | None) -> None:
         """From how a stretch ended."""
@@ -227,7 +244,7 @@ class _Replaying:
             return
         last = ended.saves[-1] if ended.saves else None
         lasted = _between(ended.began, None if last is None else last.seconds)
-        failed = last is None or not last.meant_to_end
+        failed = not (ended.on_purpose or (last is not None and last.meant_to_end))
         known = self.known
         self.known = replace(known, failures=known.failures + failed, seconds=known.seconds + lasted)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from holdfast.catalog.history import Place
+from holdfast.catalog.deleting.retention import RetentionFacts, plan_retention
+from holdfast.catalog.journal.history import Place
 from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.marks import RecordMarks
-from holdfast.catalog.retention import RetentionFacts, plan_retention
 from holdfast.ids import Order, RecordId, RunNumber
 from holdfast.policy.base import Policy
 from holdfast.policy.past import Past

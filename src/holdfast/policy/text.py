@@ -9,14 +9,22 @@ from holdfast.errors import InvalidPolicy
 from holdfast.policy.at import at
 from holdfast.policy.at_most import at_most
 from holdfast.policy.auto import auto
-from holdfast.policy.base import Policy
+from holdfast.policy.base import Policy, any_of
 from holdfast.policy.best import best
 from holdfast.policy.every import every
 from holdfast.policy.latest import latest
+from holdfast.policy.never import never
 from holdfast.policy.newer import newer
+from holdfast.policy.slips import Mistyped, check_names, check_verb, expression, literal
 
-LONGEST = 10_000
-"""Characters; more is no policy but an accident."""
+LONGEST = 32 * 1024
+"""Bytes of UTF-8; more is no policy but an accident, and would not fit into a message to the saver as well."""
+
+MOST_PARTS = 1000
+"""Joined by ``|``; Python reads two thousand at the start of a program, and fewer the deeper it is in calls."""
+
+LIKE = 'every(steps=500) | best("val_loss") or latest(3) | at_most("500GB")'
+"""Examples of policies, for whoever writes none."""
 
 _VERBS: dict[str, Callable[..., Policy]] = {
     "at": at,
@@ -25,6 +33,7 @@ _VERBS: dict[str, Callable[..., Policy]] = {
     "best": best,
     "every": every,
     "latest": latest,
+    "never": never,
     "newer": newer,
 }
 
@@ -40,24 +49,65 @@ def parse(text: str) -> Policy:
         >>> parse('latest(3) | best("val_loss", 2)') == latest(3) | best("val_loss", 2)
         True
     """
-    if len(text) > LONGEST:
-        raise InvalidPolicy(f"a policy of {len(text)} characters; at most {LONGEST} are read")
+    _check_length(text)
     try:
-        return _policy(ast.parse(text.strip(), mode="eval").body, text)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        return _policy(expression(text.strip(), LIKE))
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
         if isinstance(error, InvalidPolicy):
             raise
         raise InvalidPolicy(f"cannot read the policy {text[:200]!r}: {error}") from error
 
 
-def _policy(node: ast.expr, text: str) -> Policy:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return _policy(node.left, text) | _policy(node.right, text)
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in _VERBS:
-        raise InvalidPolicy(f"cannot read the policy {text[:200]!r}; use {', '.join(_VERBS)} joined by |")
-    return _call(_VERBS[node.func.id], node)
+def readable(use: str, policy: Policy) -> Policy:
+    """``policy``, checked to read back from its text: the saver and the commands know it from that alone.
+
+    Raises:
+        InvalidPolicy: it does not; ``use`` names the argument.
+
+    Example:
+        >>> from holdfast.policy import latest
+        >>> print(readable("keep", latest(3)))
+        latest(3)
+    """
+    text = str(policy)
+    try:
+        found = parse(text)
+    except InvalidPolicy as error:
+        raise InvalidPolicy(f"{use}= cannot be read back from what is stored of it: {error}") from error
+    if found.parts != policy.parts:
+        raise InvalidPolicy(f"{use}={text[:200]!r} reads back as {str(found)[:200]!r}; use {', '.join(_VERBS)}")
+    return policy
 
 
-def _call(verb: Callable[..., Policy], node: ast.Call) -> Policy:
-    named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-    return verb(*map(ast.literal_eval, node.args), **named)
+def _check_length(text: str) -> None:
+    if not text.strip():
+        raise InvalidPolicy("an empty text is no policy; write one such as 'latest(3)'")
+    length = len(text.encode(errors="replace"))
+    if length > LONGEST:
+        raise InvalidPolicy(
+            f"a policy of {length} bytes, {text[:60]!r} and so on; at most {LONGEST} are read, so say it by a rule, "
+            "such as every(steps=500) instead of a list of all these steps"
+        )
+
+
+def _policy(node: ast.expr) -> Policy:
+    joined: list[Policy] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):  # a loop: one frame for each part is too many
+        joined.append(_policy(node.right))
+        node = node.left
+    if len(joined) >= MOST_PARTS:
+        raise InvalidPolicy(f"a policy of {len(joined) + 1} parts joined by |; at most {MOST_PARTS} are read")
+    first = _call(node)
+    return any_of(first, *reversed(joined)) if joined else first
+
+
+def _call(node: ast.expr) -> Policy:
+    if isinstance(node, ast.Name) and node.id in _VERBS:
+        raise Mistyped(f"{node.id} wants brackets: {node.id}(...)")
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise Mistyped(f"use {', '.join(_VERBS)} joined by |, such as {LIKE}")
+    check_verb(node.func.id, _VERBS)
+    verb = _VERBS[node.func.id]
+    check_names(verb, node)
+    named = {str(keyword.arg): literal(keyword.value, node) for keyword in node.keywords}
+    return verb(*(literal(one, node) for one in node.args), **named)

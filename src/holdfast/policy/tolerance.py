@@ -19,7 +19,7 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 
-from holdfast.catalog.metrics import measured
+from holdfast.catalog.naming.metrics import measured
 from holdfast.errors import InvalidPolicy
 from holdfast.policy.text import LONGEST
 

@@ -1,1 +1,1 @@
-"""Resuming: what the launcher says, which checkpoint is chosen, and how a run ends early."""
+"""The trainer's side: how a launch begins, what it saves, what it watches, how it ends."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 
 from holdfast import values
 from holdfast.catalog.marks import add_mark, add_metrics
+from holdfast.catalog.naming.tags import create_tag, read_tags
 from holdfast.catalog.store import Store
-from holdfast.catalog.tags import create_tag, read_tags
-from holdfast.errors import NameTaken
+from holdfast.errors import BeingDeleted, Missing, NameTaken
 from holdfast.ids import TagName
 from holdfast.records import MarkKind, Target
 from holdfast.saver import messages
@@ -31,9 +33,21 @@ def add(store: Store, aside: messages.Aside) -> None:
         case messages.AddTag():
             add_tag_of(store, aside.target, TagName(aside.tag))
         case messages.AddMark():
-            add_mark(store, aside.target.address, MarkKind(aside.kind), by="health")
+            add_mark_of(store, aside.target, MarkKind(aside.kind))
         case messages.AddMetrics():
             add_metrics_of(store, aside.target, aside.metrics)
+
+
+def add_mark_of(store: Store, target: Target, kind: MarkKind) -> None:
+    """Adds a fact about the record.
+
+    Raises:
+        Missing, BeingDeleted: it was never made, or somebody has deleted it; not for ``good``: that comes so many steps
+            later that retention may have been faster, and nothing is lost by it.
+        StorageError: not known to be written.
+    """
+    with contextlib.suppress(*((Missing, BeingDeleted) if kind is MarkKind.GOOD else ())):
+        add_mark(store, target.address, kind, by="health")
 
 
 def add_metrics_of(store: Store, target: Target, metrics: bytes) -> None:

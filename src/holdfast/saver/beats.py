@@ -5,6 +5,7 @@
        beat: when the training was last known to get on, ns of CLOCK_MONOTONIC, which stands still in suspend
        hung: ns without a beat after which it counts as hung; 0: it is not watched now
        end: ns without a beat after which it is ended; 0: never
+       (of both, only those count in which it could have gone on: `holdfast.saver.watching`)
 
 The trainer writes, the saver reads; a reading between two writes is a moment early or late, and no more than that.
 """
@@ -25,14 +26,12 @@ class Beat(NamedTuple):
     """What the saver sees."""
 
     step: int
-    silent: float
-    """Seconds since the last sign of life."""
     hung: float
     """Seconds; 0: not watched now."""
     end: float
     """Seconds; 0: never."""
     at: int
-    """Tells one silence from the next."""
+    """When, by CLOCK_MONOTONIC in ns: tells one silence from the next."""
 
 
 class Beats:
@@ -55,7 +54,7 @@ class Beats:
     def read(self) -> Beat:
         """What stands there."""
         step, at, hung, end = self._words.tolist()
-        return Beat(step, (time.monotonic_ns() - at) / _SECOND, hung / _SECOND, end / _SECOND, at)
+        return Beat(step, hung / _SECOND, end / _SECOND, at)
 
     def release(self) -> None:
         """Lets the memory go."""

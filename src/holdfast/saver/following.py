@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from holdfast.catalog.deleting.protections import read_retention_facts
+from holdfast.catalog.deleting.retention import plan_retention
+from holdfast.catalog.deleting.sweeps import execute, plan_sweep
 from holdfast.catalog.marks import add_mark
-from holdfast.catalog.protections import read_retention_facts
-from holdfast.catalog.retention import plan_retention
 from holdfast.catalog.runs import Run
-from holdfast.catalog.sweeps import execute, plan_sweep
 from holdfast.errors import Damaged
 from holdfast.ids import ObjectName, RecordId
 from holdfast.packs.parallel import Pace

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from holdfast.catalog.holds import find_saves
-from holdfast.catalog.journal import JournalWriter
+from holdfast.catalog.journal.journal import JournalWriter
 from holdfast.catalog.launches import Launch
 from holdfast.catalog.owners import Liveness
 from holdfast.catalog.standing import Standing, find_standing, saver_is_dead, stand

@@ -27,7 +27,7 @@ import psutil
 
 from holdfast.errors import InvalidInput
 from holdfast.policy.sizes import parse_size, show_size
-from holdfast.saver.cgroups import cgroups, number, text
+from holdfast.saver.cgroups import Cgroup, cgroups, number, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,18 @@ class Budget:
 
     bytes: int
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CgroupUse:
+    """Of the memory of a cgroup, in bytes."""
+
+    needed: int
+    """In use, without page cache that the kernel gives back at once."""
+    most: int
+    """Allowed, by the tightest of its limits."""
+    file: Path
+    """Which says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +110,17 @@ def budget(asked: int | str | None, available: Limit | None = None) -> Budget:
 
 def _bytes(asked: object) -> int:
     if isinstance(asked, str):
-        return parse_size(asked)
+        return _read_size(asked)
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InvalidInput(f"ram_budget wants a number of bytes above 0 or a text such as '8GB', not {asked!r}")
     return asked
+
+
+def _read_size(asked: str) -> int:
+    try:
+        return parse_size(asked)
+    except InvalidInput as error:
+        raise InvalidInput(f"ram_budget={asked[:40]!r}: {error}") from None
 
 
 def _machine(root: Path) -> Limit:
@@ -112,23 +131,27 @@ def _machine(root: Path) -> Limit:
 
 def _cgroup_limits(root: Path) -> Iterator[Limit]:
     for one in cgroups(root):
-        names = _VERSION_1 if one.controllers else _VERSION_2
-        yield from (limit for folder in one.folders if (limit := _cgroup_limit(folder, names)))
+        yield from (_left(use) for folder in one.folders if (use := cgroup_use(folder, one)))
 
 
-def _cgroup_limit(folder: Path, names: _Names) -> Limit | None:
-    # Version 1 has a number even where there is no limit: one that is larger than any machine.
+def cgroup_use(folder: Path, cgroup: Cgroup) -> CgroupUse | None:
+    """What one folder of a cgroup allows, and how much of that is in use; None: it sets no limit, or does not say.
+
+    Version 1 has a number even where there is no limit: one that is larger than any machine.
+    """
+    names = _VERSION_1 if cgroup.controllers else _VERSION_2
     found = [(most, name) for name in names.limits if (most := number(folder / name)) is not None]
     used = number(folder / names.usage)
     if not found or used is None:
         return None
     most, name = min(found)
-    needed = max(0, used - _reclaimable(folder, names))
-    left = max(0, most - needed)
-    why = (
-        f"{show_size(left)} are left of the {show_size(most)} that {folder / name} allows ({show_size(needed)} in use)"
-    )
-    return Limit(bytes=left, why=why)
+    return CgroupUse(needed=max(0, used - _reclaimable(folder, names)), most=most, file=folder / name)
+
+
+def _left(use: CgroupUse) -> Limit:
+    left = max(0, use.most - use.needed)
+    of = f"{show_size(use.most)} that {use.file} allows ({show_size(use.needed)} in use)"
+    return Limit(bytes=left, why=f"{show_size(left)} are left of the {of}")
 
 
 def _reclaimable(folder: Path, names: _Names) -> int:

@@ -21,6 +21,8 @@ else:
     np = numpy
 
 _SHOWN = 5
+_OURS = "$own/"
+"""How names of random states and places in the data begin."""
 
 _BITS = {
     # dtype: integers of its width, bits without the sign, the largest pattern that is a number or an infinity
@@ -109,11 +111,14 @@ def noticed(state: Manifest, parent: Manifest | None, *, trained: bool) -> list[
 
 
 def keys_lost(skeleton: Skeleton, parent: Skeleton) -> list[str]:
-    """Names, aliases included, that the parent has and this state has not, in the parent's order."""
+    """Names, aliases included, that the parent has and this state has not, in the parent's order.
+
+    What is not the program's is passed over: a place in the data has another shape when an epoch has ended.
+    """
     if skeleton == parent:
         return []
     present = set(_paths(skeleton))
-    return [path for path in _paths(parent) if path not in present]
+    return [path for path in _paths(parent) if path not in present and not path.startswith(_OURS)]
 
 
 def identical(state: Manifest, parent: Manifest) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sysconfig
 import time
@@ -14,7 +15,18 @@ LONGEST = 60_000
 _SECONDS = 5.0
 """How long the writing of stacks may take."""
 _DEBUGGERS = ("/bdb.py", "/pdb.py", "/pydevd", "/debugpy/", "/ipdb/")
-_COMPILERS = ("/torch/_dynamo/", "/torch/_inductor/", "/triton/compiler/")
+_COMPILERS = re.compile(
+    r"/torch/_dynamo/(convert_frame|symbolic_convert)\.py"
+    r'|/torch/_dynamo/output_graph\.py", line \d+ in _?call_user_compiler'
+    r'|/torch/_dynamo/backends/common\.py", line \d+ in _wrapped_bw_compiler'
+    r"|/torch/_functorch/_aot_autograd/(graph_compile|graph_capture|collect_metadata_analysis)\.py"
+    r'|/torch/_functorch/_aot_autograd/runtime_wrappers\.py", line \d+ in get_or_compile'
+    r"|/torch/_inductor/(graph|scheduler|async_compile)\.py"
+    r'|/torch/_inductor/compile_fx\.py", line \d+ in (?!(run|wrapper)\b)'
+    r'|/triton/compiler/compiler\.py", line \d+ in compile\b'
+)
+"""Where torch 2.13 and triton compile. Other places of theirs are on the stack while what was compiled *runs*, as
+eval_frame.py is, or in a thread that waits for ever, as compile_worker is: a hang there is a hang."""
 _WAITERS = ("/torch/distributed/",)
 _BACKWARD = "in _engine_run_backward"
 _OURS = Path(__file__).parents[1]
@@ -46,14 +58,11 @@ class Stacks(NamedTuple):
         return [line.strip() for line in main.splitlines() if line.strip().startswith("File ")]
 
     @property
-    def debugged(self) -> bool:
-        """Whether a person steps through it."""
-        return any(mark in self.text for mark in _DEBUGGERS)
-
-    @property
-    def compiling(self) -> bool:
-        """Whether a compiler of torch is at work."""
-        return any(mark in self.text for mark in _COMPILERS)
+    def excuse(self) -> str | None:
+        """Why it makes no step, if that is no hang: a person steps through it, or a compiler of torch is at work."""
+        if any(mark in self.text for mark in _DEBUGGERS):
+            return "a person steps through it"
+        return "a compiler is at work" if _COMPILERS.search(self.text) else None
 
     @property
     def waiting(self) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from holdfast.catalog.journal import JournalWriter
+from holdfast.catalog.journal.journal import JournalWriter
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.runs import read_record
 from holdfast.catalog.standing import Standing

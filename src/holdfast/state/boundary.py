@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
 class OptimizerSteps:
@@ -24,8 +24,9 @@ class OptimizerSteps:
         found = [_innermost(one) for one in objects if isinstance(one, torch.optim.Optimizer)]
         self._watched = {id(one): one for one in found}
         self._stepped: set[int] = set()
+        self._open: set[int] = set()
         self._taken = self._seen = 0
-        self._handle: Any = None
+        self._handles: list[Any] = []
 
     @property
     def sees(self) -> bool:
@@ -42,10 +43,19 @@ class OptimizerSteps:
         """As `taken`, with the steps of optimizers that are not watched: they change parameters all the same."""
         return self._seen
 
+    @property
+    def torn(self) -> bool:
+        """Whether a step of any optimizer has begun and did not come to its end: it has changed what it came to.
+
+        If the program makes that step once more, it wants what comes of it.
+        """
+        return bool(self._open)
+
     def reset(self) -> None:
         """Begin to count anew."""
         self._taken = self._seen = 0
         self._stepped.clear()
+        self._open.clear()
 
     def lagging(self) -> list[torch.optim.Optimizer]:
         """Those that made no step since the last `reset` and hold gradients: they are in the middle of a sum.
@@ -58,16 +68,19 @@ class OptimizerSteps:
         ]
 
     def __enter__(self) -> Self:
-        self._handle = register_optimizer_step_post_hook(self._hook)
+        self._handles = [register_optimizer_step_pre_hook(self._begins), register_optimizer_step_post_hook(self._ended)]
         return self
 
     def __exit__(self, type_: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        while self._handles:
+            self._handles.pop().remove()
 
-    def _hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begins(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._open.add(id(optimizer))
+
+    def _ended(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._seen += 1
+        self._open.discard(id(optimizer))
         if id(optimizer) in self._watched:
             self._taken += 1
             self._stepped.add(id(optimizer))

@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -27,10 +27,10 @@ from torch import Tensor
 
 from holdfast.health.observation import SAMPLED, Fact, Probed
 from holdfast.state.held import local
+from holdfast.state.norms import host_norms, is_plain_sum, local_numbers, norms
 
 if TYPE_CHECKING:
     from holdfast.state.streams import Streams
-from holdfast.state.tensors import is_stock
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,6 @@ HOST_BYTES = 64 << 20
 """The same on the host, where the loop waits for it: a few milliseconds."""
 LATE = 16
 """Sets of metrics that may be under way; a device that is further behind has other troubles, and they are dropped."""
-
-_PACKED = {dtype for name in ("float4_e2m1fn_x2",) if (dtype := getattr(torch, name, None)) is not None}
-"""They have no NaN and no infinity."""
 
 Named = Callable[[], Iterable[tuple[str, Tensor]]]
 _Chosen = tuple[list[tuple[str, Tensor]], bool]
@@ -66,6 +63,9 @@ class _Flight:
     events: list[Any]
     whole: bool
     """Whether nothing was left out, so that the norms make a norm of all."""
+    scale: Tensor | None = None
+    skips: Tensor | None = None
+    """As `Prober.begin` has them, on the host, or being copied there."""
 
 
 class _Late(NamedTuple):
@@ -97,8 +97,12 @@ class Prober:
     _flights: dict[Fact, _Flight] = field(default_factory=dict)
     _buffers: dict[tuple[Fact, int], Tensor] = field(default_factory=dict)
     _next: int = 0
+    _lost: bool = False
+    """Whether the device has failed: nothing is worth waiting for."""
 
-    def begin(self, wanted: Iterable[Fact], step: int) -> None:
+    def begin(
+        self, wanted: Iterable[Fact], step: int, *, scale: Tensor | None = None, skips: Tensor | None = None
+    ) -> None:
         """Begins a sample of each sort in ``wanted`` but for those that are still under way. Never waits for a device.
 
         Gradients are what ``.grad`` holds now: call it before they are cleared, at a boundary or before a step.
@@ -106,6 +110,8 @@ class Prober:
         Args:
             wanted: what `Watch.wants` gave; other facts are passed over.
             step: completed optimizer steps.
+            scale: what a loss scaler has multiplied the gradients by.
+            skips: not 0 if it skips this step; then there is no sample of it.
         """
         if _is_capturing(self.streams):
             return  # nothing of ours may get into a graph that is replayed
@@ -114,7 +120,9 @@ class Prober:
                 continue
             try:
                 with torch.no_grad():
-                    self._flights[what] = self._begin(what, step)
+                    flight = self._begin(what, step)
+                    flight.scale, flight.skips = self._number(flight, scale), self._number(flight, skips)
+                    self._flights[what] = flight
             except RuntimeError as error:
                 # An error of the device, which the training will meet itself, or a tensor that has no norm.
                 logger.debug("the %s were not sampled: %s", what, error)
@@ -128,12 +136,12 @@ class Prober:
         if _is_capturing(self.streams):
             return ()
         end = time.monotonic() + seconds
-        while not all(map(self._has_arrived, self._flights.values())) and time.monotonic() < end:
+        while not self._lost and time.monotonic() < end and not all(map(self._has_arrived, self._flights.values())):
             time.sleep(_PAUSE)
         arrived = [flight for flight in self._flights.values() if self._has_arrived(flight)]
         for flight in arrived:
             del self._flights[flight.what]
-        return tuple(map(_probed, arrived))
+        return tuple(_probed(flight) for flight in arrived if flight.skips is None or not flight.skips.item())
 
     def forget(self) -> None:
         """The training has gone back: what is under way is of no interest. Its memory is used again only later."""
@@ -160,7 +168,7 @@ class Prober:
         gradients = [(name, one.grad) for name, one in self.parameters() if one.grad is not None]
         named = [(name, one) for name, one in gradients if local(one).numel()]
         found = _plain(named)
-        return found, len(found) == len(named) and all(_is_plain_sum(gradient) for _, gradient in named)
+        return found, len(found) == len(named) and all(is_plain_sum(gradient) for _, gradient in named)
 
     def _sample(self) -> _Chosen:
         """The next parameters in turn, and whether these are all."""
@@ -190,6 +198,13 @@ class Prober:
         flight.numbers.append(buffer)
         flight.events.append(self.streams.record(stream))
 
+    def _number(self, flight: _Flight, value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        buffer, events = _sent(self.streams, value)
+        flight.events += events
+        return buffer
+
     def _buffer(self, what: Fact, device: int, length: int) -> Tensor:
         """Pinned memory for the numbers; one for each sort and device, for there is one sample of it at a time."""
         known = self._buffers.get((what, device))
@@ -204,6 +219,7 @@ class Prober:
             return all(self.streams.finished(event) for event in flight.events)
         except RuntimeError as error:
             logger.debug("the %s of step %d did not arrive: %s", flight.what, flight.step, error)
+            self._lost = True
             return False
 
 
@@ -219,29 +235,38 @@ class LateMetrics:
 
     streams: Streams = field(default_factory=lambda: streams_in_use())
     _flights: deque[_Late] = field(default_factory=deque)
+    _lost: bool = False
+    """Whether the device has failed: nothing is worth waiting for."""
 
     def begin(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Notes what was logged for a step: numbers, and private tensors of one element. Never waits for a device."""
         if _is_capturing(self.streams) or len(self._flights) >= LATE:
             return
         numbers: dict[str, Any] = {}
-        events = []
+        events: list[Any] = []
         for name, value in metrics.items():
             if isinstance(value, Tensor) and value.device.type == "meta":
                 continue
-            device = self.streams.device_of(value) if isinstance(value, Tensor) else None
-            if device is None:
-                numbers[name] = value.item() if isinstance(value, Tensor) else value
+            if not isinstance(value, Tensor):
+                numbers[name] = value
                 continue
-            buffer = torch.empty(1, dtype=torch.float64, pin_memory=_cuda.is_initialized())
-            numbers[name] = buffer
-            stream = self.streams.current(device)
-            self.streams.run(stream, partial(_copy, buffer, partial(_one, value)))
-            events.append(self.streams.record(stream))
+            numbers[name], more = _sent(self.streams, value)
+            events += more
         self._flights.append(_Late(step, numbers, events))
 
-    def finished(self) -> list[tuple[int, dict[str, Any]]]:
-        """Steps and their metrics that have become known since the last call, in order."""
+    def finished(self, seconds: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
+        """Steps and their metrics that have become known since the last call, in order.
+
+        Args:
+            seconds: how long to wait for all of them; 0 only looks.
+        """
+        found, end = self._arrived(), time.monotonic() + seconds
+        while self._flights and not self._lost and not _is_capturing(self.streams) and time.monotonic() < end:
+            time.sleep(_PAUSE)
+            found += self._arrived()
+        return found
+
+    def _arrived(self) -> list[tuple[int, dict[str, Any]]]:
         found = []
         while self._flights and not _is_capturing(self.streams) and self._has_arrived(self._flights[0]):
             flight = self._flights.popleft()
@@ -258,6 +283,7 @@ class LateMetrics:
             return all(self.streams.finished(event) for event in flight.events)
         except RuntimeError as error:
             logger.debug("the metrics of step %d did not arrive: %s", flight.step, error)
+            self._lost = True
             return False
 
 
@@ -287,6 +313,17 @@ def streams_in_use() -> Streams:
     return CudaStreams()
 
 
+def _sent(streams: Streams, value: Tensor) -> tuple[Tensor, list[Any]]:
+    """One number on the host, or on its way there; what has to happen before it can be read."""
+    device = streams.device_of(value)
+    if device is None:
+        return value.detach().double().reshape(1), []
+    buffer = torch.empty(1, dtype=torch.float64, pin_memory=_cuda.is_initialized())
+    stream = streams.current(device)
+    streams.run(stream, partial(_copy, buffer, partial(_one, value)))
+    return buffer, [streams.record(stream)]
+
+
 def _one(value: Tensor) -> Tensor:
     return value.detach().reshape(1)
 
@@ -295,69 +332,19 @@ def _plain(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     return [(name, found) for name, tensor in named if (found := local_numbers(tensor)) is not None]
 
 
-def _is_plain_sum(gradient: Tensor) -> bool:
-    """Whether the squares of its stored numbers add up to its norm: the same row may be there more than once."""
-    return gradient.layout is not torch.sparse_coo or gradient.is_coalesced()
-
-
-def local_numbers(tensor: Tensor) -> Tensor | None:
-    """What of a tensor can be looked at on this rank as a plain tensor of numbers; None: nothing.
-
-    Of a DTensor it is the local shard, of a sparse one its values. Integers and what is empty are finite; subclasses
-    that torch does not bring itself may give out anything, and tensors without data nothing.
-    """
-    tensor = local(tensor)
-    if tensor.layout is torch.sparse_coo:
-        tensor = tensor._values()
-    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr, torch.sparse_csc, torch.sparse_bsc):
-        tensor = tensor.values()
-    if not is_stock(tensor) or tensor.device.type == "meta" or tensor.layout is not torch.strided:
-        return None
-    if not tensor.numel() or tensor.dtype in _PACKED or not tensor.untyped_storage().nbytes():
-        return None  # no memory: given back for the time being, as FSDP does with what it has gathered
-    if tensor.is_complex():
-        return torch.view_as_real(tensor.detach().resolve_conj())
-    return tensor.detach() if tensor.is_floating_point() else None
-
-
-def norms(tensors: Sequence[Tensor], order: float) -> Tensor:
-    """The norm of each tensor, together in one tensor; all on one device, none of them empty."""
-    wide = [tensor if tensor.element_size() > 1 else tensor.float() for tensor in tensors]
-    by_dtype: dict[torch.dtype, list[int]] = defaultdict(list)
-    for place, tensor in enumerate(wide):
-        by_dtype[tensor.dtype].append(place)
-    found: list[Any] = [None] * len(wide)
-    for dtype, places in by_dtype.items():
-        better = torch.promote_types(dtype, torch.float32)
-        some = torch._foreach_norm([wide[place] for place in places], order, dtype=better)
-        for place, norm in zip(places, some, strict=True):
-            found[place] = norm
-    # Converted one by one only where they differ, for that is a kernel each.
-    if len({norm.dtype for norm in found}) > 1:
-        found = [norm.double() for norm in found]
-    return torch.stack(found)
-
-
-def host_norms(tensors: Sequence[Tensor], *, exact: bool) -> Tensor:
-    """2-norms of tensors on the host; with ``exact``, where one is no number, the infinity norm in its place.
-
-    There the 2-norm is several times as fast, and where it is finite the tensor is.
-    """
-    found = norms(tensors, 2.0)
-    doubtful = [place for place, norm in enumerate(found.tolist()) if not math.isfinite(norm)]
-    if exact and doubtful:
-        found[doubtful] = norms([tensors[place] for place in doubtful], math.inf).to(found.dtype)
-    return found
-
-
 def _copy(buffer: Tensor, reduce: Callable[[], Tensor]) -> None:
     buffer.copy_(reduce().double(), non_blocking=True)
 
 
 def _probed(flight: _Flight) -> Probed:
     values = [number for numbers in flight.numbers for number in numbers.tolist()]
-    broken = tuple(name for name, value in zip(flight.names, values, strict=True) if not math.isfinite(value))
-    norm = math.hypot(*values) if flight.what is Fact.GRADIENTS and flight.whole and values else None
+    # Large scales make infinite norms of numbers that are none, and the scaler has looked for infinities itself.
+    is_bad = (lambda value: not math.isfinite(value)) if flight.scale is None else math.isnan
+    broken = tuple(name for name, value in zip(flight.names, values, strict=True) if is_bad(value))
+    scale = 1.0 if flight.scale is None else flight.scale.item()
+    norm = math.hypot(*values) / scale if flight.what is Fact.GRADIENTS and flight.whole and values else None
+    if flight.scale is not None and norm == math.inf:
+        norm = None
     return Probed(step=flight.step, what=flight.what, sampled=len(values), nonfinite=broken, norm=norm)
 
 

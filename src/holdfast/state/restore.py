@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch.optim import Optimizer
+
 from holdfast.errors import Corrupt, RestoreFailed, StateMismatch
 from holdfast.state import rng
 from holdfast.state.capture import Collected, collect
@@ -85,17 +87,27 @@ class Comparison:
         objects: by name.
         stored: the checkpoint.
         only: the names that are wanted; None: all.
+        left: names that are left as they are; the checkpoint may have them or not.
 
     Raises:
         InvalidInput, StateError: as `holdfast.state.capture.collect`.
         Corrupt: the values page is malformed.
     """
 
-    def __init__(self, objects: Mapping[str, object], stored: Stored, *, only: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        objects: Mapping[str, object],
+        stored: Stored,
+        *,
+        only: Collection[str] | None = None,
+        left: Collection[str] = (),
+    ) -> None:
         stored.check()
         self._objects, self._stored, self._only = objects, stored, only
+        # Whoever takes parts of a checkpoint, or makes the optimizer anew, has decided what is to be trained.
+        self._decided = only is not None or any(isinstance(objects[name], Optimizer) for name in left)
         self._document = _document(stored)
-        self._live = collect(objects, only=list(objects) if only is None else list(only))
+        self._live = collect(objects, only=[name for name in (objects if only is None else only) if name not in left])
         self._entries = list(entries(self._document["objects"]))
 
     @property
@@ -128,8 +140,7 @@ class Comparison:
         # What is here now; what an optimizer makes anew is found when it is needed.
         stored.need((spec.name, spec) for spec in live.specs if spec.name in stored.by_path)
         documents = {name: saved[name]["data"] for name in live.adapters}
-        if only is not None:
-            # Whoever takes parts of a checkpoint has decided what is to be trained.
+        if self._decided:
             documents = {name: _trained_as_now(data, live.data[name]) for name, data in documents.items()}
         not_loaded = tuple(name for name in saved if name not in documents)
         return Plan(self._objects, stored, documents, live, self._document["values"], _parsed(stored.own), not_loaded)

@@ -1,0 +1,1 @@
+"""How people name checkpoints: references, tags, and runs that begin at somebody else's record."""

@@ -1,0 +1,1 @@
+"""Health: what is observed, what the checks find, and what is done about it."""

@@ -1,0 +1,1 @@
+"""Where the loop stands: its steps, what is logged at them, and the time that they take."""

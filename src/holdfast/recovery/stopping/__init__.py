@@ -1,0 +1,1 @@
+"""How a launch ends: completed, pre-empted or failed, with the checkpoint that belongs to it."""

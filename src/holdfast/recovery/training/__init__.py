@@ -1,0 +1,1 @@
+"""One training, from the first call of a `Checkpointer` to its end."""
