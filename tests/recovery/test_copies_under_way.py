@@ -39,7 +39,7 @@ class Training:
         self.ckpt = Checkpointer(folder, run="r", state=state, **options)
         self.sim = SimStreams(prompt=True, everywhere=0)
         if devices:
-            self.saves = self.ckpt._opened(None)._checkpoints._saves
+            self.saves = self.ckpt._life.opened()._checkpoints._saves
             stager = self.saves.slots.stager
             self.staging = stager._devices = CudaStaging(stager.control, self.sim, stager.check)
 
