@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 from holdfast.catalog.config import items_of
 from holdfast.errors import InvalidInput
-from holdfast.health import GOOD_AFTER, Check, Rule, Watchdog
+from holdfast.health import GOOD_AFTER, Rules, Watchdog
 from holdfast.ids import TagName
 from holdfast.policy import Policy
 from holdfast.policy.tolerance import Tolerance
@@ -74,7 +74,7 @@ class Checkpointer:
         notice: ask the cloud's metadata service ("aws", "gce", "azure", "auto") whether it takes the machine back.
         on_preempt: called on rank 0 when the loop has ended early and its checkpoint is durable, or given up.
         health: rules such as ``when(nonfinite("loss"), rollback())``; docs/health.md has them. By default what is wrong
-            is noted, and nothing is changed; ``[]`` for no checks.
+            is noted, and nothing is changed; "off" for no checks.
         good_after: steps without a doubt after which a checkpoint is marked ``good``.
         watchdog: a `holdfast.health.watchdog`, or "off"; by default the stacks of a training that makes no step for
             long go to the journal.
@@ -126,7 +126,7 @@ class Checkpointer:
         grace: float | None = None,
         notice: str | None = None,
         on_preempt: Callable[[Preemption], object] | None = None,
-        health: Iterable[Rule | Check] | None = None,
+        health: Rules = None,
         good_after: int = GOOD_AFTER,
         watchdog: Watchdog | str | None = None,
         on_config_change: str | Mapping[str, str] | None = None,

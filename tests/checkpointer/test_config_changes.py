@@ -45,6 +45,14 @@ def test_what_is_refused_leaves_everything_as_it_is(tmp_path):
     trained(tmp_path, {"lr": 0.1, "seed": 1}, total=8, on_config_change={"seed": "refuse"})
 
 
+def test_what_is_refused_leaves_no_empty_fork(tmp_path):
+    trained(tmp_path, {"lr": 0.1, "seed": 1})
+    again = {"run": holdfast.new_run("b"), "resume": "run-001", "on_config_change": {"seed": "refuse"}}
+    with pytest.raises(StateMismatch, match=r"seed: 1 -> 2"):
+        trained(tmp_path, {"lr": 0.1, "seed": 2}, total=8, **again)
+    assert [info.name for info in holdfast.open(tmp_path).runs()] == ["a"]
+
+
 SLIP = {"lr": "refuse", "learning_rat": "refuse"}
 
 
@@ -60,6 +68,7 @@ def test_a_slip_is_named_at_the_first_launch(tmp_path):
     config = {"optim": {"lr": 0.1}, "learning_rate": 1}
     with pytest.raises(InvalidInput, match=r"did you mean optim\.lr"):
         trained(tmp_path, config, on_config_change=SLIP)
+    assert not list(holdfast.open(tmp_path).runs())
     trained(tmp_path, config, on_config_change={"optim.lr": "refuse", "learning_rate": "refuse"})
     store = holdfast.open(tmp_path)
     assert [len(store.run(info.number).launches()) for info in store.runs()] == [1]

@@ -47,6 +47,16 @@ def test_must_resumes_and_refuses_where_there_is_nothing(store: Path, tmp_path: 
     assert not (tmp_path / "gone").exists()
 
 
+def test_a_mistyped_way_to_resume_is_answered_with_the_right_one(store: Path, tmp_path: Path) -> None:
+    """It is taken for the name of a checkpoint."""
+    before = tree(store)
+    with pytest.raises(errors.UnknownReference, match="did you mean resume='auto'"):
+        launched(store, 9, resume="auot")
+    assert tree(store) == before
+    with pytest.raises(errors.NothingToResume, match="did you mean resume='never'"):
+        launched(tmp_path / "gone", 9, resume="nevr")
+
+
 def test_never_starts_a_run_of_its_own(store: Path) -> None:
     assert launched(store, 3, resume="never").steps == [0, 1, 2]
     assert [info.name for info in holdfast.open(store).runs()] == ["toy", "toy"]

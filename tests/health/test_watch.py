@@ -184,7 +184,7 @@ def test_whoever_gives_rules_keeps_the_guards_against_nan():
     """Else a rule about the disk would let a checkpoint with a NaN become good."""
     checks = [rule.check for rule in rules_of([when(disk_low(), stop())])]
     assert checks == [disk_low(), nonfinite("loss"), nonfinite("parameters")]
-    assert rules_of([]) == ()
+    assert rules_of([]) == rules_of("off") == ()
 
 
 @pytest.mark.parametrize("one", [when(disk_low(), stop()), disk_low()], ids=["rule", "check"])

@@ -70,3 +70,10 @@ def test_order_and_repetition_of_the_steps_do_not_matter():
 def test_what_is_no_list_of_steps_is_refused(steps):
     with pytest.raises(InvalidPolicy, match=r"at\(steps=\) wants a list of integers above 0"):
         at(steps=steps)
+
+
+def test_the_reason_is_the_step_and_not_all_that_are_listed():
+    """Each record keeps its reason: a list of thousands stood in each of them."""
+    policy = at(steps=range(1, 5001))
+    assert policy.due(SaveFacts(step=7, steps_since_save=1)) == "at(steps=[7])"
+    assert set(policy.kept([One(9), One(7)]).values()) == {"at(steps=[9])", "at(steps=[7])"}

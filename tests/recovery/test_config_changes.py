@@ -178,3 +178,23 @@ def _config(chance: random.Random, depth: int) -> dict:
     return {
         key: _config(chance, depth - 1) if depth and chance.random() < 0.4 else chance.randint(0, 1) for key in keys
     }
+
+
+@pytest.mark.parametrize("now", ["adamw", None, {}])
+@pytest.mark.parametrize(("word", "decision"), [("refuse", OnChange.REFUSE), ("keep", OnChange.KEEP)])
+def test_a_rule_sees_that_the_whole_table_of_its_key_is_replaced(word, decision, now):
+    """It was looked for by the name of the table alone, and ``optim.lr`` was overridden in silence."""
+    table = {"optim": {"lr": 0.1, "eps": 1}}
+    rules = change_rules({"optim.lr": word})
+    for before, after in ((table, {"optim": now}), (table, {}), ({"optim": now}, table), ({}, table)):
+        found = decide_changes(before, after, rules)
+        assert [(change.key, change.decision, change.pattern) for change in found.changes] == [
+            ("optim", decision, "optim.lr")
+        ]
+        assert word == "refuse" or found.config == before
+
+
+def test_the_strictest_rule_within_a_replaced_table_counts():
+    rules = change_rules({"optim.lr": "keep", "optim.eps": "refuse", "*": "override"})
+    (change,) = decide_changes({"optim": {"lr": 0.1, "eps": 1}}, {"optim": "sgd"}, rules).changes
+    assert (change.decision, change.pattern) == (OnChange.REFUSE, "optim.eps")

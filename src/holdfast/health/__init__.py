@@ -36,7 +36,7 @@ from holdfast.health.observation import (
 )
 from holdfast.health.own import own
 from holdfast.health.remedies import FreeSpace, Rollback, ShrinkBatch, Stop, free_space, rollback, shrink_batch, stop
-from holdfast.health.rules import DEFAULTS, GUARDS, Rule, rules_of, when
+from holdfast.health.rules import DEFAULTS, GUARDS, Rule, Rules, rules_of, when
 from holdfast.health.skipping import Skip, skipped
 from holdfast.health.slow import slow_steps
 from holdfast.health.spike import spike
@@ -73,6 +73,7 @@ __all__ = [
     "Probed",
     "Rollback",
     "Rule",
+    "Rules",
     "SaveNow",
     "Severity",
     "ShrinkBatch",

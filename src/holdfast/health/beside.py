@@ -13,6 +13,7 @@ from holdfast.health.actions import Action, Weight, check_callable
 from holdfast.health.verdict import Verdict
 from holdfast.health.writing import literal, resolved, written
 from holdfast.policy import Every, every
+from holdfast.policy.numbers import plain_numbers
 
 _TELLING = every(minutes=10)
 _SAVING = every(minutes=10)
@@ -29,6 +30,7 @@ class Notify(Action):
     every: Every = _TELLING
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if isinstance(self.to, str):
             _check_webhook(self.to)
         else:
@@ -57,6 +59,7 @@ class SaveNow(Action):
     every: Every = _SAVING
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.count("save_now(times=)", self.times)
         arguments.cadence("save_now(every=)", self.every)
 

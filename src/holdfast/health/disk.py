@@ -12,6 +12,7 @@ from holdfast.health.memory import warned
 from holdfast.health.observation import Disk, Fact, Observation
 from holdfast.health.writing import written
 from holdfast.policy import Every, every
+from holdfast.policy.numbers import plain_numbers
 from holdfast.policy.sizes import show_size
 
 _OFTEN = every(seconds=30)
@@ -26,6 +27,7 @@ class DiskLow(Check):
     every: Every = _OFTEN
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.count("disk_low(checkpoints=)", self.checkpoints)
         arguments.cadence("disk_low(every=)", self.every)
 

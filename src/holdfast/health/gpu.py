@@ -13,6 +13,7 @@ from holdfast.health.observation import Fact, Gpu, Observation
 from holdfast.health.verdict import Severity
 from holdfast.health.writing import written
 from holdfast.policy import Every, every
+from holdfast.policy.numbers import plain_numbers
 
 _OFTEN = every(seconds=30)
 _WANTS = frozenset({Fact.GPU})
@@ -75,6 +76,7 @@ class GpuHot(Check):
     every: Every = _OFTEN
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.number("gpu_hot(celsius=)", self.celsius)
         arguments.cadence("gpu_hot(every=)", self.every)
 

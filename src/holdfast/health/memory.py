@@ -11,6 +11,7 @@ from holdfast.health.observation import Fact, Observation
 from holdfast.health.verdict import Severity
 from holdfast.health.writing import written
 from holdfast.policy import Every, every
+from holdfast.policy.numbers import plain_numbers
 from holdfast.policy.sizes import show_size
 
 _OFTEN = every(seconds=10)
@@ -31,6 +32,7 @@ class HostMemoryLow(Check):
     every: Every = _OFTEN
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.size("host_memory(below=)", self.below)
         arguments.cadence("host_memory(every=)", self.every)
 
@@ -57,6 +59,7 @@ class CgroupMemoryFull(Check):
     every: Every = _OFTEN
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.number("cgroup_memory(above=)", self.above, most=1.0)
         arguments.cadence("cgroup_memory(every=)", self.every)
 
@@ -84,6 +87,7 @@ class GpuMemoryFull(Check):
     every: Every = _OFTEN
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.number("gpu_memory(above=)", self.above, most=1.0)
         arguments.cadence("gpu_memory(every=)", self.every)
 

@@ -13,6 +13,7 @@ from holdfast.health.observation import SAMPLED, Fact, Observation, Probed
 from holdfast.health.verdict import Severity
 from holdfast.health.writing import written
 from holdfast.policy import Every, every
+from holdfast.policy.numbers import plain_numbers
 
 _SAMPLING = every(steps=50)
 _SHOWN = 3
@@ -33,6 +34,7 @@ class Nonfinite(Check):
     in_a_row: int = 1
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.metric("nonfinite(what)", self.what)
         arguments.count("nonfinite(in_a_row=)", self.in_a_row)
         arguments.cadence("nonfinite(every=)", self.every)

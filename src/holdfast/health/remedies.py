@@ -13,6 +13,7 @@ from holdfast.health.actions import Action, Weight, check_callable
 from holdfast.health.verdict import Verdict
 from holdfast.health.writing import resolved, written
 from holdfast.policy import Every, every
+from holdfast.policy.numbers import plain_numbers
 
 _FREEING = every(minutes=1)
 
@@ -27,6 +28,7 @@ class FreeSpace(Action):
     every: Every = _FREEING
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.count("free_space(times=)", self.times)
         arguments.cadence("free_space(every=)", self.every)
 
@@ -44,6 +46,7 @@ class ShrinkBatch(Action):
     times: int = 3
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_callable("shrink_batch(callback)", self.callback)
         arguments.count("shrink_batch(times=)", self.times)
 
@@ -63,6 +66,7 @@ class Rollback(Action):
     times: int = 3
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.count("rollback(times=)", self.times)
         if self.scale_lr is not None:
             arguments.number("rollback(scale_lr=)", self.scale_lr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from holdfast.errors import InvalidPolicy
 from holdfast.health.actions import Action
@@ -66,12 +66,13 @@ DEFAULTS = (*GUARDS, Rule(disk_low()), Rule(cgroup_memory()))
 """Where no rules are given: they note what they find, withhold the mark good, and change nothing."""
 
 
-Given = Iterable[Rule | Check] | Rule | Check | None
+Rules = Iterable[Rule | Check] | Rule | Check | Literal["off"] | None
+"""What ``health=`` takes."""
 """What a user may give as ``health=``."""
 
 
-def rules_of(given: Given) -> tuple[Rule, ...]:
-    """The rules that a user gave, each check once; `DEFAULTS` for None, none at all for an empty list.
+def rules_of(given: Rules) -> tuple[Rule, ...]:
+    """The rules that a user gave, each check once; `DEFAULTS` for None, none at all for an empty list or "off".
 
     One rule alone is a list of one.
 
@@ -84,6 +85,8 @@ def rules_of(given: Given) -> tuple[Rule, ...]:
     """
     if given is None:
         return DEFAULTS
+    if given == "off":
+        return ()
     rules = [_rule(one) for one in _listed(given)]
     actions: dict[Check, tuple[Action, ...]] = {}
     for rule in [*rules, *(GUARDS if rules else ())]:

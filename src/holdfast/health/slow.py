@@ -13,6 +13,7 @@ from holdfast.health.spike import LEAST
 from holdfast.health.verdict import Severity
 from holdfast.health.window import Window
 from holdfast.health.writing import written
+from holdfast.policy.numbers import plain_numbers
 
 
 class _State(NamedTuple):
@@ -29,6 +30,7 @@ class SlowSteps(Check):
     in_a_row: int = 5
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.number("slow_steps(factor=)", self.factor, above=1.0)
         arguments.count("slow_steps(window=)", self.window, least=5)
         arguments.count("slow_steps(in_a_row=)", self.in_a_row)

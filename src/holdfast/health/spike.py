@@ -15,6 +15,7 @@ from holdfast.health.verdict import Severity
 from holdfast.health.window import Window
 from holdfast.health.writing import written
 from holdfast.policy import Every, every
+from holdfast.policy.numbers import plain_numbers
 
 LEAST = 20
 """Values without which nothing is judged, or the window if that is smaller."""
@@ -39,6 +40,7 @@ class Spike(Check):
     window: int = 100
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         arguments.metric("spike(metric)", self.metric)
         if self.metric in (Fact.GRADIENTS, Fact.PARAMETERS):
             raise InvalidPolicy(f"spike({self.metric!r}) wants a metric; spike('grad_norm') is about the gradients")

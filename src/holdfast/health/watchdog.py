@@ -18,6 +18,7 @@ from holdfast.catalog.naming.metrics import measured
 from holdfast.errors import InvalidPolicy
 from holdfast.health import arguments
 from holdfast.health.writing import written
+from holdfast.policy.numbers import plain_numbers
 
 LEAST = 10
 """Steps without which no limit is derived: the first ones compile, open files, fill caches."""
@@ -43,6 +44,7 @@ class Watchdog:
     end_after: float | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if self.hung is not None:
             arguments.number("watchdog(hung=)", self.hung)
         arguments.number("watchdog(factor=)", self.factor, above=1.0)

@@ -10,6 +10,7 @@ from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.base import Policy, Worth
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
+from holdfast.policy.numbers import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class At(Policy):
     """Ascending, each once."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(map(plain, self.steps)))
         wrong = [step for step in self.steps if isinstance(step, bool) or not isinstance(step, int) or step < 1]
         if wrong or not self.steps:
             raise InvalidPolicy(
@@ -40,7 +42,7 @@ class At(Policy):
     def _due(self, facts: SaveFacts) -> str | None:
         # A listed step without a boundary of its own counts at the next one, as in `every`.
         listed = self._upto(facts.step)
-        return str(self) if listed > self._upto(facts.step - facts.steps_since_save) else None
+        return self._said(listed) if listed > self._upto(facts.step - facts.steps_since_save) else None
 
     def _upto(self, step: int) -> int:
         """How many of the listed steps are not after ``step``."""
@@ -51,7 +53,11 @@ class At(Policy):
         for one in line[::-1]:
             if group := self._upto(one.step):
                 first.setdefault(group, one.id)
-        return dict.fromkeys(first.values(), str(self))
+        return {one: self._said(group) for group, one in first.items()}
+
+    def _said(self, listed: int) -> str:
+        """The step that is the reason, alone: thousands may be listed, and each record has room for its reason."""
+        return f"at(steps=[{self.steps[listed - 1]}])"
 
     def __str__(self) -> str:
         return f"at(steps=[{', '.join(map(str, self.steps))}])"

@@ -10,6 +10,7 @@ from holdfast.errors import InvalidInput, InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.base import Policy
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
+from holdfast.policy.numbers import plain
 from holdfast.policy.sizes import parse_size
 
 
@@ -63,6 +64,7 @@ def at_most(size: str | int) -> AtMost:
         >>> print(at_most("500GB"))
         at_most("500GB")
     """
+    size = plain(size)
     if isinstance(size, bool) or not isinstance(size, str | int):
         raise InvalidPolicy(f"at_most(size) wants one such as '500GB', not {size!r}")
     return AtMost(str(size).strip())

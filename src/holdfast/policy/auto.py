@@ -12,6 +12,7 @@ from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.base import Policy
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
+from holdfast.policy.numbers import plain_numbers
 
 FIRST = 300.0
 """Seconds to the first save, as long as none has been measured: there is little to lose, and a figure to win."""
@@ -27,6 +28,7 @@ class Auto(Policy):
     max_overhead: float = 0.02
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         share = measured(self.max_overhead)
         if share is None or not 0 < share < 1:
             raise InvalidPolicy(f"auto(max_overhead=) wants a number between 0 and 1, not {self.max_overhead!r}")

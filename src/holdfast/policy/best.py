@@ -12,6 +12,7 @@ from holdfast.ids import RecordId
 from holdfast.policy.base import Policy, Worth
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
 from holdfast.policy.latest import check_count
+from holdfast.policy.numbers import plain_numbers
 from holdfast.records import Kind
 
 
@@ -25,6 +26,7 @@ class Best(Policy):
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_metric(self.metric)
         check_count(f"best({self.metric!r}, n)", self.n)
         delta = measured(self.min_delta)

@@ -12,6 +12,7 @@ from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.base import Policy, Worth
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
+from holdfast.policy.numbers import plain_numbers
 
 
 class Unit(StrEnum):
@@ -35,6 +36,7 @@ class Every(Policy):
     amount: int | float
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         whole = self.unit not in _SECONDS
         number = measured(self.amount)
         if number is None or number <= 0 or (whole and not isinstance(self.amount, int)):

@@ -9,6 +9,7 @@ from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.base import Policy, Worth
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
+from holdfast.policy.numbers import plain_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Latest(Policy):
     n: int
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_count("latest(n)", self.n)
 
     @property

@@ -11,6 +11,7 @@ from holdfast.errors import InvalidPolicy
 from holdfast.ids import RecordId
 from holdfast.policy.base import Policy, Worth
 from holdfast.policy.facts import CheckpointFacts, SaveFacts
+from holdfast.policy.numbers import plain_numbers
 
 _SECONDS = {"minutes": 60, "hours": 3600, "days": 86400}
 
@@ -23,6 +24,7 @@ class Newer(Policy):
     amount: int | float
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         number = measured(self.amount)
         if self.unit not in _SECONDS or number is None or number <= 0:
             raise InvalidPolicy(f"newer({self.unit}=) wants a finite number above 0, not {self.amount!r}")

@@ -21,6 +21,7 @@ from enum import StrEnum
 
 from holdfast.catalog.naming.metrics import measured
 from holdfast.errors import InvalidPolicy
+from holdfast.policy.numbers import plain, plain_numbers
 from holdfast.policy.text import LONGEST
 
 
@@ -43,6 +44,7 @@ class Limit:
     amount: int | float
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         number = measured(self.amount)
         counts = self.unit is Bearing.FAILURES
         if number is None or number < 0 or (counts and not isinstance(self.amount, int)) or (not counts and not number):
@@ -133,6 +135,7 @@ def tolerance_of(asked: int | str | Tolerance | None) -> Tolerance:
         >>> print(tolerance_of(None), tolerance_of("raise"), tolerance_of("warn"))
         tolerate(failures=3) tolerate(failures=0) warn
     """
+    asked = plain(asked)
     if asked is None:
         return _DEFAULT
     if isinstance(asked, Tolerance):

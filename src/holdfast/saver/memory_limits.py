@@ -22,10 +22,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from holdfast.errors import InvalidInput
+from holdfast.policy.numbers import plain
 from holdfast.policy.sizes import parse_size, show_size
 from holdfast.saver.cgroups import Cgroup, cgroups, number, text
 
@@ -108,7 +110,8 @@ def budget(asked: int | str | None, available: Limit | None = None) -> Budget:
     return Budget(bytes=wanted, why=f"{show_size(wanted)} were asked for")
 
 
-def _bytes(asked: object) -> int:
+def _bytes(asked: Any) -> int:
+    asked = plain(asked)
     if isinstance(asked, str):
         return _read_size(asked)
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:

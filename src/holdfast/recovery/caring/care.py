@@ -12,7 +12,7 @@ from torch import Tensor
 
 from holdfast.errors import InvalidInput
 from holdfast.health import GOOD_AFTER, GoodMarks, Rollback, Rule, SaveNow, Watch, Watchdog, rules_of, watchdog
-from holdfast.health.rules import Given
+from holdfast.health.rules import Rules
 from holdfast.ids import RecordAddress
 from holdfast.records import Record
 from holdfast.recovery.caring.ailments import Ailments, History, read_history
@@ -54,7 +54,7 @@ class Caring:
         return self.good_after if goes else None
 
 
-def caring_of(health: Given, good_after: int, dog: Watchdog | str | None) -> Caring:
+def caring_of(health: Rules, good_after: int, dog: Watchdog | str | None) -> Caring:
     """The arguments of a `Checkpointer`, checked.
 
     Raises:

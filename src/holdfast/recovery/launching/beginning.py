@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 
 from holdfast.catalog.config import config_digest
 from holdfast.catalog.launches import Launch, begin_launch
@@ -14,7 +15,7 @@ from holdfast.catalog.naming.references import moves, resolve
 from holdfast.catalog.parts import remove_stale
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
-from holdfast.errors import NotFound, NothingToResume, RefusedFresh
+from holdfast.errors import NotFound, NothingToResume, RefusedFresh, UnknownReference
 from holdfast.ids import RecordAddress, RunNumber, nonce
 from holdfast.records import Kind, LaunchInfo, Target
 from holdfast.recovery.environment.code import code_digest
@@ -101,7 +102,7 @@ def _joined(
 ) -> Session:
     store = await_store(plan.url, joining, group.rank, _look_seconds(plan))
     run = store.run(joining.run)
-    decision = _decided(run, joining.asked, plan)
+    decision = _decided(store, joining.asked or run.lineage().head, plan)
     if claim is not None:
         claim(store, run)
     return Session(
@@ -126,7 +127,7 @@ def _open_first(
     plan: Plan, tell: Callable[[str], None], claim: Callable[[Store, Run], None] | None, group: Group
 ) -> Session:
     store, is_new = _open(plan)
-    source = None if plan.resume in MODES else resolve(store, plan.resume).address
+    source = None if plan.resume in MODES else _named(store, plan.resume)
     mode = plan.resume if source is None else "reference"
     choice = choose_run(
         plan.want,
@@ -150,12 +151,24 @@ def _open_first(
     return _launched(store, run, choice, plan, source, tell, group)
 
 
+def _named(store: Store, reference: str) -> RecordAddress:
+    try:
+        return resolve(store, reference).address
+    except UnknownReference as error:
+        raise UnknownReference(f"{error}{_mode_meant(reference)}") from error
+
+
+def _mode_meant(reference: str) -> str:
+    near = get_close_matches(reference, MODES, n=1, cutoff=0.6)
+    return f"; did you mean resume={near[0]!r}?" if near else ""
+
+
 def _open(plan: Plan) -> tuple[Store, bool]:
     try:
         return open_store(plan.url), False
     except NotFound as error:
         if plan.resume not in ("auto", "never"):
-            raise NothingToResume(f"resume={plan.resume!r}, but {error}") from error
+            raise NothingToResume(f"resume={plan.resume!r}, but {error}{_mode_meant(plan.resume)}") from error
         if plan.facts.restarts:
             evidence = restart_evidence(plan.facts, store_is_new=True, launches=0)
             raise RefusedFresh(f"there is no store at {plan.url}: {evidence}") from error
@@ -227,6 +240,7 @@ def _launches(store: Store, choice: RunChoice) -> int:
 def _run(store: Store, choice: RunChoice, plan: Plan) -> Run:
     if choice.number is not None:
         return store.run(choice.number)
+    _decided(store, _target(choice.forked_from), plan)  # what is refused leaves no empty run behind
     return store.create_run(
         choice.name,
         config=plan.config,
@@ -249,13 +263,14 @@ def _went_back(run: Run, source: RecordAddress, plan: Plan) -> bool:
     return any(start.resumed_from == Target.of(source) for start in began)
 
 
-def _decided(run: Run, asked: Target | None, plan: Plan) -> ConfigDecision:
-    """What is done about a configuration that is another one than that of the checkpoint.
+def _decided(store: Store, begin: Target | None, plan: Plan) -> ConfigDecision:
+    """What is done about a configuration that is another one than that of the checkpoint to begin with.
 
     Raises:
+        InvalidInput: a rule that names no key.
         StateMismatch: a change that is refused.
     """
-    stored = stored_config(run, asked)
+    stored = stored_config(store, begin)
     decision = decide_changes(plan.config if stored is None else stored.config, plan.config, plan.on_config_change)
     decision.check("" if stored is None else stored.what)
     return decision
@@ -271,7 +286,7 @@ def _launched(
     group: Group,
 ) -> Session:
     again = source is not None and _went_back(run, source, plan)
-    decision = _decided(run, _target(source), plan)
+    decision = _decided(store, _target(source) or run.lineage().head, plan)
     if decision.changes:
         tell(f"{run.number}: config has changed since the checkpoint:\n{decision}")
     environment, began = environment_facts(), time.monotonic()

@@ -8,7 +8,7 @@ do every day; what must not change by mistake is named.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
@@ -33,6 +33,8 @@ class OnChange(StrEnum):
     REFUSE = "refuse"
 
 
+_STRICTNESS = tuple(OnChange)
+"""What asks for least comes first."""
 _DONE = {OnChange.KEEP: "kept", OnChange.REFUSE: "refused"}
 _WILD = re.compile(r"[*?\[]")
 
@@ -52,6 +54,10 @@ class ChangeRules:
         # max() takes the first of equals.
         best = max(fitting, key=lambda rule: (rule[0] == key, _letters(rule[0])), default=("*", OnChange.OVERRIDE))
         return best[1], best[0]
+
+    def strictest(self, keys: Iterable[str]) -> tuple[OnChange, str]:
+        """What is done about a change that concerns all these keys, as that of a table concerns those below it."""
+        return max(map(self.decide, keys), key=lambda one: _STRICTNESS.index(one[0]))
 
     def check_keys(self, known: Collection[str]) -> None:
         """Refuses rules that would protect a key and name none: a slip in it would let everything through, silently.
@@ -185,10 +191,18 @@ def decide_changes(before: Mapping[str, Any], after: Mapping[str, Any], rules: C
     rules.check_keys({*dotted_keys(before), *dotted_keys(after)})
     changes = []
     for path, then, now in changed_keys(before, after):
-        decision, pattern = rules.decide(".".join(path))
+        decision, pattern = rules.strictest(_concerned(".".join(path), then, now))
         changes.append(ConfigChange(path=path, before=then, after=now, decision=decision, pattern=pattern))
     undecided = ConfigDecision(changes=tuple(changes), config=after)
     return replace(undecided, config=undecided.applied(after))
+
+
+def _concerned(key: str, *values: object) -> Iterator[str]:
+    """A key that changes, and all below it where a table comes, goes, or is replaced as a whole."""
+    yield key
+    for table in values:
+        if isinstance(table, Mapping):
+            yield from (f"{key}.{inner}" for inner in dotted_keys(table))
 
 
 def _fits(pattern: str, key: str) -> bool:

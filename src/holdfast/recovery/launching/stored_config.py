@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from holdfast.catalog import layout
 from holdfast.catalog.config import plain_config
 from holdfast.catalog.objects import load
-from holdfast.catalog.runs import Run
+from holdfast.catalog.store import Store
 from holdfast.errors import Damaged, ObjectMissing
 from holdfast.ids import RunNumber
 from holdfast.records import LaunchInfo, Target
@@ -21,20 +21,19 @@ class StoredConfig(NamedTuple):
     """For messages."""
 
 
-def stored_config(run: Run, begin: Target | None = None) -> StoredConfig | None:
-    """The configuration behind the checkpoint that ``run`` would go on from; None: there is none, or nobody can tell.
+def stored_config(store: Store, target: Target | None) -> StoredConfig | None:
+    """The configuration behind the checkpoint that a launch goes on from; None: there is none, or nobody can tell.
 
     Not that of the newest launch: it may have ended before it made anything.
 
     Args:
-        run: as it is before the new launch.
-        begin: the checkpoint that was asked for; None: the head of the run.
+        store: where it lies.
+        target: the checkpoint.
     """
-    target = begin or run.lineage().head
     if target is None:
         return None
     try:
-        info = load(run.store.storage, layout.launch(RunNumber(target.run), target.launch), LaunchInfo)
+        info = load(store.storage, layout.launch(RunNumber(target.run), target.launch), LaunchInfo)
     except (ObjectMissing, Damaged):
         return None
     # Earlier versions have stored secrets in lists and tables: they are not shown, either.
