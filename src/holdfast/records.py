@@ -288,6 +288,11 @@ class Record(_Sealed, frozen=True, kw_only=True):
         return Digest.parse(self.manifest)
 
     @property
+    def has_nan(self) -> bool:
+        """Whether a NaN was found inside when it was saved."""
+        return any("NaN" in text for text in self.anomalies)
+
+    @property
     def name(self) -> ObjectName:
         """Its object name."""
         return self.address.name

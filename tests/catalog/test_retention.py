@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.marks import RecordMarks, add_mark, pin
 from holdfast.catalog.naming.forks import fork
 from holdfast.catalog.naming.tags import create_tag
+from holdfast.health import GoodMarks, Judgement, Severity, Verdict
 from holdfast.ids import Order, RecordId, RunNumber, TagName
 from holdfast.records import Kind, Mark, MarkKind, Owner, Record, Sizes, StartInfo, Target, Timing
 
@@ -419,3 +421,27 @@ def test_policies_of_the_policy_package_fit(n):
     plan = plan_retention((latest(n) | best("loss") | every(steps=5)).kept, story.facts())
     kept = {address.order.step for address in {one.address for one in story.records} - set(plan.delete)}
     assert kept == {4, 5, 10} | set(range(11 - n, 11))
+
+
+@pytest.mark.parametrize("doubted", [(), (55,), (555,), (55, 300, 777)])
+@pytest.mark.parametrize("distances", [(10,), (10, 3, 10, 40)])
+def test_checkpoints_become_good_again_after_a_doubt(doubted, distances):
+    """What a doubt has passed over stood in the only protected place, for the gap behind it grew with each save."""
+    story, good, last = Story(), GoodMarks(good_after=100), {}
+    upcoming, saves = 10, 0
+    for step in range(1, 1501):
+        verdicts = [Verdict(check="c", message="m", severity=Severity.DOUBT, step=step, first=step, last=step)]
+        for earned in good.observed(Judgement(step=step, tested=True, verdicts=verdicts if step in doubted else ())):
+            last[earned] = step
+            one = next(one for one in story.records if one.step == earned)
+            story.marks[RecordId(one.id)] = marked(one, VERIFIED, GOOD)
+        if step == upcoming:
+            upcoming, saves = step + distances[saves % len(distances)], saves + 1
+            story.save(step, VERIFIED)
+            good.saved(step)
+            gone = story.steps(plan_retention(keep_latest(3), story.facts(good_after=100)))
+            story.records = [one for one in story.records if one.step not in gone]
+            for each in gone:
+                good.dropped(each)
+    marks = [0, *sorted(last.values()), 1500]
+    assert max(later - earlier for earlier, later in pairwise(marks)) <= 350 + 100 * bool(doubted)

@@ -556,6 +556,26 @@ def test_a_target_that_is_damaged_is_no_way_out_of_what_was_decided(tmp_path):
     assert found.seen.count(60) == 1
 
 
+def test_a_rollback_to_a_checkpoint_of_an_earlier_process_leaves_its_data_out(tmp_path):
+    """The second one to it leaves out all since: nobody knew where that lay, and it went the same way again."""
+
+    def end(step, number, ckpt):
+        if step == 38 and events(tmp_path / "s", "rollback"):
+            raise Killed
+
+    health = [when(nonfinite("loss"), rollback(times=9))]
+    settings = {"health": health, "ill": {45, 50}, "good_after": 30, "saver": "inline"}
+    with pytest.raises(Killed):
+        train(tmp_path / "s", at_step=end, **settings)
+    found = train(tmp_path / "s", **settings)
+    first, second = events(tmp_path / "s", "rollback")
+    assert first.data["to_step"] == second.data["to_step"] == 10
+    ((_, begin, _, behind),) = second.data["left_out"]
+    assert begin == 10
+    assert behind > 51
+    assert found.seen.count(50) == 1
+
+
 def test_a_rate_is_scaled_once_for_each_rollback_wherever_it_lands(tmp_path):
     """The first one lands where it wanted to, the second one on the same checkpoint, for its own target is damaged."""
     broken = []

@@ -275,6 +275,25 @@ def test_gc_does_what_its_dry_run_says(cli, place):
     assert steps(cli, place) == [8, 4, 2]
 
 
+def test_a_dry_run_of_gc_sees_the_packs_that_it_would_leave_half_empty(cli, tmp_path):
+    """What the sweep lets go still counted as live, so the packs that are repacked after it were missing."""
+    import torch
+
+    from holdfast import Checkpointer, every, latest
+
+    place, model = tmp_path / "s", torch.nn.Linear(300, 300)
+    model.register_buffer("same", torch.ones(100, 300))
+    options = {"save": every(steps=2), "keep": latest(9), "saver": "inline"}
+    with Checkpointer(place, run="gpt", state={"model": model}, **options) as ckpt:
+        for _ in ckpt.steps(6):
+            torch.nn.init.uniform_(model.weight)
+    words = ("gc", "gpt", "--keep", "latest(1)", "--json")
+    planned, done = cli(place, *words, "--dry-run").document, cli(place, *words).document
+    assert planned["repacked"] == done["repacked"]
+    assert len(done["repacked"][0]["packs"]) == 1
+    assert cli(place, "verify", "--deep").code == 0
+
+
 def test_a_dry_run_of_gc_sees_the_shared_packs_that_the_runs_let_go(cli, place, store):
     """The plan of the shared packs is made as if the runs' plans were executed."""
     import torch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from rich.cells import cell_len
 
@@ -106,3 +108,20 @@ def test_a_run_without_a_policy_on_record_wants_one_typed(cli, trained):
 def test_a_run_that_is_not_there_is_an_error(cli, trained):
     assert open_store(trained).numbers()[-1] == 3
     assert cli(trained, "plan", "--over", "run-009").code != 0
+
+
+def test_an_end_that_came_with_a_checkpoint_is_no_going_back(cli, tmp_path):
+    """Five jobs in a chain, each pre-empted and saved, had to go back four times."""
+    import torch
+
+    from holdfast import Checkpointer, every, latest
+
+    for total in (4, 8, 12):
+        model = torch.nn.Linear(2, 1)
+        options = {"save": every(steps=2), "keep": latest(9), "saver": "inline"}
+        with Checkpointer(tmp_path / "s", run="a", state={"model": model}, **options) as ckpt:
+            for _ in ckpt.steps(total):
+                pass
+    text = cli(tmp_path / "s", "plan").out
+    assert re.search(r"had to go back +0 times +0 times", text)
+    assert re.search(r"steps lost by that +0 +0", text)

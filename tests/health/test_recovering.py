@@ -11,7 +11,18 @@ import random
 
 import pytest
 
-from holdfast.health import GoodMarks, Watch, nonfinite, rollback, skipped, spike, when
+from holdfast.health import (
+    GoodMarks,
+    Severity,
+    Verdict,
+    Watch,
+    nonfinite,
+    rollback,
+    skipped,
+    spike,
+    suspects,
+    when,
+)
 
 from .health_support import NAN, seen
 
@@ -126,3 +137,11 @@ def test_no_poisoned_checkpoint_is_ever_good_in_any_of_300_trainings():
         late = done.hurt_at is not None and done.hurt_at + lag > TOTAL
         assert all(done.saved[step] is None for step in done.good), f"seed {seed}"
         assert done.stopped or done.hurt_at is None or late, f"seed {seed}"
+
+
+def test_a_slow_machine_makes_no_data_suspect():
+    """The steps since which it was slow were left out with those of the spike."""
+    slow = Verdict(check="slow_steps()", message="slow", severity=Severity.WARNING, step=140, first=60, last=140)
+    high = Verdict(check="spike", message="high", severity=Severity.DOUBT, step=140, first=140, last=140)
+    assert skipped(50, suspects(high, [high, slow])) == (140, 141)
+    assert skipped(50, suspects(slow, [slow])) == (60, 221)

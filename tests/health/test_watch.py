@@ -16,6 +16,7 @@ from holdfast.health import (
     Gpu,
     HostMemory,
     Machine,
+    Observation,
     Severity,
     Verdict,
     Watch,
@@ -27,6 +28,8 @@ from holdfast.health import (
     host_memory,
     nonfinite,
     notify,
+    of_lacking_memory,
+    of_machine,
     out_of_memory,
     own,
     rollback,
@@ -515,3 +518,33 @@ def test_an_endless_rollback_is_impossible(launches):
             pytest.fail("it never stopped")
         spent = watch.spent
     assert rollbacks == SAME_TARGET
+
+
+def test_a_pace_in_steps_does_not_begin_again_with_a_rollback():
+    """Each rollback was followed by one more message at once, and the budget went that way."""
+    watch = Watch([when(nonfinite("loss"), notify(print, every=every(steps=100)), rollback(to="last", times=1000))])
+    told = []
+    for step, seconds in [(150, 1.0), (120, 2.0), (160, 3.0), (205, 4.0)]:
+        judgement = watch.judge(bad(step, seconds))
+        told += [step for due in judgement.actions if due.action.verb == "notify"]
+        watch.forget(step - 50)
+    assert told == [150, 205]
+
+
+def test_before_the_first_step_only_the_machine_is_looked_at():
+    """A check of metrics that are always logged failed there, and was never asked again."""
+    too_high = own(lambda observation: "too high" if observation.metrics["loss"] > 10 else None)
+    watch = Watch([too_high, nonfinite("parameters", every=every(minutes=30)), cgroup_memory()])
+    assert watch.look(seen(0, 1.0), of_machine).events == ()
+    assert Fact.PARAMETERS in watch.wants(1, 2.0)
+    assert Fact.CGROUP not in watch.wants(1, 2.0)
+    assert [verdict.message for verdict in watch.look(seen(1, 2.0, loss=11.0)).verdicts] == ["too high"]
+
+
+def test_in_a_step_without_memory_only_rules_about_that_are_asked():
+    too_high = own(lambda observation: "too high" if observation.metrics["loss"] > 10 else None)
+    watch = Watch([too_high, when(out_of_memory(), shrink_batch(print))])
+    without = Observation(step=5, seconds=1.0, out_of_memory="no memory")
+    looked = watch.look(without, of_lacking_memory)
+    assert [verdict.message for verdict in looked.verdicts] == ["no memory"]
+    assert looked.events == ()

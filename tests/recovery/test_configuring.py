@@ -206,6 +206,41 @@ def test_names_from_elsewhere_in_python_go_together_with_those_of_the_file(sourc
         assert str(found["keep"]) == keep
 
 
+@pytest.mark.parametrize(
+    ("source", "python", "keep"),
+    [
+        (
+            {"metric_for_best_model": "f1", "greater_is_better": True},
+            {"metric_for_best_model": "loss"},
+            'latest(3) | best("loss")',
+        ),
+        ({"monitor": "acc", "mode": "max"}, {"metric_for_best_model": "val_loss"}, 'latest(3) | best("val_loss")'),
+        ({"monitor": "acc", "mode": "max"}, {"monitor": "f1"}, 'latest(3) | best("f1")'),
+        ({"monitor": "acc", "mode": "max"}, {"monitor": "acc"}, 'latest(3) | best("acc", mode="max")'),
+    ],
+)
+def test_another_metric_in_python_does_not_take_the_direction_of_the_files(source, python, keep):
+    """The worst checkpoints by the loss were kept."""
+    assert str(arguments_of(source, python)["keep"]) == keep
+
+
+@pytest.mark.parametrize(
+    ("source", "python"),
+    [
+        ({"save_only_model": True, "restore_optimizer_state": True}, {}),
+        ({"save_only_model": True}, {"restore_optimizer_state": True}),
+        ({"save_optimizer_state": False}, {"restore_optimizer_state": True}),
+        ({"restore_optimizer_state": True}, {"save_optimizer_state": False}),
+    ],
+)
+def test_what_is_not_saved_cannot_be_restored_whoever_says_so(source, python):
+    """Only the two in one place were refused."""
+    with pytest.raises(
+        InvalidInput, match=r"save_.* and restore_optimizer_state.*: what is not saved cannot be restored"
+    ):
+        arguments_of(source, python)
+
+
 def test_what_python_says_the_file_does_not_say(tmp_path):
     path = tmp_path / "train.yaml"
     path.write_text("overwrite_output_dir: true\nsave_only_model: true\nrun_number: 3\n")

@@ -70,6 +70,26 @@ def test_steps_that_nobody_remembers_begin_at_the_checkpoint():
     assert leaving.batches_of(Skip(9, 9), target=8) is None
 
 
+def test_batches_that_a_step_has_passed_over_are_none_that_steps_use():
+    """The step that fails next is often the very one that has just jumped over what the first rollback left out."""
+    leaving = LeavingOut()
+    position = open_position(DataLoader(torch.arange(40), batch_size=1))
+    for step, batch in enumerate((5, 6, 7, 13), 5):
+        position.batch = batch
+        leaving.boundary(step, position)
+    assert leaving.batches_of(Skip(8, 18), target=5) == LeftOut(Spot(0, 7), Spot(0, 23))
+
+
+def test_an_earlier_process_was_at_the_checkpoint():
+    _, leaving = walked(8)
+    assert leaving.knows(3)
+    del leaving._spots[0], leaving._spots[1]
+    assert not leaving.knows(0)
+    leaving.remember(0, Spot(0, 0))
+    assert leaving.batches_of(Skip(1, 3), target=0) == LeftOut(Spot(0, 0), Spot(0, 3))
+    assert leaving.batches_of(Skip(9, 9), target=0) == LeftOut(Spot(1, 4), Spot(1, 5))
+
+
 def test_memory_of_boundaries_is_bounded():
     leaving = LeavingOut()
     position = open_position(DataLoader(torch.arange(4), batch_size=1))

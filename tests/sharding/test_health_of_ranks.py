@@ -147,6 +147,23 @@ def test_what_is_found_at_the_end_of_the_loop_is_treated_as_well(tmp_path: Path,
     check(ran(tmp_path, job, poisoned(number)).check(), number)
 
 
+def test_a_rollback_does_not_land_on_what_was_saved_with_the_doubt(tmp_path: Path) -> None:
+    """All ranks hear of it one boundary after the save that was due with it."""
+    told = []
+
+    def odd(observation):
+        if observation.rank == 1 and observation.step == 8 and not told:
+            told.append(observation.step)
+            return "odd"
+        return None
+
+    job = job_in(tmp_path, health=[when(own(odd), rollback(to="last"))], options={"save": every(steps=4)})
+    ran(tmp_path, job).check()
+    (event,) = events(job, "rollback")
+    assert (event.data["to_step"], event.data["step"]) == (4, 9)
+    assert event.data["left_out"]
+
+
 def test_a_stop_that_one_rank_asks_for_ends_all_at_the_same_step(tmp_path: Path) -> None:
     def tired(observation):
         return "enough" if observation.rank == 1 and observation.step >= 5 else None

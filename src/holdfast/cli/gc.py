@@ -17,7 +17,7 @@ from holdfast.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, StoreO
 from holdfast.cli.output import bar, count, print_json, say, size, warn
 from holdfast.cli.rm import WAIT, document, print_plan, say_waiting
 from holdfast.errors import InvalidInput
-from holdfast.ids import RecordAddress
+from holdfast.ids import ObjectName, RecordAddress
 
 
 def command(
@@ -40,7 +40,9 @@ def command(
         warn(f"left alone: {one.error}")
     runs = [find_run(found, run)] if run is not None else [Run(found, info) for info in infos]
     sweeps = list(_sweeps(found, runs, keep, dry_run, with_shared=run is None))
-    repacks = [(one, _repack(found, one, dry_run, json)) for one in (*runs, *([None] if run is None else []))]
+    gone = frozenset(name for plan in sweeps for name in plan.names)
+    scopes = (*runs, *([None] if run is None else []))
+    repacks = [(one, _repack(found, one, gone, dry_run=dry_run, quiet=json)) for one in scopes]
     unfinished = 0 if dry_run else found.storage.sweep_unfinished()
     if json:
         print_json(
@@ -92,8 +94,8 @@ def _without(gone: list[RecordAddress], plan: SweepPlan) -> SweepPlan:
     return replace(plan, requested=frozenset(), records=(), given_up=given_up)
 
 
-def _repack(store: Store, run: Run | None, dry_run: bool, quiet: bool) -> RepackPlan:
-    plan = plan_repack(store, run)
+def _repack(store: Store, run: Run | None, gone: Collection[ObjectName], *, dry_run: bool, quiet: bool) -> RepackPlan:
+    plan = plan_repack(store, run, gone)
     if dry_run or not plan.packs:
         return plan
     with bar("repacking", plan.live_bytes) as progress:

@@ -101,7 +101,7 @@ def _figures(one: Outcome) -> dict[str, str]:
         "on disk at most": "not known" if one.peak_bytes is None else size(one.peak_bytes),
         "on disk at the end": size(one.final_bytes),
         "checkpoints at the end": str(len(one.kept)),
-        "had to go back": count(len(one.losses), "time"),
+        "had to go back": count(one.went_back, "time"),
         "steps lost by that": f"{more}{one.lost_steps}",
     }
 

@@ -37,12 +37,12 @@ from holdfast.health.observation import (
 from holdfast.health.own import own
 from holdfast.health.remedies import FreeSpace, Rollback, ShrinkBatch, Stop, free_space, rollback, shrink_batch, stop
 from holdfast.health.rules import DEFAULTS, GUARDS, Rule, Rules, rules_of, when
-from holdfast.health.skipping import Skip, skipped
+from holdfast.health.skipping import Skip, skipped, suspects
 from holdfast.health.slow import slow_steps
 from holdfast.health.spike import spike
 from holdfast.health.text import action_of, check_of, parse, watchdog_of
 from holdfast.health.verdict import Severity, Verdict, verdict_of
-from holdfast.health.watch import Judgement, Looked, Noted, Watch
+from holdfast.health.watch import Judgement, Looked, Noted, Watch, of_lacking_memory, of_machine
 from holdfast.health.watchdog import Then, Watchdog, watchdog
 
 __all__ = [
@@ -96,6 +96,8 @@ __all__ = [
     "host_memory",
     "nonfinite",
     "notify",
+    "of_lacking_memory",
+    "of_machine",
     "out_of_memory",
     "own",
     "parse",
@@ -107,6 +109,7 @@ __all__ = [
     "slow_steps",
     "spike",
     "stop",
+    "suspects",
     "verdict_of",
     "watchdog",
     "watchdog_of",

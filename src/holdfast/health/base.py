@@ -94,16 +94,16 @@ class LookedAt(NamedTuple):
 
 
 def is_due(cadence: Every | None, last: LookedAt | None, step: int, seconds: float) -> bool:
-    """Whether it is time to look again; always at first, and when what the cadence counts has gone back.
+    """Whether it is time to do it again; always at first.
 
-    A rollback takes steps back and no clock: what is done once in 10 minutes is not done again for it.
+    A rollback takes steps back, and what was done at them stays done: it is time again behind the last of them.
 
     Example:
         >>> from holdfast.policy import every
-        >>> [is_due(every(steps=10), LookedAt(7, 0.0), step, 1.0) for step in (9, 10, 13)]
-        [False, True, True]
+        >>> [is_due(every(steps=10), LookedAt(7, 0.0), step, 1.0) for step in (3, 9, 10, 13)]
+        [False, False, True, True]
     """
-    if cadence is None or last is None or seconds < last.seconds or (cadence.by_step and step < last.step):
+    if cadence is None or last is None or seconds < last.seconds:
         return True
     facts = SaveFacts(step=step, steps_since_save=step - last.step, seconds_since_save=seconds - last.seconds)
     return cadence.due(facts) is not None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from holdfast.health.verdict import Verdict
+from holdfast.health.verdict import Severity, Verdict
 
 
 class Skip(NamedTuple):
@@ -24,16 +24,29 @@ class Skip(NamedTuple):
     last: int
 
 
+def suspects(asking: Verdict, verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Those whose data may be to blame: what asks for the rollback, and others of the training; not of the machine.
+
+    Example:
+        >>> from holdfast.health.verdict import Severity
+        >>> slow = Verdict(check="s", message="m", severity=Severity.WARNING, step=9, first=1, last=9)
+        >>> nan = Verdict(check="c", message="m", severity=Severity.BROKEN, step=9, first=9, last=9)
+        >>> [one.check for one in suspects(nan, [nan, slow])], [one.check for one in suspects(slow, [slow])]
+        (['c'], ['s'])
+    """
+    return [one for one in verdicts if one.severity is not Severity.WARNING or one == asking]
+
+
 def skipped(target: int, verdicts: Iterable[Verdict], landings: int = 1) -> Skip | None:
     """The data that is left out after a rollback to ``target``; None: there is nothing to leave out. Pure.
 
-    The first time these are the suspect steps of all verdicts and as many after them. If the training had to go back
+    The first time these are the steps of all verdicts and as many after them. If the training had to go back
     to the same checkpoint again, that was not enough: then everything since the checkpoint, and as much after it; the
     third time twice as much after it.
 
     Args:
         target: the step of the checkpoint that the training goes back to.
-        verdicts: why it does.
+        verdicts: why it does; those of `suspects`.
         landings: how many rollbacks have gone there, this one included.
 
     Example:

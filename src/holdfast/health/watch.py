@@ -16,7 +16,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -24,7 +24,9 @@ from holdfast.health.actions import Action
 from holdfast.health.base import Check, LookedAt, is_due
 from holdfast.health.budgets import SAME_TARGET, Budgets
 from holdfast.health.deciding import Due, Standing, decided
-from holdfast.health.observation import Fact, Observation
+from holdfast.health.memory import OutOfMemory
+from holdfast.health.observation import SAMPLED, Fact, Observation
+from holdfast.health.remedies import ShrinkBatch
 from holdfast.health.rules import Rule, rules_of
 from holdfast.health.verdict import Severity, Verdict
 from holdfast.policy import Every
@@ -86,6 +88,21 @@ def _asked(place: int, check: Check) -> _Asked:
     return _Asked(place, check, check.cadence, check.wants)
 
 
+def every_rule(rule: Rule) -> bool:
+    """All of them."""
+    return True
+
+
+def of_machine(rule: Rule) -> bool:
+    """Those whose check looks at the machine alone."""
+    return bool(rule.check.wants) and rule.check.wants.isdisjoint(SAMPLED)
+
+
+def of_lacking_memory(rule: Rule) -> bool:
+    """Those about a step without memory, and what makes batches smaller."""
+    return isinstance(rule.check, OutOfMemory) or any(isinstance(action, ShrinkBatch) for action in rule.actions)
+
+
 class Watch:
     """Rules and their state. One per rank; not thread-safe.
 
@@ -120,12 +137,17 @@ class Watch:
             fact for asked in self._asked if asked.wants and self._is_due(asked, step, seconds) for fact in asked.wants
         )
 
-    def look(self, observation: Observation) -> Looked:
-        """Asks every check that is due. One that raises is noted, and not asked again in this process."""
+    def look(self, observation: Observation, among: Callable[[Rule], bool] = every_rule) -> Looked:
+        """Asks every check that is due. One that raises is noted, and not asked again in this process.
+
+        Args:
+            observation: of a boundary.
+            among: rules that this is for, where it is not about a boundary as all others are.
+        """
         verdicts, passed, events, tested = [], [], [], False
         for asked in self._asked:
             place, check = asked.place, asked.check
-            if not self._is_asked(asked, observation):
+            if not among(self.rules[place]) or not self._is_asked(asked, observation):
                 continue
             try:
                 look = check.look(observation, self._states.get(place))

@@ -44,7 +44,7 @@ MOST = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Where the run had to go back."""
+    """Where the run went on, from its end or from before it."""
 
     launch: int
     reached: int
@@ -77,6 +77,11 @@ class Outcome:
     peak_bytes: int | None
     """At most, over time; None: not known."""
     losses: tuple[Loss, ...]
+
+    @property
+    def went_back(self) -> int:
+        """How often steps were to be done again: not where an end came with a checkpoint."""
+        return sum(one.steps > 0 for one in self.losses)
 
     @property
     def lost_steps(self) -> int:

@@ -44,7 +44,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 from holdfast.catalog.layout import SHARED_PACKS
@@ -231,12 +230,14 @@ def _newest_good(newest_first: Iterable[Candidate]) -> Candidate | None:
 
 
 def _aspirant(line: Sequence[Candidate], good_after: int | None) -> Candidate | None:
-    """The next one to become good, where rollbacks go there: else each would be gone before it has lasted so long."""
+    """The next one to become good, where rollbacks go there: else each would be gone before it has lasted so long.
+
+    One that has not become good by the save after it could have, never will: its place goes to the next one.
+    """
     if good_after is None or not line:
         return None
     good = _newest_good(line)
-    gaps = [after.step - before.step for after, before in pairwise(line)]
-    reach = good_after + max(gaps, default=0)
+    reach = good_after + line[0].step - line[min(1, len(line) - 1)].step
     waiting = [
         one
         for one in line
@@ -246,7 +247,7 @@ def _aspirant(line: Sequence[Candidate], good_after: int | None) -> Candidate | 
 
 
 def _might(one: Candidate) -> bool:
-    return _counts(one) and not any("NaN" in text for text in one.record.anomalies)
+    return _counts(one) and not one.record.has_nan
 
 
 def _attached(one: Candidate, facts: RetentionFacts) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,18 +57,22 @@ class Scope(NamedTuple):
     unclear: str | None
 
 
-def read_scope(store: Store, run: Run | None) -> Scope:
-    """The state of a run's own packs (``run``) or of the shared packs (None), as of now."""
+def read_scope(store: Store, run: Run | None, gone: Collection[ObjectName] = frozenset()) -> Scope:
+    """The state of a run's own packs (``run``) or of the shared ones (None), as of now, or as if some were ``gone``."""
     # Packs before records: what a record names that is committed in between is not in these packs.
-    shared = read_footers(store.footers, list_packs(store, layout.SHARED_PACKS)).footers
+    shared = read_footers(store.footers, _left(store, layout.SHARED_PACKS, gone)).footers
     if run is None:
-        live = read_live(store, run)
+        live = read_live(store, run, gone)
         return Scope(shared, [], live.digests, live.unclear)
-    listed = list_packs(store, layout.private_packs(run.number))
-    live, copies = read_live(store, run), layout.repacked_packs(run.number)
+    listed = _left(store, layout.private_packs(run.number), gone)
+    live, copies = read_live(store, run, gone), layout.repacked_packs(run.number)
     # A save that fails takes its packs along, without tombstones.
     own = [name for name in listed if name in live.packs or name.startswith(copies)]
     return Scope(read_footers(store.footers, own).footers, shared, live.digests, live.unclear)
+
+
+def _left(store: Store, folder: str, gone: Collection[ObjectName]) -> list[ObjectName]:
+    return [name for name in list_packs(store, folder) if name not in gone]
 
 
 class Live(NamedTuple):
@@ -81,19 +85,20 @@ class Live(NamedTuple):
     """Why that cannot be told, if it cannot."""
 
 
-def read_live(store: Store, run: Run | None) -> Live:
-    """What the committed records of a run, or of all, need by now."""
+def read_live(store: Store, run: Run | None, gone: Collection[ObjectName] = frozenset()) -> Live:
+    """What the committed records of a run, or of all, need by now, those that are ``gone`` left aside."""
     digests: set[bytes] = set()
     packs: set[str] = set()
     for one in runs_of(store, run):
         published = one.published()
-        if published.damaged:
-            return Live(unclear=f"{published.damaged[0].name} is damaged, and nobody can tell what it needs")
+        if damaged := [found for found in published.damaged if found.name not in gone]:
+            return Live(unclear=f"{damaged[0].name} is damaged, and nobody can tell what it needs")
+        records = [record for record in published.records if record.name not in gone]
         try:
-            digests.update(*(_needs(one, record) for record in published.records))
+            digests.update(*(_needs(one, record) for record in records))
         except Damaged as error:
             return Live(unclear=str(error))
-        packs.update(name for record in published.records for name in record.packs)
+        packs.update(name for record in records for name in record.packs)
     return Live(frozenset(digests), frozenset(packs))
 
 

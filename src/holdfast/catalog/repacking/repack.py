@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -61,13 +61,18 @@ class Repacked:
     """Packs of the plan that stayed, and why."""
 
 
-def plan_repack(store: Store, run: Run | None) -> RepackPlan:
+def plan_repack(store: Store, run: Run | None, gone: Collection[ObjectName] = frozenset()) -> RepackPlan:
     """What a repack of a run's own packs (``run``) or of the shared packs (None) would replace.
+
+    Args:
+        store: the store.
+        run: the run.
+        gone: objects that a sweep is going to delete before.
 
     Raises:
         StorageError: the store cannot be read.
     """
-    return make_plan(None if run is None else run.number, read_scope(store, run))
+    return make_plan(None if run is None else run.number, read_scope(store, run, gone))
 
 
 def execute_repack(

@@ -139,7 +139,7 @@ class Care:
         """A loop begins; before the first one the machine is looked at, for there may be no room to save."""
         self._tending.observing.enter_loop()
         first, self._first = self._first, False
-        judgement = self._tending.first() if first else None
+        judgement = self._tending.first(step) if first else None
         self.beating.enter(step)
         return None if judgement is None else self._remedying.do(judgement, step)
 

@@ -54,11 +54,11 @@ class Observing:
             self._hook.remove()
             self._hook = None
 
-    def first(self) -> Observation:
-        """Before the first step: the machine is looked at, and waited for."""
+    def first(self, step: int) -> Observation:
+        """Before the first step after ``step``: the machine is looked at, and waited for."""
         now = time.monotonic()
-        machine = self._vitals.first(self._watch.wants(0, now), now, needs=self._needs(), timeout=2.0)
-        return Observation(step=0, seconds=now, machine=machine, rank=self._rank)
+        machine = self._vitals.first(self._watch.wants(step, now), now, needs=self._needs(), timeout=2.0)
+        return Observation(step=step, seconds=now, machine=machine, rank=self._rank)
 
     def go(self) -> None:
         """A step is begun."""

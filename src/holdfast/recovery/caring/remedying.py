@@ -21,15 +21,18 @@ from holdfast.health import (
     ShrinkBatch,
     Skip,
     Stop,
+    Verdict,
     Watch,
     skipped,
+    suspects,
 )
 from holdfast.ids import RecordAddress
 from holdfast.records import Kind, Record
 from holdfast.recovery.caring.ailments import Ailments, Gone
 from holdfast.recovery.caring.telling import ANSWER_SECONDS, Telling
 from holdfast.recovery.launching.session import Session
-from holdfast.recovery.restoring.left_out import LeavingOut, stretches_of
+from holdfast.recovery.restoring.left_out import LeavingOut, LeftOut, Spot, stretches_of
+from holdfast.recovery.restoring.positions import spot_of
 from holdfast.recovery.saving.afterwards import Afterwards
 from holdfast.recovery.saving.boundary_saves import BoundarySaves
 from holdfast.recovery.saving.checkpoints import Checkpoints
@@ -157,12 +160,12 @@ class Remedying:
     def _roll_back(self, due: Due, action: Rollback, judgement: Judgement, step: int) -> Record | Stopped:
         broken = judgement.severity is Severity.BROKEN
         try:
-            target = self._target(action, step)
+            target = self._target(action.to, step, suspects(due.verdict, judgement.verdicts))
         except (NotFound, InvalidInput) as error:
             return Stopped(f"{due.verdict}; there is nothing to go back to: {error}", broken)
         if (refused := self.watch.landing(target.id)) is not None:
             return Stopped(f"{due.verdict}; {refused}", broken)
-        stretch = self._stretch(action, judgement, target)
+        stretch = self._stretch(action, due.verdict, judgement, target)
         self._note_rollback(due, action, target, stretch, step)
         self.go_back(target.address, f"rolled back from step {step}: {due.verdict}")
         landed = self.session.resumed
@@ -178,7 +181,7 @@ class Remedying:
         self._change([gone], 1.0 if gone.scale_lr is None else gone.scale_lr, landed)
         return landed
 
-    def _target(self, action: Rollback, step: int) -> Record:
+    def _target(self, to: str, step: int, why: Iterable[Verdict]) -> Record:
         """The newest one, whether its marks are in the store by now or not.
 
         Raises:
@@ -186,35 +189,43 @@ class Remedying:
         """
         self.checkpoints.drain()
         try:
-            return self._named(action.to, step)
+            return self._last(why) if to == "last" else self._named(to, step)
         except UnknownReference:
-            if action.to != "good":
+            if to != "good":
                 raise
-            raise NotFound(self._none_good(step)) from None
+            raise NotFound(self._none_good(why)) from None
 
-    def _none_good(self, step: int) -> str:
+    def _last(self, why: Iterable[Verdict]) -> Record:
+        """The newest one from before what was found: known a boundary or more later, it may be in a save by then."""
+        found = min(verdict.step + (verdict.severity is Severity.WARNING) for verdict in why)
+        last = self.session.newest_of(lambda one: one.step < found and not one.has_nan)
+        if last is None:
+            raise NotFound(f"there is no checkpoint without NaN from before step {found}")
+        return last
+
+    def _none_good(self, why: Iterable[Verdict]) -> str:
         needed = f"no checkpoint is good yet (good_after={self.good_after} steps without a doubt after it are needed)"
         try:
-            return f'{needed}; rollback(to="last") would go back to {self._named("last", step).address}'
+            return f'{needed}; rollback(to="last") would go back to {self._last(why).address}'
         except NotFound:
             return f'{needed}, and there is none that rollback(to="last") could go back to'
 
     def _named(self, to: str, step: int) -> Record:
         target = self.session.named(f"@{to}")
-        if any("NaN" in text for text in target.anomalies):
+        if target.has_nan:
             raise NotFound(f"{target.address} has NaN in it; name another one in rollback(to=)")
         if target.step > step:
             raise NotFound(f"{target.address} is ahead of step {step}")
         return target
 
-    def _stretch(self, action: Rollback, judgement: Judgement, target: Record) -> Skip | None:
+    def _stretch(self, action: Rollback, asking: Verdict, judgement: Judgement, target: Record) -> Skip | None:
         if not action.skip_data:
             return None
-        return skipped(target.step, judgement.verdicts, self.watch.landings(target.id))
+        return skipped(target.step, suspects(asking, judgement.verdicts), self.watch.landings(target.id))
 
     def _note_rollback(self, due: Due, action: Rollback, target: Record, stretch: Skip | None, step: int) -> None:
         """Before anything is changed, and durable: who is killed in the middle of it goes on as if it were done."""
-        found = None if stretch is None else self.left_out.batches_of(stretch, target.step)
+        found = None if stretch is None else self._batches_of(stretch, target)
         gone = Gone(
             target=target.id,
             left_out=[] if found is None else [found.plain()],
@@ -226,6 +237,14 @@ class Remedying:
         text = f"from step {step} back to {target.address}, {left}: {due.verdict}"
         more = {"to_step": target.step, **msgspec.structs.asdict(gone)}
         self._say("rollback", text, step=step, spent=self.watch.spent, **more)
+
+    def _batches_of(self, stretch: Skip, target: Record) -> LeftOut | None:
+        if not self.left_out.knows(target.step):  # an earlier process was there
+            unit, store = self.left_out.unit, self.session.store
+            spot = self.session.group.told(lambda: spot_of(store, target, unit), "where it lies", Spot | None)
+            if spot is not None:
+                self.left_out.remember(target.step, spot)
+        return self.left_out.batches_of(stretch, target.step)
 
     def _note(self, kind: str, due: Due, step: int) -> None:
         self._say(kind, f"{due.shown} at step {step}: {due.verdict}", step=step, spent=self.watch.spent)

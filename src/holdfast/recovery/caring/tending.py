@@ -24,6 +24,8 @@ from holdfast.health import (
     ShrinkBatch,
     Verdict,
     Watch,
+    of_lacking_memory,
+    of_machine,
     verdict_of,
 )
 from holdfast.records import MarkKind, Record, Target
@@ -78,10 +80,10 @@ class Tending:
         if record is not None:
             self._committed(record)
 
-    def first(self) -> Judgement | None:
-        """Before the first step: is there room for a checkpoint?"""
-        first = self.observing.first()
-        self._looked, self._then, self._seconds = [self.watch.look(first)], first.seconds, first.seconds
+    def first(self, step: int) -> Judgement | None:
+        """Before the first step after ``step``: is there room for a checkpoint? Of the training there is nothing yet."""
+        first = self.observing.first(step)
+        self._looked, self._then, self._seconds = [self.watch.look(first, of_machine)], first.seconds, first.seconds
         if self._group.size > 1:
             self._waiting, self._looked = self._looked, []
         return self.decide(True)
@@ -92,7 +94,7 @@ class Tending:
         Nothing is due unless batches are to be made smaller: else the step fails, and that tells enough.
         """
         now = Observation(step=step, seconds=time.monotonic(), out_of_memory=said)
-        judgement = self.watch.decide(self.watch.look(now), now.seconds, only_with=ShrinkBatch)
+        judgement = self.watch.decide(self.watch.look(now, of_lacking_memory), now.seconds, only_with=ShrinkBatch)
         for event in judgement.events:
             self._tell(event)
         return judgement
@@ -155,9 +157,8 @@ class Tending:
     def _committed(self, record: Record) -> None:
         if record.id in self._marked:
             return
-        finite = not any("NaN" in text for text in record.anomalies)
         self._targets[record.step] = Target.of(record.address)
-        self._good.saved(record.step, finite=finite)
+        self._good.saved(record.step, finite=not record.has_nan)
 
     def _dropped(self, ids: Collection[str]) -> None:
         for step in [step for step, target in self._targets.items() if target.id in ids]:

@@ -152,15 +152,17 @@ def translated(settings: Settings, over: Settings | None = None) -> Translated:
         [('save', 'every(steps=100)'), ('keep', 'latest(2)')]
     """
     above = _Given() if over is None else _Given.of(over)
-    beneath = _Given.of(settings).without(_answered(above))
+    beneath = _beneath(_Given.of(settings), above)
     given = beneath.with_(above)
+    not_saved = _left_out(beneath, "save") | _left_out(above, "save")
     _check_safetensors(given)
+    _check_restored(given, not_saved)
     return Translated(
         arguments=_united(given, [*_places(given), *_schedule(given), *_kept(given), *_resume(given)]),
         places=given.places,
         over=frozenset(above.values),
         new_run=given.get("overwrite_output_dir") is True,
-        not_saved=_left_out(beneath, "save") | _left_out(above, "save"),
+        not_saved=not_saved,
         not_restored=_left_out(beneath, "restore") | _left_out(above, "restore"),
         notes=tuple(_notes(given)),
     )
@@ -198,6 +200,11 @@ class _Given:
         """Those of ``keys`` that are there."""
         return tuple(key for key in keys if key in self.values)
 
+    @property
+    def metric(self) -> Any:
+        """What says which one is best."""
+        return self.get("metric_for_best_model") or self.get("monitor")
+
     def named(self, key: str) -> str:
         """A key with its place."""
         return f"{key}{self.places[key]}"
@@ -206,6 +213,13 @@ class _Given:
         """The error for two keys that do not go together."""
         values = (f"{self.named(key)}: {self.get(key)!r}" for key in (first, second))
         return InvalidInput(f"{' and '.join(values)}: {why}; leave one of them out")
+
+
+def _beneath(file: _Given, python: _Given) -> _Given:
+    """What a file says and Python does not: with another metric its direction is another one, too."""
+    metric, of_file = python.metric, file.metric
+    another = metric is not None and of_file is not None and metric != of_file
+    return file.without(_answered(python) | ({"greater_is_better", "mode"} if another else set()))
 
 
 def _answered(given: _Given) -> set[str]:
@@ -315,10 +329,14 @@ def _left_out(given: _Given, verb: str) -> dict[Part, bool]:
             if not left_out:
                 raise given.refuse("save_only_model", f"save_{part}_state", f"the {part} is no model")
         return dict.fromkeys(Part, True)
-    for part in Part:
-        if verb == "restore" and given.get(f"restore_{part}_state") and given.get(f"save_{part}_state") is False:
-            raise given.refuse(f"save_{part}_state", f"restore_{part}_state", "what is not saved cannot be restored")
     return found
+
+
+def _check_restored(given: _Given, not_saved: Mapping[Part, bool]) -> None:
+    for part in Part:
+        if not_saved.get(part) and given.get(restoring(part)):
+            (by, *_) = given.there(f"save_{part}_state", "save_only_model")
+            raise given.refuse(by, restoring(part), "what is not saved cannot be restored")
 
 
 def _check_safetensors(given: _Given) -> None:

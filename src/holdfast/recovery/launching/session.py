@@ -214,6 +214,10 @@ class Session:
             raise NothingToResume(f"{self.run.number} has no checkpoint yet, so there is nothing to restore")
         return record
 
+    def newest_of(self, fits: Callable[[Record], bool]) -> Record | None:
+        """The newest one of the run's line that fits, neither damaged nor quarantined; None: there is none."""
+        return self._first(one for one in candidates(self.store, self.run, Rejected()) if fits(one))
+
     def has_work(self) -> bool:
         """Whether the run has checkpoints of its own, readable or not."""
         return self.group.told(
@@ -229,6 +233,23 @@ class Session:
     def begin_with_parts(self, record: Record, only: tuple[str, ...]) -> None:
         """Notes a start that loaded parts of a checkpoint; until it saves, that checkpoint stays the head."""
         self._note(record, f"only {', '.join(only)} of it, as asked for")
+
+    def branch(self, why: str) -> None:
+        """Notes a new timeline that follows the newest record of this line, without loading anything."""
+        self.timeline += 1
+        self.group.told(lambda: self._record_start(why), "the start of a new timeline")
+        logger.log(logging.INFO if self.group.rank == 0 else logging.DEBUG, "%s: %s", self.run.number, why)
+
+    def stays(self, address: RecordAddress, why: str) -> None:
+        """Notes, for launches to come, that the run stands at this record; waits for no other rank, and loads nothing.
+
+        Raises:
+            HoldfastError: it is not noted.
+        """
+        if self.group.rank == 0:
+            with reading(self.store, [address]):
+                self.launch.record_start(self.timeline + 1, address, why)
+        self.timeline, self.parent = self.timeline + 1, address
 
     def _first(self, found: Iterator[Record]) -> Record | None:
         return self.group.told(lambda: next(found, None), "what to resume from", Record | None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from holdfast.health import Skip
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 REMEMBERED = 20_000
 """Boundaries."""
+LOOKED_BACK = 10
+"""Boundaries that tell how many batches a step uses."""
 
 
 class Spot(NamedTuple):
@@ -110,10 +113,19 @@ class LeavingOut:
         if len(self._spots) > REMEMBERED:
             self._spots.popitem(last=False)
 
+    def knows(self, step: int) -> bool:
+        """Whether it is remembered where this step has ended."""
+        return step in self._spots
+
+    def remember(self, step: int, spot: Spot) -> None:
+        """Where a step of an earlier process has ended."""
+        self._spots[step] = spot
+        self._spots.move_to_end(step, last=False)
+
     def batches_of(self, steps: Skip, target: int) -> LeftOut | None:
         """The data of some steps, as they were made before; what is not remembered begins at the checkpoint.
 
-        Steps that were not made yet are taken to use as many batches as the last one, of the same epoch.
+        Steps that were not made yet are taken to use as many batches as the last ones, of the same epoch.
 
         Args:
             steps: which.
@@ -126,9 +138,14 @@ class LeavingOut:
     def _ahead(self, step: int) -> Spot | None:
         if not self._spots or step < (now := next(reversed(self._spots))):
             return None
-        here, before = self._spots[now], self._spots.get(now - 1)
-        each = here.batch - before.batch if before is not None and before.epoch == here.epoch else 1
-        return Spot(here.epoch, here.batch + (step - now) * max(1, each))
+        here = self._spots[now]
+        return Spot(here.epoch, here.batch + (step - now) * self._each(now))
+
+    def _each(self, now: int) -> int:
+        """Batches of a step: the least that one of the last has used, for some have passed over others besides."""
+        spots = [self._spots.get(step) for step in range(now, now - LOOKED_BACK, -1)]
+        pairs = [(one, before) for one, before in pairwise(spots) if one and before and one.epoch == before.epoch]
+        return max(1, min((one.batch - before.batch for one, before in pairs), default=1))
 
     @property
     def unit(self) -> int:
