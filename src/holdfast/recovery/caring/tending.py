@@ -81,7 +81,7 @@ class Tending:
             self._committed(record)
 
     def first(self, step: int) -> Judgement | None:
-        """Before the first step after ``step``: is there room for a checkpoint? Of the training there is nothing yet."""
+        """Before the first step after ``step``: is there room for a checkpoint? Of the training nothing is known."""
         first = self.observing.first(step)
         self._looked, self._then, self._seconds = [self.watch.look(first, of_machine)], first.seconds, first.seconds
         if self._group.size > 1:
