@@ -58,8 +58,10 @@ fmt: $(STAMP)
 bench: SHELL := bash
 bench: .SHELLFLAGS := -o pipefail -c
 bench: $(PEERS)
-	@{ cat benchmarks/README.md; for script in benchmarks/*.py; do echo; $(BIN)/python -W ignore $$script || exit 1; done; } \
-	  | tee docs/benchmarks.md
+	@mkdir -p build
+	@{ cat benchmarks/README.md; echo; for script in benchmarks/*.py; do $(BIN)/python -W ignore $$script || exit 1; done; } \
+	  | tee build/benchmarks.md
+	@mv build/benchmarks.md docs/benchmarks.md
 
 soak: $(STAMP)
 	$(PYTEST) -q -n $(JOBS) -m soak --timeout 7200

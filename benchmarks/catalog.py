@@ -3,6 +3,8 @@
 The stores are made of the very objects that training makes (record, verified mark, manifest, pack), but without
 fsync, so that building ten thousand takes seconds. What is measured goes through the public functions and the real
 command line, and the saves are durable.
+
+python benchmarks/catalog.py
 """
 
 from __future__ import annotations
@@ -11,20 +13,17 @@ import argparse
 import gc
 import json
 import os
-import platform
-import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import psutil
+from harness.driver import scratch
+from harness.options import command, heading, parsed
+from harness.report import machine, spread, table
 
 import holdfast
 from holdfast.catalog import layout
@@ -182,9 +181,14 @@ class Training:
         began = time.perf_counter()
         record = self.saver.save(request, shape_of(state), LiveContent(state))
         saved = time.perf_counter()
-        self.after.follow(record)
+        self.after.follow(record, self.saver.packs_of(record))
         self.parent = record.address
         return saved - began, time.perf_counter() - saved
+
+
+def saves_of(rounds: int) -> int:
+    """Each takes milliseconds only."""
+    return max(rounds, 5)
 
 
 def measure_saves(
@@ -194,7 +198,7 @@ def measure_saves(
     note(f"{what}: first save of a process and what follows", sum(training.save()))
     for _ in range(3 if keep == 3 else 0):
         training.save()  # from here on every save lets an old one go
-    for _ in range(max(rounds, 5)):
+    for _ in range(saves_of(rounds)):
         save, after = training.save()
         note(f"{what}: later save", save)
         note(f"{what}: what follows", after)
@@ -236,23 +240,17 @@ def cli_help() -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def report(seconds: dict[str, list[float]], command: str) -> str:
+def report(seconds: dict[str, list[float]], args: argparse.Namespace) -> str:
     lines = [
-        "## The catalog",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{psutil.virtual_memory().total / 2**30:.0f} GiB, Python {platform.python_version()}; `{command}`. "
-        "Every record has a verified mark and a manifest; the files are in the page cache. "
-        "Saves are durable; what follows is read-back and retention, which lets one checkpoint go each time: by "
-        "`latest(3)` beside other runs, by `latest(all that is there)` where the records are in the run itself.",
-        "",
-        "| what | median ms | min | max |",
-        "|---|---:|---:|---:|",
+        heading("The catalog", args),
+        f"{machine()}; `{command()}`. Milliseconds, medians (lowest-highest) of {args.rounds} rounds, and of "
+        f"{saves_of(args.rounds)} saves behind the first one of a process, which there is once. Every record has a "
+        "verified mark and a manifest; the files are in the page cache. Saves are durable; what follows is read-back "
+        "and retention, which lets one checkpoint go each time: by `latest(3)` beside other runs, by `latest(all that "
+        "is there)` where the records are in the run itself.",
+        table(["", "ms"], [[name, spread([1000 * one for one in values], 0)] for name, values in seconds.items()]),
     ]
-    for name, values in seconds.items():
-        median, low, high = (1000 * value for value in (statistics.median(values), min(values), max(values)))
-        lines.append(f"| {name} | {median:.0f} | {low:.0f} | {high:.0f} |")
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(lines)
 
 
 def main() -> None:
@@ -260,18 +258,10 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--tensors", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--write", type=Path, default=None)
-    args = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(dir=args.folder))
-    try:
-        command = f"python benchmarks/catalog.py --records {args.records} --tensors {args.tensors}"
-        text = report(measure(folder, args.records, args.tensors, args.rounds), f"{command} --rounds {args.rounds}")
-        print(text)
-        if args.write:
-            args.write.write_text(text)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    parser.add_argument("--folder", type=Path)
+    args = parsed(parser, {"records": 100, "tensors": 1000, "rounds": 1})
+    with scratch(args.folder) as folder:
+        print(report(measure(folder, args.records, args.tensors, args.rounds), args), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import openzl.ext as zl
 import torch
 import zstandard
 from blake3 import blake3
+from harness.options import command, heading, parsed
 from harness.report import machine, spread, table
 from harness.states import Job, small_gpt
 
@@ -205,13 +206,13 @@ def _ratios(samples: list[Sample], stored: list[Buffer]) -> dict[str, float]:
     return {kind: small / large for kind, (small, large) in sizes.items()}
 
 
-def report(results: dict[str, dict[str, Figures]], megabytes: dict[str, float], command: str, about: str) -> str:
+def report(results: dict[str, dict[str, Figures]], megabytes: dict[str, float], args: argparse.Namespace) -> str:
     lines = [
-        "## Codecs",
-        "",
-        f"{machine()}, torch {torch.__version__}; `{command}`. {about} Rates in GB of raw bytes a second of one core's "
-        "time: medians (lowest-highest) of interleaved rounds; a decoded segment ends where the load wants it. OpenZL "
-        "holds Python's interpreter lock, so in one process more threads do not make it faster.",
+        heading("Codecs", args),
+        f"{machine()}, torch {torch.__version__}; `{command()}`. AdamW state of examples/gpt.py, {args.width} wide, "
+        f"after {args.steps} steps, in segments of 8 MiB. Rates in GB of raw bytes a second of one core's time: "
+        f"medians (lowest-highest) of {args.rounds} interleaved rounds; a decoded segment ends where the load wants "
+        "it. OpenZL holds Python's interpreter lock, so in one process more threads do not make it faster.",
     ]
     head = ["codec", "stored / raw", *KINDS.values(), "encode", "decode"]
     for dtype, figures in results.items():
@@ -221,10 +222,10 @@ def report(results: dict[str, dict[str, Figures]], megabytes: dict[str, float], 
                 *(f"{found.ratios[kind]:.3f}" for kind in ("all", *KINDS)),
                 *(spread(rates) for rates in (found.encoding, found.decoding)),
             ]
-            for name, found in figures.items()
+            for name, found in sorted(figures.items(), key=lambda item: item[1].ratios["all"])
         ]
-        lines += ["", f"State in {dtype}, {megabytes[dtype]:.0f} MB:", "", table(head, rows).rstrip()]
-    return "\n".join(lines) + "\n"
+        lines += [f"State in {dtype}, {megabytes[dtype]:.0f} MB:", table(head, rows).rstrip()]
+    return "\n\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -232,20 +233,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--write", type=Path, default=None)
-    args = parser.parse_args()
+    args = parsed(parser, {"steps": 2, "width": 64, "rounds": 1})
     results: dict[str, dict[str, Figures]] = {}
     megabytes: dict[str, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
         samples = trained(dtype, args.steps, args.width)
         megabytes[samples[0].dtype] = sum(sample.raw.nbytes for sample in samples) / 1e6
         results[samples[0].dtype] = measure(samples, args.rounds)
-    about = f"AdamW state of examples/gpt.py after {args.steps} steps, in segments of 8 MiB."
-    command = f"python benchmarks/codecs.py --steps {args.steps} --width {args.width} --rounds {args.rounds}"
-    text = report(results, megabytes, command, about)
-    print(text)
-    if args.write:
-        args.write.write_text(text)
+    print(report(results, megabytes, args), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ import torch
 import training
 from adapters import adapter
 from harness.driver import scratch
+from harness.options import command, heading, parsed
 from harness.report import machine, spread, table
 
 PINNED = 1 << 30
+STAGES = 2
 STATE = ["copy", "holdfast", "torch.save", "dcp-async", "torch_checkpointing", "lm-resiliency-memory"]
 LOOP = ["none", "holdfast", "torch.save", "dcp-async", "torch_checkpointing", "lm-resiliency"]
+SMALL = {**training.SMALL, "only": ["copy", "holdfast", "torch.save"]}
 
 
 def bus(rounds: int = 10) -> list[float]:
@@ -37,10 +40,10 @@ def bus(rounds: int = 10) -> list[float]:
     return rates[1:]
 
 
-def stage(folder: Path, rounds: int, options: list[str]) -> dict[str, saving.Measured]:
-    names, order = list(STATE), random.Random(0)
+def stage(folder: Path, names: list[str], options: list[str]) -> dict[str, saving.Measured]:
+    order = random.Random(0)
     found = {name: saving.Measured() for name in names}
-    for number in range(rounds):
+    for number in range(STAGES):
         order.shuffle(names)
         for name in (one for one in names if not found[one].error):
             (folder / name).mkdir()
@@ -60,13 +63,18 @@ def stages(found: dict[str, saving.Measured], limit: list[float]) -> str:
             rows[-1] += [f"{100 * part:.0f} %", spread(one.durable) if adapter(name).durable else "never"]
     rows.append(["one cudaMemcpy of 1 GiB", "", "", spread(limit, 1), "100 %", ""])
     failed = "\n".join(f"- {adapter(name).label} failed: {one.error}" for name, one in found.items() if one.error)
-    return table(["", "call s", "until staged s", "GB/s", "of the bus", "durable s"], rows) + "\n" + failed
+    head = ["", "call s", "until staged s", "GB/s", "of the bus", "durable s"]
+    return "\n\n".join(part.strip() for part in (table(head, rows), failed) if part) + "\n"
+
+
+def chosen(names: list[str], args: argparse.Namespace) -> list[str]:
+    return [name for name in names if name in args.only or name == "none"]
 
 
 def loop(folder: Path, args: argparse.Namespace) -> str:
     errors: dict[str, str] = {}
     sizes = ["--every", str(args.every), "--width", str(args.width), "--batch", str(args.batch)]
-    workers, size = training.begin(LOOP, folder, ["--device", "cuda", *sizes], errors)
+    workers, size = training.begin(chosen(LOOP, args), folder, ["--device", "cuda", *sizes], errors)
     try:
         found = training.measure(workers, args.rounds, args.steps, errors)
     finally:
@@ -82,19 +90,20 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="*", default=[*STATE, *LOOP], help="names of adapters")
     parser.add_argument("--folder", type=Path)
-    args = parser.parse_args()
-    args.device, args.script = "the GPU", "gpu.py"
-    print("## On a GPU\n")
+    args = parsed(parser, SMALL)
+    args.device = "the GPU"
+    print(heading("On a GPU", args) + "\n")
     if not torch.cuda.is_available():
         print("No CUDA device here; not measured.\n")
         return
     name, limit = torch.cuda.get_device_name(), bus()
-    print(f"{machine()}, {name}, torch {torch.__version__}; `python benchmarks/gpu.py`.\n")
+    print(f"{machine()}, {name}, torch {torch.__version__}; `{command()}`.\n")
     print("GPT-2 small under AdamW from the device into pinned host memory:\n")
     with scratch(args.folder) as folder:
-        print(stages(stage(folder, 2, ["--quick"] if args.quick else []), limit), flush=True)
+        options = ["--quick"] if args.quick else []
+        print(stages(stage(folder, chosen(STATE, args), options), limit), flush=True)
     with scratch(args.folder) as folder:
         print(loop(folder, args), flush=True)
 

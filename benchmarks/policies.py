@@ -12,6 +12,7 @@ import statistics
 import time
 from datetime import UTC, datetime
 
+from harness.options import command, heading, parsed
 from harness.report import machine, spread, table
 
 from holdfast.catalog.deleting.retention import RetentionFacts, plan_retention
@@ -97,24 +98,33 @@ def timed(policy: Policy, facts: RetentionFacts) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
+def report(taken: dict[str, dict[int, list[float]]], args: argparse.Namespace) -> str:
+    """Milliseconds by policy and number of checkpoints."""
+    rows = []
+    for name, by_size in taken.items():
+        few, many = (statistics.median(values) for values in by_size.values())
+        rows.append([name, *(spread(values, 1) for values in by_size.values()), f"{many / few:.1f}"])
+    sizes = next(iter(taken.values()))
+    lines = [
+        heading("Planning retention", args),
+        f"{machine()}; `{command()}`. Milliseconds, medians (lowest-highest) of {args.rounds} rounds, for facts that "
+        "are in memory. *Ratio* is of the medians: ten times the checkpoints should take about ten times as long.",
+        table(["keep", *(f"{size:,} checkpoints" for size in sizes), "ratio"], rows),
+    ]
+    return "\n\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
-    sizes = (args.records // 10, args.records)
-    facts = {size: history(size, seed=0) for size in sizes}
-    rows, ratios = [], []
-    for name, policy in POLICIES.items():
-        taken = {size: [timed(policy, facts[size]) for _ in range(args.rounds)] for size in sizes}
-        ratios.append(statistics.median(taken[sizes[1]]) / statistics.median(taken[sizes[0]]))
-        rows.append([name, *(spread(taken[size], 1) for size in sizes), f"{ratios[-1]:.1f}"])
-    print("## Planning retention\n")
-    print(
-        f"{machine()}; `python benchmarks/policies.py --records {args.records} --rounds {args.rounds}`. Milliseconds,"
-    )
-    print("median (lowest-highest), for the facts in memory; ten times the checkpoints should take about ten times.\n")
-    print(table(["keep", *(f"{size:,} checkpoints" for size in sizes), "ratio"], rows))
+    args = parsed(parser, {"records": 1000, "rounds": 1})
+    facts = {size: history(size, seed=0) for size in (args.records // 10, args.records)}
+    taken = {
+        name: {size: [timed(policy, one) for _ in range(args.rounds)] for size, one in facts.items()}
+        for name, policy in POLICIES.items()
+    }
+    print(report(taken, args), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 from adapters import adapter
 from harness.driver import Failed, Worker, scratch
 from harness.memory import Sampler, used
+from harness.options import command, heading, parsed
 from harness.report import machine, spread, table
 
 RAW = ["raw", "raw-huge"]
@@ -30,6 +31,7 @@ ALL = {
     "gpt2": [*REFERENCES, "raw-huge", *OURS, *PEERS, "dcp", "torchsnapshot", "lm-resiliency-memory"],
     "lora": [*REFERENCES, *OURS, *(name for name in PEERS if name != "torch.save")],
 }
+SMALL = {"state": ["gpt2"], "rounds": 1, "saves": 1, "loads": 1, "only": [*REFERENCES, "holdfast"]}
 TITLES = {
     "gpt2": "GPT-2 small under AdamW, fp32",
     "lora": "A LoRA: a frozen base in bf16, 2.4 M trained values under AdamW in fp32",
@@ -89,13 +91,13 @@ def note(found: Measured, said: dict) -> None:
     found.torn |= not said.get("same", True)
 
 
-def report(state: str, all_of: dict[str, Measured], rounds: int, command: str) -> str:
+def report(state: str, all_of: dict[str, Measured], args: argparse.Namespace) -> str:
     size = max(one.bytes for one in all_of.values())
     ways = {name: adapter(name) for name in all_of}
     parts = [
-        f"## {TITLES[state]}: {size / 1e9:.2f} GB",
-        f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads of torch. {rounds} rounds; "
-        f"`{command}`. Medians, in brackets the lowest and the highest.",
+        heading(f"{TITLES[state]}: {size / 1e9:.2f} GB", args),
+        f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads of torch. {args.rounds} rounds; "
+        f"`{command()}`. Medians, in brackets the lowest and the highest.",
         "**Saving.** *Call* is when the library gives the loop back, *stall* when the optimizer may change the tensors "
         "again, *durable* when files and folders are through fsync, which is added where a library leaves it out. The "
         "third save of a process and later ones, each begun when the one before it was durable. *Memory* is the peak "
@@ -165,16 +167,15 @@ def _remarks(all_of: dict[str, Measured], ways: dict[str, type]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--state", choices=[*ALL], action="append")
+    parser.add_argument("--state", choices=[*ALL], nargs="*", default=[*ALL])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--saves", type=int, default=3)
     parser.add_argument("--loads", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="names of adapters")
-    parser.add_argument("--quick", action="store_true", help="a small state, for trying the scripts")
     parser.add_argument("--folder", type=Path, help="where to write; the temporary folder of the system by default")
-    args = parser.parse_args()
+    args = parsed(parser, SMALL)
     order = random.Random(0)
-    for state in args.state or ALL:
+    for state in args.state:
         names = list(args.only or ALL[state])
         found = {name: Measured() for name in names}
         options = ["--state", state, "--saves", str(args.saves), "--loads", str(args.loads)]
@@ -188,8 +189,7 @@ def main() -> None:
                     began = time.monotonic()
                     measure(name, place, options, found[name], memory=number == 0)
                     print(f"{state}, round {number + 1}, {name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-        flag = " --quick" if args.quick else ""
-        print(report(state, found, args.rounds, f"python benchmarks/saving.py --state {state}{flag}"), flush=True)
+        print(report(state, found, args), flush=True)
 
 
 if __name__ == "__main__":

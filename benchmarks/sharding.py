@@ -25,11 +25,13 @@ import torch
 from adapters.sharded import SHARDED
 from harness import ranks
 from harness.driver import BENCHMARKS, Failed, scratch
+from harness.options import command, heading, parsed
 from harness.report import machine, spread, table
 
 BASE = "dcp"
 """What others are compared with."""
-UNCHANGED = (("one process", 1, "one"), ("2 ranks, FSDP2", 2, "fsdp2"), ("2 ranks, DDP", 2, "ddp"))
+UNCHANGED = {"one": ("one process", 1), "fsdp2": ("2 ranks, FSDP2", 2), "ddp": ("2 ranks, DDP", 2)}
+"""How tensors are held: in words, and by how many ranks."""
 UNCHANGED_NAMES = ("holdfast", "dcp", "dcp-async", "per-rank")
 UNCHANGED_ROUNDS = 3
 """DCP takes seconds for each."""
@@ -56,20 +58,22 @@ def ranked(figures: dict[str, Any], kind: str) -> list[str]:
 
 
 def sharded(folder: Path, args: argparse.Namespace) -> str:
-    """Both worlds save and load their own, then each loads what the other one has saved."""
-    options = ["--megabytes", args.megabytes, "--rounds", args.rounds, "--loads", args.rounds]
+    """Both worlds save and load their own, then each loads what the other one has saved; in the small form one does."""
+    options = ["--megabytes", args.megabytes, "--rounds", args.rounds, "--warm-ups", args.warm_ups]
     options += ["--names", *(args.only or SHARDED), *(["--profile"] if args.profile else [])]
     first, second = args.worlds
-    saved = {size: worked("save", folder, size, options, source=size) for size in args.worlds}
-    moved = {(a, b): worked("load", folder, b, options, source=a) for a, b in ((first, second), (second, first))}
+    sources = args.worlds[: 1 if args.quick else 2]
+    saved = {size: worked("save", folder, size, options, source=size) for size in sources}
+    pairs = [(a, b) for a in sources for b in args.worlds if a != b]
+    moved = {(a, b): worked("load", folder, b, options, source=a) for a, b in pairs}
     found = next(iter(saved.values()))
     parts = [
-        f"## Sharded over {first} and {second} ranks: {found['bytes'] / 1e6:.0f} MB",
-        f"{machine()}, torch {torch.__version__}; `{command(args, 'sharded')}`. A transformer in fp32 and both moments "
+        heading(f"Sharded over {first} and {second} ranks: {found['bytes'] / 1e6:.0f} MB", args),
+        f"{machine()}, torch {torch.__version__}; `{command()}`. A transformer in fp32 and both moments "
         f"of AdamW under FSDP2, {found['tensors']} tensors, processes of one machine over gloo. {args.rounds} rounds "
-        "after a warm-up; medians, in brackets the lowest and the highest, of the slowest rank each time. *Stall* is "
-        "until all ranks may change their tensors again, *durable* until what was saved is through fsync, with its "
-        "record or metadata.",
+        f"after {args.warm_ups} that do not count; medians, in brackets the lowest and the highest, of the slowest "
+        "rank each time. *Stall* is until all ranks may change their tensors again, *durable* until what was saved is "
+        "through fsync, with its record or metadata.",
         *(saves(size, one["figures"]) for size, one in saved.items()),
         "**Loading** into the tensors that exist; *cold* with the files out of the page cache, *warm* with all of them "
         "in it. holdfast opens the run as after a restart, and verifies every byte; the others verify none.",
@@ -120,15 +124,16 @@ def loads(title: str, figures: dict[str, Any]) -> str:
 def unchanged(folder: Path, args: argparse.Namespace) -> str:
     """Each way to hold the tensors in a world of its own."""
     found: dict[str, Any] = {}
-    for title, size, how in UNCHANGED:
+    for how in args.how:
+        title, size = UNCHANGED[how]
         options = ["--tensors", args.tensors, "--how", how, "--rounds", UNCHANGED_ROUNDS, "--names", *UNCHANGED_NAMES]
         options += ["--profile"] if args.profile else []
         found[title] = ranks.run("unchanged", folder / how, size, *options)
         if args.profile:
             print((folder / how / "unchanged-0.log").read_text(), file=sys.stderr)
     parts = [
-        f"## Saving {args.tensors:,} tensors of which no byte has changed",
-        f"{machine()}, torch {torch.__version__}; `{command(args, 'unchanged')}`. Tensors of 4 to 8 KiB, a third of "
+        heading(f"Saving {args.tensors:,} tensors of which no byte has changed", args),
+        f"{machine()}, torch {torch.__version__}; `{command()}`. Tensors of 4 to 8 KiB, a third of "
         "them weights, the others the moments of AdamW, and beside them a counter for each weight. What the training "
         f"thread waits for, of the slowest rank; {UNCHANGED_ROUNDS} rounds after a warm-up. holdfast writes no tensor "
         "again, the others all of them.",
@@ -188,8 +193,8 @@ def parts(folder: Path, args: argparse.Namespace) -> str:
         for number, one in found.items()
     ]
     lines = [
-        "## Merging the parts of thousands of ranks",
-        f"{machine()}; `{command(args, 'parts')}`. The parts of simulated ranks, {args.part_tensors:,} tensors each, "
+        heading("Merging the parts of thousands of ranks", args),
+        f"{machine()}; `{command()}`. The parts of simulated ranks, {args.part_tensors:,} tensors each, "
         "with the shapes of a model of 70 B parameters under FSDP, in a store on the local disk, without fsync. "
         "*Gather* reads and verifies all parts, *merge* puts them together and checks that all is covered once, "
         "*write* encodes skeleton and manifest and writes them, *publish* looks at every pack and writes the record; "
@@ -214,32 +219,36 @@ def simulated(folder: Path, number: int, tensors: int) -> dict[str, Any]:
 
 
 PARTS = {"sharded": sharded, "unchanged": unchanged, "parts": parts}
-
-
-def command(args: argparse.Namespace, part: str) -> str:
-    return (
-        f"python benchmarks/sharding.py --part {part}"
-        + {
-            "sharded": f" --megabytes {args.megabytes} --rounds {args.rounds}",
-            "unchanged": f" --tensors {args.tensors}",
-            "parts": "",
-        }[part]
-    )
+SMALL = {
+    "megabytes": 4,
+    "worlds": [2, 1],
+    "rounds": 1,
+    "warm_ups": 0,
+    "only": ["copy", "holdfast"],
+    "tensors": 30,
+    "how": ["one"],
+    "parts": [4],
+    "part_tensors": 20,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=[*PARTS], action="append")
     parser.add_argument("--megabytes", type=int, default=400)
-    parser.add_argument("--worlds", type=int, nargs=2, default=[2, 4])
+    parser.add_argument("--worlds", type=int, nargs=2, default=[2, 4], help="two numbers of ranks")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warm-ups", type=int, default=1, help="rounds that do not count")
     parser.add_argument("--only", nargs="*", help="names of libraries")
     parser.add_argument("--tensors", type=int, default=10_000)
+    parser.add_argument("--how", choices=[*UNCHANGED], nargs="*", default=[*UNCHANGED])
     parser.add_argument("--parts", type=int, nargs="*", default=[64, 512, 4096])
     parser.add_argument("--part-tensors", type=int, default=2000)
     parser.add_argument("--profile", action="store_true", help="where the thread that trains is, on stderr")
     parser.add_argument("--folder", type=Path, help="where to write; the temporary folder of the system by default")
-    args = parser.parse_args()
+    args = parsed(parser, SMALL)
+    if len(set(args.worlds)) < 2:  # the second one would go on with the training of the first
+        parser.error("--worlds: two different numbers of ranks, for each loads what the other has saved")
     os.environ["PYTHONWARNINGS"] = "ignore"
     for part in args.part or PARTS:
         with scratch(args.folder) as folder:

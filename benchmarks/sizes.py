@@ -16,6 +16,7 @@ import torch
 import zstandard
 from harness.driver import scratch
 from harness.files import on_disk
+from harness.options import command, heading, parsed
 from harness.report import machine, table
 from harness.states import Job, lora, small_gpt
 from safetensors.torch import save_file
@@ -24,7 +25,8 @@ import holdfast
 from holdfast import every, latest
 from holdfast.errors import HoldfastError
 
-CHECKPOINTS, KEPT, EVERYTHING = 20, 3, 1_000_000
+CODECS = ["raw", "zstd", "openzl", "auto"]
+KEPT, EVERYTHING = 3, 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +34,9 @@ class Case:
     """A state, and how it changes from one checkpoint to the next."""
 
     make: Callable[[Path], tuple[Job, Iterator[None]]]
+    checkpoints: int
     steps: int
-    """Optimizer steps between two checkpoints."""
+    """Of the optimizer, from one checkpoint to the next."""
 
 
 def gpt(folder: Path, *, quick: bool) -> tuple[Job, Iterator[None]]:
@@ -52,7 +55,7 @@ def with_holdfast(case: Case, folder: Path, codec: str, keep: int) -> int:
     state = {"model": job.model, "optimizer": job.optimizer}
     policies = {"save": every(steps=case.steps), "keep": latest(keep)}
     with holdfast.Checkpointer(folder / "store", run="bench", state=state, codec=codec, **policies) as ckpt:
-        for _ in ckpt.steps(CHECKPOINTS * case.steps):
+        for _ in ckpt.steps(case.checkpoints * case.steps):
             next(training)
     return on_disk(folder / "store")
 
@@ -62,7 +65,7 @@ def with_safetensors(case: Case, folder: Path) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {"safetensors": [], "safetensors, zstd -3": [], "safetensors, trained part": []}
     job, training = case.make(folder)
     frozen = len(job.trained()) < len(job.flat())
-    for _ in range(CHECKPOINTS):
+    for _ in range(case.checkpoints):
         for _ in range(case.steps):
             next(training)
         found["safetensors"].append(_written(job.flat(), folder))
@@ -88,12 +91,12 @@ def _written(tensors: dict[str, torch.Tensor], folder: Path, compressor: zstanda
     return size
 
 
-def measure(case: Case, folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+def measure(case: Case, codecs: list[str], folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     """Bytes with everything kept and with the newest three, by way; and what failed."""
     found, errors = {}, {}
     for way, sizes in with_safetensors(case, folder).items():
         found[way] = (sum(sizes), sum(sizes[-KEPT:]))
-    for codec in ("raw", "zstd", "openzl", "auto"):
+    for codec in codecs:
         name = f"holdfast, {codec}"
         try:
             both = []
@@ -106,38 +109,39 @@ def measure(case: Case, folder: Path) -> tuple[dict[str, tuple[int, int]], dict[
     return found, errors
 
 
-def report(title: str, found: dict[str, tuple[int, int]], errors: dict[str, str]) -> str:
+def report(title: str, case: Case, found: dict[str, tuple[int, int]], errors: dict[str, str]) -> str:
     everything, newest = found["safetensors"]
     rows = [
         [way, f"{one[0] / 1e6:.0f}", f"{one[0] / everything:.2f}", f"{one[1] / 1e6:.0f}", f"{one[1] / newest:.2f}"]
-        for way, one in sorted(found.items(), key=lambda item: -item[1][0])
+        for way, one in sorted(found.items(), key=lambda item: item[1])
     ]
-    head = ["", f"all {CHECKPOINTS}, MB", "of safetensors", f"latest({KEPT}), MB", "of safetensors"]
+    head = ["", f"all {case.checkpoints}, MB", "of safetensors", f"latest({KEPT}), MB", "of safetensors"]
     failed = "\n".join(f"- {name} failed: {error}" for name, error in errors.items())
     return "\n\n".join(part.strip() for part in (title, table(head, rows), failed) if part)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small states, for trying the script")
+    parser.add_argument("--checkpoints", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=5, help="of the GPT, from one checkpoint to the next")
+    parser.add_argument("--codecs", choices=CODECS, nargs="*", default=CODECS)
     parser.add_argument("--folder", type=Path)
-    args = parser.parse_args()
+    args = parsed(parser, {"checkpoints": KEPT + 1, "steps": 1, "codecs": ["zstd"]})
     torch.set_num_threads(1)  # nothing is timed, and small steps go faster so beside other work
     cases = {
-        "A GPT of 4.8 M parameters that learns text, fp32 under AdamW, 5 steps from one checkpoint to the next:": Case(
-            make=partial(gpt, quick=args.quick), steps=5
-        ),
+        f"A GPT of 4.8 M parameters that learns text, fp32 under AdamW, {args.steps} steps from one checkpoint to the "
+        "next:": Case(make=partial(gpt, quick=args.quick), checkpoints=args.checkpoints, steps=args.steps),
         "The LoRA of above, its base of 1.06 GB in bf16; *trained part* is what is saved where the base is kept "
-        "elsewhere by hand:": Case(make=partial(adapters, quick=args.quick), steps=1),
+        "elsewhere by hand:": Case(make=partial(adapters, quick=args.quick), checkpoints=args.checkpoints, steps=1),
     }
     parts = [
-        "## Bytes on disk",
-        f"{machine()}, torch {torch.__version__}; `python benchmarks/sizes.py`. Blocks that the file system has given, "
-        f"the catalog included, after {CHECKPOINTS} checkpoints. torch.save, DCP, torchsnapshot, torch_checkpointing "
-        "and lm-resiliency write as many bytes as safetensors does, each time.",
+        heading("Bytes on disk", args),
+        f"{machine()}, torch {torch.__version__}; `{command()}`. Blocks that the file system has given, the catalog "
+        f"included, after {args.checkpoints} checkpoints. torch.save, DCP, torchsnapshot, torch_checkpointing and "
+        "lm-resiliency write as many bytes as safetensors does, each time.",
     ]
     with scratch(args.folder) as folder:
-        parts += [report(title, *measure(case, folder)) for title, case in cases.items()]
+        parts += [report(title, case, *measure(case, args.codecs, folder)) for title, case in cases.items()]
     print("\n\n".join(parts) + "\n", flush=True)
 
 

@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 from adapters import adapter
 from harness.driver import Failed, Worker, scratch
+from harness.options import command, heading, parsed
 from harness.report import interval, machine, spread, table
 
 PEERS = ["torch.save", "safetensors", "dcp-async", "torchsnapshot-async", "torch_checkpointing", "lm-resiliency"]
 ALL = ["none", "holdfast", "holdfast-inline", *PEERS]
+SMALL = {"rounds": 2, "steps": 4, "every": 2, "width": 64, "batch": 4, "only": ["holdfast"]}
 
 
 def begin(names: list[str], folder: Path, options: list[str], errors: dict[str, str]) -> tuple[dict[str, Worker], int]:
@@ -72,9 +74,9 @@ def report(found: dict[str, list[float]], errors: dict[str, str], size: int, arg
             rows.append(row if name != "none" else [*row[:2], "", ""])
     step = statistics.median(base) / args.steps
     lines = [
-        "## A training loop that saves every 10 steps",
+        heading(f"A training loop that saves every {args.every} steps", args),
         f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads of torch; "
-        f"`python benchmarks/{args.script}`. A GPT learns text on {args.device}: {step:.2f} s a step, "
+        f"`{command()}`. A GPT learns text on {args.device}: {step:.2f} s a step, "
         f"{size / 1e6:.0f} MB of parameters and AdamW state, saved every {args.every} steps. Each library trains "
         f"{args.steps} steps at a time ({saves} saves), in turn with the others, {args.rounds} rounds; a window ends "
         "when its last save is done, half an interval after it began. *Slower* is against the window without saving "
@@ -94,12 +96,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=320)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--only", nargs="*", help="names of adapters")
-    parser.add_argument("--quick", action="store_true", help="a small model and few rounds, for trying the script")
     parser.add_argument("--folder", type=Path)
-    args = parser.parse_args()
-    args.device, args.script = "the CPU", "training.py"
-    if args.quick:
-        args.rounds, args.width = 3, 128
+    args = parsed(parser, SMALL)
+    args.device = "the CPU"
     names, errors = list(dict.fromkeys(["none", *(args.only or ALL)])), {}
     options = ["--every", str(args.every), "--width", str(args.width), "--batch", str(args.batch)]
     with scratch(args.folder) as folder:

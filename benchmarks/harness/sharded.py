@@ -99,9 +99,9 @@ def save(args: argparse.Namespace) -> dict[str, Any]:
     ways, found = ways_of(args, job), Figures()
     for one in ways.values():
         one.prepare()
-    for number, name in in_turn(ways, args.rounds + 1):
+    for number, name in in_turn(ways, args.warm_ups + args.rounds):
         job.touch()
-        note(found, name, one_save(ways[name]), counts=number > 0)
+        note(found, name, one_save(ways[name]), counts=number >= args.warm_ups)
     job.touch()
     for one in ways.values():
         one_save(one)
@@ -119,9 +119,9 @@ def save(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def loads(args: argparse.Namespace, ways: dict[str, Any], job: ShardedJob, expected: list[int], found: Figures) -> None:
-    for number, name in in_turn(ways, args.loads + 1):
+    for number, name in in_turn(ways, args.warm_ups + args.rounds):
         for kind, prepare in (("cold", drop), ("warm", warm)):
-            note(found, name, {kind: one_load(ways[name], prepare)}, counts=number > 0)
+            note(found, name, {kind: one_load(ways[name], prepare)}, counts=number >= args.warm_ups)
             assert job.sums() == expected, f"{name} has loaded something else than was saved"
 
 
@@ -144,8 +144,8 @@ def unchanged(args: argparse.Namespace) -> dict[str, Any]:
     ways, found = ways_of(args, job), Figures()
     for one in ways.values():
         one.prepare()
-    for number, name in in_turn(ways, args.rounds + 1):
-        note(found, name, one_save(ways[name]), counts=number > 0)
+    for number, name in in_turn(ways, args.warm_ups + args.rounds):
+        note(found, name, one_save(ways[name]), counts=number >= args.warm_ups)
     phases = Phases()
     if ours := ways.get("holdfast"):
         for _ in range(args.rounds):
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, default=10_000)
     parser.add_argument("--how", default="fsdp2", choices=["one", "ddp", "fsdp2"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--loads", type=int, default=5)
+    parser.add_argument("--warm-ups", type=int, default=1)
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     faulthandler.dump_traceback_later(PATIENCE - 10, exit=True)

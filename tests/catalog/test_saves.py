@@ -9,7 +9,7 @@ from holdfast.catalog import layout
 from holdfast.catalog.launches import begin_launch
 from holdfast.catalog.manifests import manifest_of, write_manifest
 from holdfast.catalog.saves import begin_save
-from holdfast.errors import ObjectExists, RecordConflict, SaveFailed, StorageError
+from holdfast.errors import ObjectExists, RecordConflict, SaveFailed, StorageError, StorageFull
 from holdfast.ids import Digest, ObjectName
 from holdfast.packs.codec import Codec
 from holdfast.packs.writer import write_segments
@@ -320,3 +320,48 @@ def test_a_sweep_that_stops_while_it_deletes_an_equal_manifest_fails_the_save(st
 
 def _fail(name, data):
     raise StorageError(f"no answer for {name}")
+
+
+@pytest.mark.parametrize("lands", [True, False])
+def test_a_full_disk_after_the_record_is_there_takes_nothing_from_it(store, run, launch, monkeypatch, lands):
+    """The folder is synced after the name is linked, and that can fail for want of space, too."""
+    create, full = store.storage.create, []
+
+    def filling(name, data):
+        if name.startswith(layout.records_folder(run.number)) and not full:
+            full.append(name)
+            if lands:
+                create(name, data)
+            raise StorageFull("no space left")
+        return create(name, data)
+
+    with begin_save(launch, 0, 1) as attempt:
+        record = fill(attempt, 1, [A])
+        monkeypatch.setattr(store.storage, "create", filling)
+        with pytest.raises(StorageFull):
+            attempt.publish(record)
+    assert run.records() == ([record] if lands else [])
+    if lands:
+        load_all(store, record.address)
+    else:
+        assert objects(store, layout.private_packs(run.number)) == []
+        save(launch, 1, [A])
+
+
+def test_a_full_disk_does_not_settle_a_doubt_from_before(store, run, launch, monkeypatch):
+    """The first try may have landed although its answer was an error."""
+    create, errors = store.storage.create, [StorageError("no answer"), StorageFull("no space left")]
+
+    def failing(name, data):
+        if name.startswith(layout.records_folder(run.number)) and errors:
+            raise errors.pop(0)
+        return create(name, data)
+
+    with begin_save(launch, 0, 1) as attempt:
+        record = fill(attempt, 1, [A])
+        monkeypatch.setattr(store.storage, "create", failing)
+        for _ in range(2):
+            with pytest.raises(StorageError):
+                attempt.publish(record)
+    assert run.records() == []
+    assert len(run.published().aborted) == 1, "the name is taken, so that what is late finds it so"

@@ -612,3 +612,17 @@ def test_a_pack_written_again_with_an_old_segment_is_noticed_by_a_run_that_remem
     assert sweep(run).packs == ()
     assert names(store, layout.private_packs(run.number)) == [written.packs[0].name]
     load_all(store, first.address)
+
+
+def test_a_name_that_two_savers_race_for_stays_taken_until_both_are_over(store, run, launch):
+    """A rank's saver dies and is given up; another rank's still writes, and must never win the name back."""
+    fill(begin_save(as_owner(launch, GONE), 0, 2), 2, [B])
+    alive = begin_save(launch, 0, 2)
+    record = fill(alive, 2, [A])
+    sweep(run)
+    assert sweep(run).given_up == ()
+    with pytest.raises(SaveFailed):
+        alive.publish(record)
+    assert run.records() == []
+    alive.abandon()
+    assert sweep(run).given_up == (alive.address,)

@@ -64,6 +64,25 @@ def test_when_it_is_urgent_fresh_threads_do_the_rest(count, hurry):
     assert items.nices.count(before) >= 60 - (count - 1), "each thread ends after the item at hand"
 
 
+class Fickle(threading.Event):
+    """Urgent for so many looks, and then no more."""
+
+    def __init__(self, *looks):
+        super().__init__()
+        self.looks = iter(looks)
+
+    def is_set(self):
+        return next(self.looks, False)
+
+
+@pytest.mark.parametrize("looks", [(True,), (False, True), (False, False, True)])
+def test_what_was_urgent_for_a_moment_is_done_all_the_same(looks):
+    """The thread ended because it was urgent, and then nobody did the rest, for it was so no more."""
+    items = Items(5)
+    run_threads(1, items.run, Pace(0, Fickle(*looks)))
+    assert len(items.nices) == 5
+
+
 @linux
 def test_if_it_is_urgent_from_the_start_nothing_is_lowered(hurry):
     hurry.set()

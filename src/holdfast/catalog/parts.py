@@ -88,7 +88,8 @@ class Parts:
                 self._storage.create(self._document(Digest.of(document)), document)
         body = msgspec.msgpack.encode(part)
         name = ObjectName(f"{self.folder}{part.rank:06d}-{nonce()}.part")
-        self._storage.create(name, MAGIC + bytes(Digest.of(body)) + body)
+        with suppress(ObjectExists):  # after an answer that was lost: nobody else knows the nonce
+            self._storage.create(name, MAGIC + bytes(Digest.of(body)) + body)
 
     def names(self) -> dict[int, ObjectName]:
         """The parts that are there, by rank."""

@@ -171,13 +171,14 @@ class SaveAttempt:
         """
         _check_packs(self, record, sizes or {})
         _check_trees(self, record)
-        self._tried = True
+        doubted, self._tried = self._tried, True
         try:
             create_once(self._store.storage, record.name, record)
         except ObjectExists:
             raise _taken(self) from None
         except StorageFull:
-            self._tried = False  # it is certain that it is not there: nothing has to be settled, all can be tried again
+            # If it is not there, nothing has to be settled and all can be tried again; the folder may have been full.
+            self._tried = doubted or _may_exist(self._store.storage, record.name)
             raise
         self._published = record
         _release(self)
@@ -344,6 +345,13 @@ def _check_trees(attempt: SaveAttempt, record: Record) -> None:
         attempt._store.storage.size(skeleton)
     except (Damaged, ObjectMissing) as error:
         raise SaveFailed(f"{record.address} was not published, its manifest is not there: {error}") from error
+
+
+def _may_exist(storage: Storage, name: ObjectName) -> bool:
+    try:
+        return exists(storage, name)
+    except StorageError:
+        return True
 
 
 def _taken(attempt: SaveAttempt) -> Exception:

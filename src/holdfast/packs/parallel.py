@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -77,20 +78,25 @@ def _pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="holdfast-packs")
 
 
-class _Either(NamedTuple):
+@dataclass(slots=True)
+class _Either:
     stop: threading.Event
     hurry: threading.Event
+    hurried: bool = False
+    """Whether it was urgent at some look: what has ended for that has to be done, urgent or not by then."""
 
     def is_set(self) -> bool:
-        return self.stop.is_set() or self.hurry.is_set()
+        self.hurried = self.hurried or self.hurry.is_set()
+        return self.hurried or self.stop.is_set()
 
 
 def _nicely(work: Callable[[Stop], None], stop: threading.Event, pace: Pace) -> bool:
     """Does the work until it is urgent; whether another thread must do the rest, with its full priority."""
-    if not pace.hurry.is_set():
+    either = _Either(stop, pace.hurry)
+    if not either.is_set():
         lower_priority(pace.nice)
-        work(_Either(stop, pace.hurry))
-    return pace.hurry.is_set()
+        work(either)
+    return either.hurried
 
 
 def lower_priority(nice: int) -> None:

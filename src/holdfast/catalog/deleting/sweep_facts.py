@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from holdfast.catalog import layout
-from holdfast.catalog.holds import FoundHold
+from holdfast.catalog.holds import FoundHold, find_saves
 from holdfast.catalog.locating import list_packs, read_footers
 from holdfast.catalog.manifests import read_reach
 from holdfast.catalog.marks import marks_of
@@ -51,7 +51,7 @@ class SweepFacts:
     marks: tuple[Listed, ...]
     records: dict[RecordAddress, Record]
     given_up: frozenset[RecordAddress]
-    """Given-up saves whose saver is provably gone: their names need not be taken any longer."""
+    """Given-up saves whose savers are provably gone: their names need not be taken any longer."""
     reached: dict[RecordAddress, Reached]
     """By record; what a record that is missing here reaches cannot be told."""
     needed: tuple[Needed, ...]
@@ -89,7 +89,7 @@ def read_facts(store: Store, run: Run | None, *, standing: Iterable[FoundHold] =
         trees=trees,
         marks=marks,
         records={record.address: record for _, found in published for record in found.records},
-        given_up=frozenset(one.address for _, found in published for one in found.aborted if _is_over(store, one)),
+        given_up=_over(store, (one for _, found in published for one in found.aborted)),
         reached=_reached(holders, published),
         needed=tuple(named),
         standing=tuple(standing),
@@ -121,8 +121,11 @@ def _bulk(store: Store, run: Run | None) -> tuple[tuple[Listed, ...], tuple[List
     )
 
 
-def _is_over(store: Store, given_up: Aborted) -> bool:
-    return given_up.saver is not None and store.liveness(given_up.saver) is Liveness.DEAD
+def _over(store: Store, aborted: Iterable[Aborted]) -> frozenset[RecordAddress]:
+    """Those that nobody races for any more: several ranks, and a saver's successor, race for one name."""
+    over = {one.address for one in aborted if one.saver is not None and store.liveness(one.saver) is Liveness.DEAD}
+    holds = [hold for number in {one.run for one in over} for hold in find_saves(store, number)]
+    return frozenset(over - {hold.publishes for hold in holds if hold.liveness is not Liveness.DEAD})
 
 
 def _footers(store: Store, packs: Iterable[Listed]) -> tuple[list[Footer], dict[ObjectName, Damaged]]:
