@@ -55,8 +55,8 @@ class Checkpointer:
             resumed from, tagged and pinned ones and fork points always stay.
         config: a mapping, dataclass or namespace; stored with the run and compared at every launch.
         resume: "auto", "must", "never" (never another job's work), or a reference such as ``run-003@500``.
-        accumulate: batches per optimizer step, where no hook can tell (foreign optimizers, CUDA graphs); by
-            default the steps of the optimizers in ``state`` are counted.
+        accumulate: batches per optimizer step, where no hook can tell (foreign optimizers, CUDA graphs); steps of
+            the optimizers in ``state`` that are seen are counted as they are made.
         prefix: put before the names in ``state``, where ranks have different objects under the same names.
         peer_timeout: seconds that ranks wait for each other, before a save has failed or a training is `PeerLost`.
         codec: "raw", "zstd", "openzl" (for floats), or "auto": decided once, by what the storage turns out to bear.
@@ -260,7 +260,7 @@ class Checkpointer:
         """Restores now: the newest good checkpoint of the run, or the one that ``reference`` names.
 
         Args:
-            reference: such as ``gpt2@500`` or a tag; a record of this run opens a new timeline.
+            reference: such as ``gpt2@500`` or a tag; opens a new timeline. Behind the end the run stays finished.
             only: names of ``state`` to restore; everything else is left, the step number and the random states too.
                 As the first call of a new run it takes the place of resuming: steps count from zero, with these
                 parts. A run that has checkpoints resumes from them instead, so that a restart loses nothing.
@@ -349,7 +349,7 @@ class Checkpointer:
             return self._opening.stops.asked is not None
         self._training.beating.alive()
         decisions = self._training.decisions
-        return decisions.stop_anywhere() if together else decisions.stop is not None
+        return decisions.stop_anywhere(self._training.lacks) if together else decisions.stop is not None
 
     @contextlib.contextmanager
     def pause_watchdog(self) -> Iterator[None]:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from preempted_kit import ended_within, settled
+from staged_kit import saver_of
 from tiny_training import Stop, digest_of, records_of, steps_of, tiny
 from torch.utils.data import DataLoader, IterableDataset
+from toy_training import ended, forked
 
 import holdfast
 from holdfast import Checkpointer, best, every, latest
 from holdfast.catalog.journal.events import Ending
 from holdfast.catalog.journal.journal import read_journal
-from holdfast.errors import InvalidInput, StorageFull, UnsupportedValue
+from holdfast.errors import (
+    Fenced,
+    InvalidInput,
+    NameTaken,
+    StorageFull,
+    StorageUnavailable,
+    UnknownReference,
+    UnsupportedValue,
+)
+from holdfast.health import nonfinite, rollback, when
 from holdfast.ids import RunNumber
 from holdfast.records import Kind
+from holdfast.recovery.caring import care
+from holdfast.recovery.handover import beating
+from holdfast.recovery.handover.background import BackgroundSaves
 from holdfast.recovery.stopping import decisions
+from holdfast.saver.handle import SaverProcess
 
 RARELY = every(steps=1000)
 
@@ -308,6 +326,20 @@ def test_an_epoch_begins_anew_with_another_loader_where_that_is_asked_for(tmp_pa
     assert torch.equal(torch.cat(seen), data)
 
 
+def test_a_finished_epoch_does_not_begin_anew_with_another_loader(tmp_path: Path) -> None:
+    data = torch.arange(40 * 16.0).view(40, 16).sin()
+    seen = []
+    for batch_size, epochs in ((4, 1), (8, 2)):
+        parts = objects()
+        with Checkpointer(tmp_path / "s", run="r", state=parts, save=every(epochs=1)) as ckpt:
+            loader = DataLoader(data, batch_size=batch_size)
+            batches = ckpt.batches(loader, epochs=epochs, on_mismatch="restart-epoch")
+            seen.append([step for step, _ in _stepping(batches, parts)])
+    assert seen == [list(range(10)), list(range(10, 15))]
+    assert ckpt.last is not None
+    assert (ckpt.last.step, ckpt.last.epoch) == (15, 1)
+
+
 def _stepping(batches, parts):
     for step, batch in batches:
         step_of(*parts.values(), batch)
@@ -392,3 +424,167 @@ def test_a_last_save_that_fails_is_a_failure_in_the_journal_and_ctrl_c_is_none(
     journal = read_journal(holdfast.open(tmp_path / "s"), RunNumber(1))
     (exit_,) = (entry.event.data for entry in journal.entries if entry.event.kind == "exit")
     assert (exit_["how"], exit_["error"]) == (how, why)
+
+
+def exits(store: Path) -> list[tuple[str, str]]:
+    """What the launches have said about their ends."""
+    journal = read_journal(holdfast.open(store), RunNumber(1))
+    return [(one.event.data["how"], one.event.data["error"]) for one in journal.entries if one.event.kind == "exit"]
+
+
+@pytest.mark.parametrize("let_go", ["closed", "superseded"])
+def test_an_error_behind_the_end_is_the_programs_and_closes_nothing_of_it(tmp_path: Path, let_go: str) -> None:
+    """The saver's descriptors were closed a second time: what the program has opened since has their numbers."""
+    opened, options = [], {"run": "r", "save": RARELY, "saver": "process"}
+    with pytest.raises(ZeroDivisionError), Checkpointer(tmp_path / "s", state=objects(), **options) as ckpt:
+        ckpt.save(wait="durable")
+        if let_go == "closed":
+            ckpt.close()
+        else:
+            with Checkpointer(tmp_path / "s", state=objects(), **options) as second:
+                second.restore()
+        opened += [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]
+        _ = 1 / 0
+    for descriptor in opened:
+        os.close(descriptor)  # an OSError if somebody else has done it
+    assert [how for how, _ in exits(tmp_path / "s")] == [Ending.LEFT] * (1 if let_go == "closed" else 2)
+
+
+def test_an_error_of_close_inside_the_block_is_told_once(tmp_path: Path) -> None:
+    failing = Failing()
+    state = {**objects(), "failing": failing}
+    with pytest.raises(StorageFull), Checkpointer(tmp_path / "s", run="r", state=state, save=RARELY) as ckpt:
+        for _ in ckpt.steps(1):
+            step_of(state["model"], state["optimizer"], torch.ones(1, 16))
+        failing.error = StorageFull("No space left on device")
+        ckpt.close()
+    assert exits(tmp_path / "s") == [(Ending.FAILED, "StorageFull: No space left on device")]
+
+
+def test_a_first_restore_that_found_nothing_leaves_nothing_that_is_to_be_closed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = objects()
+    with Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY) as ckpt:
+        with pytest.raises(UnknownReference):
+            ckpt.restore("pretrained", only=["model"])
+        for _ in ckpt.steps(2):
+            step_of(*parts.values(), torch.ones(1, 16))
+    assert steps_of(tmp_path / "s") == [2]
+    del ckpt
+    gc.collect()
+    assert "never closed" not in caplog.text
+
+
+def test_a_training_that_could_not_be_made_leaves_nothing_of_a_saver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its memory nor the signal of its watchdog: whoever tries again for hours would run out of both."""
+
+    def refused(*_: object) -> None:
+        raise StorageUnavailable("EIO")
+
+    def held() -> tuple[list[str], set[int]]:
+        links = (os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink())
+        return sorted(link for link in links if "memfd:holdfast" in link or "pipe:" in link), set(beating._used)
+
+    gc.collect()  # what other trainings have left goes now, and not in between
+    settings = {"saver": "process", "health": [when(nonfinite("loss"), rollback())]}
+    before, ckpt = held(), Checkpointer(tmp_path / "s", run="r", state=objects(), save=RARELY, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(care, "read_history", refused)
+        for _ in range(3):
+            with pytest.raises(StorageUnavailable):
+                next(ckpt.steps(2))
+        gc.collect()
+        assert held() == before
+    assert next(ckpt.steps(2)) == 0
+    ckpt.close()
+
+
+def _hook(error: BaseException) -> Callable[[object], None]:
+    def hook(facts: object) -> None:
+        raise error
+
+    return hook
+
+
+@pytest.mark.parametrize(
+    ("options", "tag", "error", "how"),
+    [
+        ({}, "taken", NameTaken, (Ending.FAILED, "NameTaken: there is a tag taken already; tags do not move")),
+        ({"on_preempt": _hook(ValueError("hook"))}, None, ValueError, (Ending.FAILED, "ValueError: hook")),
+        ({"on_preempt": _hook(SystemExit(75))}, None, SystemExit, (Ending.PREEMPTED, "")),
+    ],
+    ids=["a tag that is taken", "a hook that fails", "a hook that ends the program"],
+)
+def test_what_is_raised_behind_a_break_is_how_the_launch_has_ended(
+    tmp_path: Path, options: dict[str, object], tag: str | None, error: type[BaseException], how: tuple[str, str]
+) -> None:
+    """It passed for a training that was merely left, and a restart for one that may go on as if nothing were."""
+    parts = objects()
+    ckpt = Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY, **options)
+    with pytest.raises(error), ckpt:
+        ckpt.save(tag="taken")
+        for _ in ckpt.steps(9):
+            step_of(*parts.values(), torch.ones(1, 16))
+            if tag is not None:
+                ckpt.save(tag=tag)
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
+            break
+    assert exits(tmp_path / "s") == [how]
+
+
+def test_whoever_is_fenced_behind_a_break_says_so(tmp_path: Path) -> None:
+    """Else its restart takes the run back from whoever has it now."""
+    parts = objects()
+    with pytest.raises(Fenced), Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY) as ckpt:
+        for _ in ckpt.steps(9):
+            step_of(*parts.values(), torch.ones(1, 16))
+            assert ended(forked(lambda: Checkpointer(tmp_path / "s", run="r", state=objects()).restore())) == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            break
+    (exit_,) = exits(tmp_path / "s")
+    assert exit_[0] == Ending.FAILED
+    assert exit_[1].startswith("Fenced:")
+
+
+def _pressing(kind: type, name: str) -> None:
+    """In this process, who comes to a method presses Ctrl-C there, once."""
+    method, left = getattr(kind, name), [1]
+
+    def pressed(*args: object) -> object:
+        if left.pop() if left else 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return method(*args)
+
+    setattr(kind, name, pressed)
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_while_the_end_waits_for_the_saver_ends_it_there_and_is_in_the_journal(
+    tmp_path: Path, presses: int
+) -> None:
+    """The saver is stuck: a second press comes while it is let go."""
+
+    def work() -> None:
+        settled()
+        parts = objects()
+        ckpt = Checkpointer(tmp_path / "s", run="r", state=parts, save=RARELY, saver="process")
+        with pytest.raises(KeyboardInterrupt), ckpt:
+            for _ in ckpt.steps(2):
+                step_of(*parts.values(), torch.ones(1, 16))
+                ckpt.save(wait="durable")
+            saver = saver_of(os.getpid())
+            (tmp_path / "saver").write_text(str(saver.pid))
+            saver.suspend()
+            _pressing(BackgroundSaves, "drain")
+            if presses == 2:
+                _pressing(SaverProcess, "_ended")
+
+    try:
+        assert ended_within(forked(work), 30.0) == 0
+        assert exits(tmp_path / "s") == [(Ending.LEFT, "")]
+    finally:
+        os.kill(int((tmp_path / "saver").read_text()), signal.SIGKILL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -408,3 +410,133 @@ def test_the_end_is_saved_before_the_best_one_is_put_in_its_place(tmp_path: Path
     with Checkpointer(tmp_path / "s", run="toy", state=state, saver="inline") as ckpt:
         ckpt.restore()
     assert digest_of(model, optimizer) == end != best
+
+
+def _ended(store: Path, then, saver: str = "inline", total: int = 6) -> tuple[list[int], str, str]:
+    """A launch up to its end, and something behind it; the steps that were made, and what was live before and after."""
+    model, optimizer = tiny()
+    made, state = [], {"model": model, "optimizer": optimizer}
+    with Checkpointer(store, run="toy", state=state, save=every(steps=4), keep=latest(3), saver=saver) as ckpt:
+        for step in ckpt.steps(total):
+            made.append(step)
+            one_step(model, optimizer)
+        before = digest_of(model, optimizer)
+        then(ckpt)
+    return made, before, digest_of(model, optimizer)
+
+
+def _account(store: Path, launch: int):
+    return timeline_of(gather(holdfast.open(store).run(1)).history).accounts[launch - 1]
+
+
+def _nothing(ckpt: Checkpointer) -> None:
+    """Nothing is done behind the end."""
+
+
+@pytest.mark.parametrize("saver", ["inline", "process"])
+def test_a_tag_behind_a_restore_of_parts_names_what_is_live(tmp_path: Path, saver: str) -> None:
+    """It was given to the final checkpoint, without a word; and that has other weights."""
+    store, tagged = tmp_path / "s", []
+
+    def best(ckpt: Checkpointer) -> None:
+        ckpt.restore("@4", only=["model"])
+        tagged.append(ckpt.save(tag=f"best-model-{len(tagged)}", wait="durable"))
+
+    for launch in (1, 2):
+        made, end, live = _ended(store, best, saver)
+        assert (len(made), end) == (6 if launch == 1 else 0, expected()[6]), "the end is what it was"
+        assert (tagged[-1].step, tagged[-1].kind) == (6, Kind.MANUAL)
+        assert _account(store, launch).ending is Ending.COMPLETED
+    for tag in ("best-model-0", "best-model-1"):
+        assert _ended(store, lambda ckpt, tag=tag: ckpt.restore(tag))[1:] == (end, live)
+    assert live != end
+    assert [record.kind for record in records_of(store)].count(Kind.FINAL) == 1
+
+
+def test_a_save_between_two_loops_has_what_was_restored_into_it(tmp_path: Path) -> None:
+    """And the training goes on from there, on a timeline that follows the checkpoint that was there before."""
+    store = tmp_path / "s"
+    model, optimizer = tiny()
+    state = {"model": model, "optimizer": optimizer}
+    with Checkpointer(store, run="toy", state=state, save=every(steps=2), keep=latest(9)) as ckpt:
+        for step in ckpt.steps(9):
+            one_step(model, optimizer)
+            ckpt.log(before=1.0)
+            if step == 3:
+                break
+        assert ckpt.save().address == ckpt.last.address
+        ckpt.restore("@2", only=["model"])
+        ckpt.log(loss=1.0)
+        mixed, record = digest_of(model, optimizer), ckpt.save(tag="mixed")
+        assert ckpt.save() == record, "there is one checkpoint of it"
+        for _ in ckpt.steps(6):
+            one_step(model, optimizer)
+    found = records_of(store)
+    assert [(one.timeline, one.step) for one in found] == [(0, 2), (0, 4), (1, 4), (1, 6)]
+    assert [one.metrics for one in found[1:3]] == [{"before": 1.0}, {"loss": 1.0}]
+    assert found[2].parent.step == 4
+    model, optimizer = tiny(seed=5)
+    with Checkpointer(store, run="toy", state={"model": model, "optimizer": optimizer}) as ckpt:
+        ckpt.restore("mixed")
+    assert digest_of(model, optimizer) == mixed
+
+
+@pytest.mark.parametrize("saver", ["inline", "process"])
+@pytest.mark.parametrize("then", ["nothing", "save", "error"])
+def test_what_is_restored_behind_the_end_is_looked_at_and_the_run_stays_finished(
+    tmp_path: Path, then: str, saver: str
+) -> None:
+    """It passed for going back: the same command made the steps from there on again."""
+    store = tmp_path / "s"
+
+    def look(ckpt: Checkpointer) -> None:
+        ckpt.restore("@4")
+        assert ckpt.step == 4
+        if then == "save":
+            ckpt.save(tag="looked-at")
+        elif then == "error":
+            raise Stop
+
+    if then == "error":
+        with pytest.raises(Stop):
+            _ended(store, look, saver)
+    else:
+        assert _ended(store, look, saver)[2] == expected()[4]
+    one = _account(store, 1)
+    assert one.ending is (Ending.FAILED if then == "error" else Ending.COMPLETED)
+    assert (one.done, one.useful, one.lost) == (6, 6, 0)
+    for _ in range(2):
+        assert _ended(store, look if then == "nothing" else _nothing, saver)[:2] == ([], expected()[6])
+    assert _ended(store, _nothing, total=8)[:2] == ([6, 7], expected()[8]), "with more steps it goes on from its end"
+
+
+def test_a_loop_behind_a_restore_at_the_end_trains_on_from_there(tmp_path: Path) -> None:
+    model, optimizer = tiny()
+    made, state = [], {"model": model, "optimizer": optimizer}
+    with Checkpointer(tmp_path / "s", run="toy", state=state, save=every(steps=4)) as ckpt:
+        for total in (6, 5):
+            if total == 5:
+                ckpt.restore("@4")
+            for step in ckpt.steps(total):
+                made.append(step)
+                one_step(model, optimizer)
+    assert made == [0, 1, 2, 3, 4, 5, 4]
+    last = records_of(tmp_path / "s")[-1]
+    assert (last.timeline, last.step, last.kind) == (1, 5, Kind.FINAL)
+    assert len(holdfast.open(tmp_path / "s").run(1).starts()) == 2
+
+
+def test_a_signal_that_came_with_the_last_step_does_not_pre_empt_what_is_looked_at(tmp_path: Path) -> None:
+    def then(step: int, ckpt: Checkpointer) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    model, optimizer = tiny()
+    state = {"model": model, "optimizer": optimizer}
+    with Checkpointer(tmp_path / "s", run="toy", state=state, save=every(steps=4)) as ckpt:
+        for step in ckpt.steps(6):
+            one_step(model, optimizer)
+            then(step, ckpt)
+        ckpt.restore("@4")
+    assert ckpt.preempted is None
+    assert _account(tmp_path / "s", 1).ending is Ending.COMPLETED

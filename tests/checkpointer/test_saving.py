@@ -76,6 +76,40 @@ def test_accumulate_says_what_no_hook_can_see(tmp_path: Path) -> None:
     assert steps == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
+def test_steps_that_are_seen_count_for_more_than_accumulate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ten batches an epoch, four to a step: most programs make one more step at its end, of the two that are left."""
+    model, optimizer = tiny()
+    state, made = {"model": model, "optimizer": optimizer}, []
+    with Checkpointer(tmp_path / "s", run="toy", state=state, save=every(steps=1), accumulate=4) as ckpt:
+        for number, (step, batch) in enumerate(ckpt.batches([torch.ones(1, 16)] * 10, epochs=2)):
+            assert step == len(made)
+            model(batch).sum().backward()
+            if number % 10 in (3, 7, 9):
+                optimizer.step()
+                optimizer.zero_grad()
+                made.append(number)
+    assert steps_of(tmp_path / "s")[-1] == len(made) == 6
+    assert caplog.text.count("accumulate=4") == 1
+    assert all("gradients" not in record.exactness for record in records_of(tmp_path / "s"))
+
+
+def test_where_no_step_is_seen_any_more_accumulate_counts_again(tmp_path: Path) -> None:
+    """Some steps to warm up, then those of a CUDA graph, which fire no hook."""
+    model, optimizer = tiny()
+    state = {"model": model, "optimizer": optimizer}
+    with Checkpointer(tmp_path / "s", run="toy", state=state, save=every(steps=1), accumulate=2) as ckpt:
+        steps = []
+        for number, (step, batch) in enumerate(ckpt.batches([torch.ones(1, 16)] * 12, epochs=1)):
+            steps.append(step)
+            model(batch).sum().backward()
+            if number in (1, 3):
+                optimizer.step()
+                optimizer.zero_grad()
+    assert steps == [0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 4, 4]
+    inexact = [record.step for record in records_of(tmp_path / "s") if "gradients" in record.exactness]
+    assert inexact == [3], "nobody can tell what the gradients there were for"
+
+
 def test_a_save_before_the_step_is_that_of_the_boundary_before(tmp_path: Path) -> None:
     model, optimizer = tiny()
     with Checkpointer(tmp_path / "s", run="toy", state={"model": model, "optimizer": optimizer}, save=RARELY) as ckpt:

@@ -335,6 +335,15 @@ def test_two_trainings_in_one_process_are_both_watched_and_end_without_harm(tmp_
         list(second)
 
 
+def test_a_signal_that_asks_to_stop_is_not_the_one_that_writes_the_stacks(tmp_path: Path) -> None:
+    """Whichever handler comes last would have both: a silence would stop the training, and leave no stacks."""
+    numbers = ("SIGTERM", *range(signal.SIGRTMIN + 8, signal.SIGRTMIN + 12))
+    train(tmp_path, at_step(3, lambda: hanging_in_python(tmp_path)), signals=numbers)
+    hung, _ = said(tmp_path, *WATCHED)
+    assert "hanging_in_python" in hung.data["stacks"]
+    assert said(tmp_path, "preempted") == []
+
+
 def test_a_watchdog_is_an_object_or_off(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="watchdog="):
         Checkpointer(tmp_path, run="r", state={"m": torch.nn.Linear(1, 1)}, watchdog="on")

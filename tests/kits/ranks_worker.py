@@ -15,6 +15,7 @@ from torch import nn
 import holdfast
 from holdfast import best, errors, every
 from holdfast.catalog.naming.tags import read_tags
+from holdfast.recovery.saving.checkpoints import Checkpoints
 
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 RANK = t.rank()
@@ -171,6 +172,28 @@ def a_signal_to_one_rank():
     with checkpointer("signal", {"model": module, "optimizer": optimizer}) as ckpt:
         train(ckpt, module, optimizer, 50, body)
         return [ckpt.step, records("signal")]
+
+
+def a_stop_that_leaves_no_time():
+    """Asked for together, in the body: a save that is too late is not begun, behind a break or at the boundary."""
+    Checkpoints.typical, typical = 100.0, Checkpoints.typical
+    try:
+        return [_stopped_late(leave) for leave in (True, False)]
+    finally:
+        Checkpoints.typical = typical
+
+
+def _stopped_late(leave):
+    module, optimizer = made()
+    store = f"late-{leave}"
+    with checkpointer(store, {"model": module, "optimizer": optimizer}, grace=30.0) as ckpt:
+        for number in ckpt.steps(50):
+            step(module, optimizer, number)
+            if number == 3 and RANK == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if ckpt.should_stop(together=True) and leave:
+                break
+    return [ckpt.step, records(store), ckpt.preempted.durable]
 
 
 def a_clock_of_one_rank():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 
 import numpy as np
@@ -31,6 +32,39 @@ def test_what_has_changed_is_noticed_and_what_has_not_is_the_same(value, change)
     assert sketch({"it": value}) == before
     change(value)
     assert sketch({"it": value}) != before
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda n: torch.full((3,), n), lambda n: np.int64(n), lambda n: np.full(3, n), lambda n: Odd()],
+    ids=["tensor", "number of NumPy", "array", "object"],
+)
+def test_what_is_replaced_is_noticed_though_a_new_one_lies_where_the_old_one_lay(made) -> None:
+    """Memory that is let go is given out again at once: an address says nothing of what was there."""
+    for _ in range(50):
+        values = {"it": made(1)}
+        before = sketch(values)
+        for number in (2, 3):
+            values["it"] = made(number)
+        assert sketch(values) != before
+
+
+class Odd:
+    """Nothing that a sketch knows."""
+
+
+def test_a_sketch_keeps_no_tensor_in_memory() -> None:
+    values = {"it": torch.zeros(3)}
+    gone = weakref.ref(values["it"])
+    before = sketch(values)
+    values.clear()
+    assert gone() is None
+    assert sketch(values) != before
+
+
+def test_numbers_of_numpy_are_equal_by_their_value() -> None:
+    assert sketch({"it": np.float32("nan")}) == sketch({"it": np.float32("nan")})
+    assert sketch({"it": np.int64(1)}) != sketch({"it": np.int64(2)})
 
 
 def test_no_more_is_looked_at_than_costs_nothing() -> None:

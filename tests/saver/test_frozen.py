@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
@@ -166,6 +167,59 @@ def test_a_tensor_that_is_trained_from_some_step_on_is_saved_with_the_trained_on
 
     states = trained(tmp_path / "s", 4, then=then)
     assert whole(tmp_path / "s", states)
+
+
+def averaged(store, steps, saver):
+    """A base that stays, and an average without gradients that moves at every step."""
+    model, optimizer = adapted()
+    average = copy.deepcopy(model.head).requires_grad_(False)
+    settings = {"run": "r", "save": every(steps=1), "keep": latest(1), "saver": saver}
+    with Checkpointer(store, state={"model": model, "average": average, "optimizer": optimizer}, **settings) as ckpt:
+        for _ in ckpt.steps(steps):
+            one_step(model, optimizer)
+            with torch.no_grad():
+                for mean, one in zip(average.parameters(), model.head.parameters(), strict=True):
+                    mean.lerp_(one, 0.1)
+    return {name: one.clone() for name, one in average.state_dict().items()}
+
+
+def bytes_in(folder):
+    return sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
+
+
+@pytest.mark.parametrize("saver", ["inline", "process"])
+def test_an_average_that_moves_without_gradients_is_for_the_retention_of_the_run(tmp_path, saver):
+    shared, sizes = tmp_path / "s" / "data" / "shared", []
+    for steps in (1, 4, 7, 10):
+        average = averaged(tmp_path / "s", steps, saver)
+        sizes.append((bytes_in(shared), bytes_in(tmp_path / "s" / "data" / "runs")))
+    assert sizes[0][0] > BASE
+    assert len({size for size, _ in sizes}) == 1, "what is shared is written once"
+    assert sizes[2][1] == sizes[3][1], "what is deleted is free"
+    model, optimizer = adapted(seed=6)
+    found = copy.deepcopy(model.head).requires_grad_(False)
+    state = {"model": model, "average": found, "optimizer": optimizer}
+    with Checkpointer(tmp_path / "s", run=holdfast.new_run("other"), state=state, save=every(steps=99)) as ckpt:
+        ckpt.restore("run-001", only=["average"])
+    assert all(torch.equal(one, average[name]) for name, one in found.state_dict().items())
+    check_store(tmp_path / "s")
+
+
+def test_a_shared_pack_that_is_damaged_is_written_again_for_all_runs(tmp_path):
+    store = tmp_path / "s"
+    averaged(store, 1, "inline")
+    (pack,) = [one for one in (store / "data" / "shared").rglob("*") if one.is_file()]
+    model, optimizer = adapted()
+    average = copy.deepcopy(model.head).requires_grad_(False)
+    state = {"model": model, "average": average, "optimizer": optimizer}
+    with Checkpointer(store, run="r", state=state, save=every(steps=1), saver="inline") as ckpt:
+        for step in ckpt.steps(3):
+            if step == 1:
+                ckpt._training._checkpoints._saves.trying.saving.damaged.add(f"data/shared/{pack.name}")
+            one_step(model, optimizer)
+    found = {one.name for one in (store / "data" / "shared").rglob("*") if one.is_file()}
+    assert len(found) == 2
+    assert pack.name in found
 
 
 def test_what_is_known_of_a_base_is_forgotten_when_another_checkpoint_is_restored(tmp_path):

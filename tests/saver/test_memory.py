@@ -145,3 +145,13 @@ def test_whoever_still_looks_at_a_closed_one_sees_what_was_there(kind):
     gc.collect()
     assert bytes(view) == b"hello"
     assert bytes(slab.memory) == b""
+
+
+def test_letting_it_go_twice_closes_no_file_of_the_program(kind):
+    """The number of its descriptor may be that of another file by then."""
+    slab = Slab.make(MIB)
+    number = slab.descriptor
+    slab.close()
+    os.dup2(0, number)
+    slab.close()
+    os.close(number)  # it is open still

@@ -17,6 +17,7 @@ from torch import nn
 import holdfast
 from holdfast import Checkpointer, every
 from holdfast.errors import SaveFailed
+from holdfast.ids import Digest
 from holdfast.recovery.handover.slots import Slots
 from holdfast.saver import starting
 from holdfast.saver.handle import SaverProcess
@@ -204,6 +205,20 @@ def test_the_memory_of_frozen_tensors_is_given_back_once_they_are_stored(tmp_pat
                 assert taken(ckpt) <= 2 * 12 * MIB + 12 * MIB
             model.step(optimizer)
         assert taken(ckpt) < 2 * 12 * MIB + 8 * 4 * MIB
+
+
+def test_what_says_what_was_saved_is_not_given_back_with_it(tmp_path):
+    """A saver that dies while it looks at the last save: its successor could not tell, and that save was waited for."""
+    model, optimizer = made(frozen=8)
+    with opened(tmp_path / "s", model, optimizer) as ckpt:
+        ckpt.save()
+        settled(ckpt)
+        saves_of(ckpt).outcomes()
+        process = saves_of(ckpt).process
+        slabs = {slab.serial: slab for slab in process.slabs.values()}
+        rows = [row for row in process.control.rows() if row.slab in slabs]
+        documents = [bytes(slabs[row.slab].memory[row.offset : row.offset + row.length]) for row in rows]
+        assert [Digest.of(document) for document in documents] == [row.digest for row in rows] != []
 
 
 def test_nothing_is_left_of_it_when_the_training_is_over(tmp_path):

@@ -228,6 +228,19 @@ def test_a_signal_to_everybody_does_not_end_a_saver(trainer: Trainer, number: si
     check_store(trainer.store)
 
 
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGQUIT, signal.SIGRTMIN + 3])
+def test_a_signal_that_the_trainer_watches_does_not_end_a_saver_either(trainer: Trainer, number: int) -> None:
+    """Of itself it would: schedulers send it to every process of a job."""
+    trainer.start(save_and_sleep(trainer), gate=True, signals=("SIGTERM", number))
+    trainer.await_note("saved")
+    saver = trainer.saver
+    saver.send_signal(number)
+    trainer.kill()
+    trainer.open()
+    trainer.family.await_savers_end()
+    assert steps_of(trainer.store) == [2]
+
+
 def c_fork() -> int:
     """A child that Python does not know of: it keeps every descriptor, as one would that was forked by a library."""
     pid = int(ctypes.CDLL(None).fork())

@@ -1,4 +1,4 @@
-"""A disk that is full: how long room is waited for, and by whom."""
+"""What is done about the errors of a save: how long room is waited for, and by whom; a record that came meanwhile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from holdfast.errors import StorageFull
+from holdfast.errors import RecordConflict, StorageFull
 from holdfast.saver import trying
 from holdfast.saver.trying import Trying
 
@@ -57,3 +57,25 @@ def test_a_training_that_is_to_stop_does_not_wait():
     with pytest.raises(StorageFull):
         made(saving).save(SimpleNamespace(step=1), None, None)
     assert saving.tried == 1
+
+
+class Overtaken:
+    """A save whose name its own record has taken since it was looked for."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def gave_up(self, request, error):
+        self.told = error
+
+    def save(self, request, shape, content):
+        raise RecordConflict("a save of this step exists already")
+
+    def finished(self, request):
+        return self.found
+
+
+def test_a_save_that_came_while_it_was_begun_again_is_no_conflict():
+    assert made(Overtaken("record")).save(SimpleNamespace(step=1), None, None) == "record"
+    with pytest.raises(RecordConflict):
+        made(Overtaken(None)).save(SimpleNamespace(step=1), None, None)

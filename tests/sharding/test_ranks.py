@@ -18,6 +18,7 @@ SCENARIOS = [
     "names_of_their_own",
     "a_fork_without_the_optimizers",
     "a_signal_to_one_rank",
+    "a_stop_that_leaves_no_time",
     "a_clock_of_one_rank",
     "a_metric_of_rank_0",
     "a_metric_of_all",
@@ -104,6 +105,12 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(found):
     assert other == [step, records]
     assert records == [[step, "preempted", records[0][2]]]
     assert step in (4, 5, 6)
+
+
+def test_a_stop_that_is_asked_for_together_minds_the_time_of_the_rank_that_was_told(found):
+    """Of the others nobody has said when they are killed."""
+    for one in values(found("a_stop_that_leaves_no_time")):
+        assert one == [[4, [], False], [4, [], False]]
 
 
 def test_the_clock_of_rank_0_counts_for_all(found):

@@ -75,6 +75,53 @@ def test_state_inside_an_object_of_the_program_is_found_with_its_path():
     assert findings == {"trainer.ema": True, "trainer.parts['scheduler']": True}
 
 
+class Around(torch.optim.Optimizer):
+    """Steps through another optimizer, and saves nothing for it."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=1, momentum=0.9)
+
+    def step(self, closure=None):
+        return self.base_optimizer.step(closure)
+
+
+class SavesForIt(Around):
+    def state_dict(self):
+        return {"base": self.base_optimizer.state_dict()}
+
+    def load_state_dict(self, state):
+        self.base_optimizer.load_state_dict(state["base"])
+
+
+class SharesState(Around):
+    def __init__(self, params):
+        super().__init__(params)
+        self.base_optimizer.state = self.state
+
+
+def test_an_optimizer_inside_one_that_does_not_save_its_state_is_found():
+    model = nn.Linear(2, 2)
+    around = Around(model.parameters())
+    objects = {"model": model, "optimizer": around}
+    assert found(objects, objects) == {"optimizer.base_optimizer": True}
+    assert found(objects | {"base": around.base_optimizer}, objects) == {}
+
+
+def test_an_optimizer_whose_outer_one_is_called_like_a_wrapper_is_found_as_well():
+    model = nn.Linear(2, 2)
+    around = Around(model.parameters())
+    around.optimizer = around.__dict__.pop("base_optimizer")
+    assert found({"model": model, "optimizer": around}) == {"optimizer.optimizer": True}
+
+
+@pytest.mark.parametrize("outer", [SavesForIt, SharesState])
+def test_an_optimizer_whose_state_is_saved_by_the_outer_one_is_no_finding(outer):
+    model = nn.Linear(2, 2)
+    objects = {"model": model, "optimizer": outer(model.parameters())}
+    assert found(objects, objects) == {}
+
+
 def test_a_generator_on_a_captured_model_is_found():
     model, optimizer, _ = setup()
     model.noise = torch.Generator()

@@ -103,6 +103,27 @@ def test_steps_of_an_optimizer_within_wrappers_are_counted_once():
         assert counter.taken == 1
 
 
+def test_an_optimizer_that_steps_through_another_one_is_counted_by_that():
+    """Sharpness-aware minimisation as it is usually written: its own step() is never called."""
+
+    class Around(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {})
+            self.base_optimizer = torch.optim.SGD(self.param_groups, lr=1)
+
+        def first_step(self):
+            self.param_groups[0]["params"][0].data.add_(1)
+
+        def second_step(self):
+            self.base_optimizer.step()
+
+    around = Around([torch.zeros(1, requires_grad=True)])
+    with OptimizerSteps([around]) as counter:
+        around.first_step()
+        around.second_step()
+        assert counter.taken == 1
+
+
 def test_an_optimizer_that_contains_itself_is_watched_too():
     odd = sgd()
     odd.optimizer = odd

@@ -127,6 +127,20 @@ def test_a_rollback_in_the_same_process_changes_nothing(persistent, back_to):
     position.close()
 
 
+@pytest.mark.parametrize("back_to", [(0, 0), (0, 2), (1, 0)])
+def test_a_rollback_takes_back_what_a_sampler_has_counted(back_to):
+    build = builder("eager sampler that counts")
+    trace = whole(build)
+    position = fresh(build)
+    before = train(position, epochs=3, until=back_to) if back_to != (0, 0) else []
+    state, random_state = checkpoint(position)
+    train(position, epochs=3, until=(2, 2))
+    position.load(state)
+    position.replay()
+    randomness.restore(random_state)
+    assert before + train(position, epochs=3) == trace
+
+
 def test_a_rollback_to_the_very_start_changes_nothing_for_persistent_workers():
     build = builder("shuffle", num_workers=2, persistent_workers=True)
     trace = whole(build)

@@ -84,6 +84,25 @@ def test_any_wrapping_loads_into_any_other(saved, loaded):
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+class Positions(nn.Module):
+    """The same name, once of a parameter and once of a buffer."""
+
+    def __init__(self, *, buffer, fill):
+        super().__init__()
+        if buffer:
+            self.register_buffer("pos", torch.full((3,), fill))
+        else:
+            self.pos = nn.Parameter(torch.full((3,), fill), requires_grad=False)
+
+
+@pytest.mark.parametrize("buffer", [True, False])
+def test_a_frozen_parameter_may_have_become_a_buffer_and_the_reverse(buffer):
+    second = Positions(buffer=buffer, fill=2.0)
+    restore({"m": second}, save({"m": Positions(buffer=not buffer, fill=1.0)}))
+    assert torch.equal(second.pos, torch.ones(3))
+    assert isinstance(second.pos, nn.Parameter) is not buffer
+
+
 def test_wrapped_submodules_have_their_plain_names():
     inner = net()
     inner[0] = wrap("activation checkpointing", wrap("compiled", inner[0]))

@@ -100,6 +100,14 @@ def test_a_gradient_scaler_goes_on_where_it_was(enabled):
     assert digest({"g": second}) == digest({"g": first})
 
 
+def test_what_a_gradient_scaler_had_is_left_out_where_it_is_switched_off(caplog):
+    first, second = (torch.amp.GradScaler("cpu", enabled=enabled, init_scale=8.0) for enabled in (True, False))
+    with caplog.at_level("INFO"):
+        restore({"g": second}, save({"g": first}))
+    assert "g is switched off" in caplog.text
+    assert second.state_dict() == {}
+
+
 def test_a_lazy_object_gets_what_it_does_not_have_yet():
     class Average:
         shadow = None

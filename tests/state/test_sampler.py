@@ -16,7 +16,7 @@ from holdfast.state.loaders import open_position
 from holdfast.state.sampler import Permutation, Sampler
 from holdfast.state.seeding import seeded
 
-from .loaders_support import Noisy, Numbers, checkpoint, fresh, interrupted, resumed, seed_all, train, whole
+from .loaders_support import Noisy, Numbers, checkpoint, fresh, interrupted, resumed, seed_all, stored, train, whole
 
 DATA = Numbers()
 
@@ -212,6 +212,31 @@ def test_a_later_epoch_is_whole_after_a_resume_within_one():
     again = resumed(build, *checkpoint(position))
     lengths = [sum(1 for _ in again.batches()) for _ in range(3)]
     assert lengths == [3, 6, 6]
+
+
+@pytest.mark.parametrize("kind", ["batch_sampler", "sampler"])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("then", "now", "world"), [(2, 4, 1), (4, 2, 1), (4, 3, 2)])
+def test_an_epoch_has_ended_when_its_samples_have_whatever_the_batches(kind, drop_last, then, now, world):
+    def opened(batch_size, ranks=1):
+        if kind == "batch_sampler":
+            own = Sampler(DATA, batch_size=batch_size, drop_last=drop_last, world=ranks)
+            return open_position(DataLoader(DATA, batch_sampler=own))
+        own = Sampler(DATA, world=ranks)
+        return open_position(DataLoader(DATA, batch_size=batch_size, sampler=own, drop_last=drop_last))
+
+    position = opened(then)
+    train(position, epochs=1, until=(0, 3))
+    again = opened(now, world)
+    again.load(stored(position.state()))
+    ends = []
+    for _ in range(2):
+        lengths = [(again.batch, again.length) for _ in again.batches()]
+        ends.append(([length for _, length in lengths], lengths[-1]))
+    for lengths, (batch, length) in ends:
+        assert set(lengths) == {batch}
+        assert batch == length
+    assert again.length == len(again.loader)
 
 
 def test_impossible_samplers_are_refused():

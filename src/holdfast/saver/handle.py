@@ -170,12 +170,13 @@ class SaverProcess:
             seconds: how long.
             heard: what to do with what it says until then.
         """
-        ended = True
-        if self._process is not None:
+        try:
+            if self._process is None:
+                return True
             self.send(messages.Goodbye())
-            ended = self._ended(time.monotonic() + seconds, heard)
-        self.forget()
-        return ended
+            return self._ended(time.monotonic() + seconds, heard)
+        finally:  # also where Ctrl-C ends the wait
+            self.forget()
 
     def _ended(self, end: float, heard: Callable[[messages.Message], None]) -> bool:
         """Listens until the saver has nothing more to say."""

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from holdfast.catalog.holds import find_saves
@@ -23,7 +23,6 @@ from holdfast.errors import StorageError
 from holdfast.packs.codec import Codec
 from holdfast.packs.parallel import Pace
 from holdfast.policy import parse
-from holdfast.records import Kind
 from holdfast.saver import messages
 from holdfast.saver.ballast import with_ballast
 from holdfast.saver.beats import Beats
@@ -51,7 +50,7 @@ def main(descriptor: int) -> None:
         return
     hello, descriptors = received[0], received[1]
     orders = Orders()
-    signals = _mind_signals()
+    signals = _mind_signals(hello.signals)
     logging.getLogger("holdfast").addHandler(_Forwarding(channel))
     control_fd, pidfd, wake, stacks, *slab_fds = descriptors
     slabs = {serial: Slab(fd, length, serial) for (serial, length), fd in zip(hello.slabs, slab_fds, strict=True)}
@@ -152,8 +151,11 @@ def _clear(launch: Launch, standing: Standing) -> None:
             store.storage.delete([found.name])
 
 
-def _mind_signals() -> int:
+def _mind_signals(watched: Iterable[int]) -> int:
     """Signals to the whole job must not end what outlives the trainer; they say that time is short.
+
+    Args:
+        watched: what else asks the trainer to stop.
 
     Returns:
         A descriptor that can be read when one has come. Nothing is done in the handler: it runs in the middle of
@@ -161,7 +163,7 @@ def _mind_signals() -> int:
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in {signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, *watched}:
         signal.signal(number, lambda number, frame: None)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     return reading
@@ -232,13 +234,14 @@ class _Listener:
             if message.instead in self._slabs:
                 self._slabs.pop(message.instead).close()
         elif isinstance(message, messages.Hurry):
+            orders.awaited = message.on
             orders.hurry.set() if message.on else orders.hurry.clear()
         elif isinstance(message, messages.Aside):
             orders.asides.append(message)
         elif isinstance(message, messages.FreeSpace):
             orders.free_space = True
         elif isinstance(message, messages.Rescue):
-            orders.rescue = message
+            orders.rescue, orders.signalled = message, False
             orders.hurry.set()
         elif isinstance(message, messages.Goodbye):
             orders.over = True
@@ -251,9 +254,7 @@ class _Listener:
         for number in numbers:
             if number in self._watched:
                 # The trainer may be stuck in a collective: what is in reserve is saved at once, without it.
-                self._orders.rescue = messages.Rescue(kind=Kind.PREEMPTED, reason=_name(number))
-                self._orders.hurry.set()
-                self._orders.notify()
+                self._orders.signal(_name(number))
 
 
 def _name(number: int) -> str:

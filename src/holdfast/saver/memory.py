@@ -107,11 +107,15 @@ class Slab:
     def close(self) -> None:
         """Lets it go here; the mapping stays while anything looks at it, and the memory while any process has it.
 
+        Idempotent: the number of a descriptor that was closed may be that of another file of the program by now.
         Not unmapped by force: torch keeps no count of what it was given, and would read what is not there.
         """
+        if self.descriptor < 0:
+            return
         self._map = mmap.mmap(-1, 1)
         self.memory = memoryview(b"")
-        os.close(self.descriptor)
+        descriptor, self.descriptor = self.descriptor, -1
+        os.close(descriptor)
 
     def left_behind(self) -> None:
         """For a forked child: it has no part in this memory, and whatever still looks at it there sees zeros.

@@ -137,6 +137,8 @@ class GivenUp(_Message, frozen=True, kw_only=True):
     text: str
     restage: bool = False
     """Whether frozen tensors have to be staged again."""
+    on_purpose: bool = False
+    """Whether it was a reserve that not all ranks have saved: no failure."""
 
 
 class Followed(_Message, frozen=True, kw_only=True):

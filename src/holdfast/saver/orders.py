@@ -7,6 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from holdfast.records import Kind
 from holdfast.saver import messages
 
 
@@ -20,6 +21,10 @@ class Orders:
     """Remove what may be removed."""
     rescue: messages.Rescue | None = None
     """Save what is in reserve."""
+    signalled: bool = False
+    """Whether a signal says so, and not the trainer, which may still get on."""
+    awaited: bool = False
+    """The trainer waits for memory, or for what is in flight."""
     over: bool = False
     """Nothing more will be staged."""
     orphaned: bool = False
@@ -30,6 +35,14 @@ class Orders:
     def ending(self) -> bool:
         """Whether nobody will stage anything any more."""
         return self.over or self.orphaned
+
+    def signal(self, name: str) -> None:
+        """The trainer was asked to stop, and may not hear it; what it has said of a rescue itself stands."""
+        if self.rescue is None or self.signalled:
+            self.signalled = True
+            self.rescue = messages.Rescue(kind=Kind.PREEMPTED, reason=name)
+        self.hurry.set()
+        self.notify()
 
     def wait(self, seconds: float) -> None:
         """Until something changes, or has changed since the last wait."""

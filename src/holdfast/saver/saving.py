@@ -29,7 +29,7 @@ from holdfast.saver.jobs import Content, Positions, SaveRequest, Shape
 from holdfast.saver.noticing import Notices, tensors_of_segments
 from holdfast.saver.publishing import Made, alone
 from holdfast.saver.together import Handed, Together
-from holdfast.trees import Lifetime, Manifest
+from holdfast.trees import Lifetime, Manifest, Skeleton
 
 _RECENT = 4
 """More than there are slots."""
@@ -75,6 +75,10 @@ class Saving:
     recent: deque[Saved] = field(default_factory=lambda: deque(maxlen=_RECENT))
     """The last ones: what is staged already may leave frozen tensors to one that retention has removed since."""
     _expected: dict[Lifetime, int] = field(default_factory=dict)
+    _frozen: set[str] = field(default_factory=set)
+    """Names of frozen tensors that checkpoints of this line have."""
+    _mended: set[ObjectName] = field(default_factory=set)
+    """Of the damaged packs, those whose content was written again since."""
 
     def save(self, request: SaveRequest, shape: Shape, content: Content) -> Record:
         """A committed record: complete, durable and visible when this returns; else nothing is visible.
@@ -91,8 +95,11 @@ class Saving:
             self.ballast.hold()
         parent = self._parent(request)
         with self._begin(request, parent, shape) as attempt:
+            self.together.meet(request, attempt)
+            self._note_frozen(self._read(parent))
             made = self.write(request, shape, content, attempt)
             record = self.commit(made, attempt, parent)
+            self._mended |= self.damaged
         self._choose_codec(record, shape, content)
         return record
 
@@ -187,42 +194,64 @@ class Saving:
         """Writes the segments, lifetime by lifetime."""
         positions, owners = Positions(shape.large), tensors_of_segments(shape.large)
         written: dict[Lifetime, Written] = {}
+        folders = {lifetime: self._folder(lifetime, shape) for lifetime in positions.by_lifetime}
         progress = _reporting(self.progress, _staged(shape, kept))
         for lifetime, places in positions.by_lifetime.items():
             tensors = [owners[place] for place in places if place not in kept]
             part = write_segments(
                 attempt.storage,
-                self._folder(lifetime),
+                folders[lifetime],
                 content.segments(lifetime),
                 known=attempt.known,
                 codec=self.codec,
                 threads=self.threads,
                 progress=progress,
-                expected=self._likely(shape, lifetime),
+                expected=self._likely(shape, lifetime, folders[lifetime]),
                 pace=self.pace,
                 inspect=notices.inspector(tensors),
             )
             attempt.wrote(part.footers)
             written[lifetime] = part
-        self._expected |= {lifetime: size for lifetime, part in written.items() if (size := _in_packs(part))}
+        self._expected |= {
+            lifetime: size
+            for lifetime, part in written.items()
+            if folders[lifetime] != layout.SHARED_PACKS and (size := _in_packs(part))
+        }
         return written
 
-    def _likely(self, shape: Shape, lifetime: Lifetime) -> int | None:
+    def _likely(self, shape: Shape, lifetime: Lifetime, folder: str) -> int | None:
         """Bytes that will probably be new: room for them is set aside before any are written.
 
-        Of what is trained as much as was new the last time that something was, or all of it. What is frozen is stored
+        Of what changes as much as was new the last time that something was, or all of it. What is frozen is stored
         once, perhaps by another run.
         """
-        if lifetime is not Lifetime.FROZEN and lifetime in self._expected:
-            return self._expected[lifetime]
+        if folder != layout.SHARED_PACKS and (lifetime in self._expected or lifetime is Lifetime.FROZEN):
+            return self._expected.get(lifetime)
         storage = self.launch.run.store.storage
         if lifetime is Lifetime.FROZEN and next(iter(storage.list(layout.SHARED_PACKS)), None) is not None:
             return None
         return sum(spec.held for spec in shape.large if spec.lifetime is lifetime)
 
-    def _folder(self, lifetime: Lifetime) -> str:
-        run = self.launch.run.number
-        return layout.SHARED_PACKS if lifetime is Lifetime.FROZEN else layout.private_packs(run)
+    def _folder(self, lifetime: Lifetime, shape: Shape) -> str:
+        """Where what is new goes.
+
+        What checkpoints of this line have as frozen already, and is new all the same, is not what other runs have: it
+        changes without gradients, as averages and target networks do, and is for the run's retention to delete.
+        """
+        shared = lifetime is Lifetime.FROZEN and (self._first(shape) or bool(self._lost_shared()))
+        return layout.SHARED_PACKS if shared else layout.private_packs(self.launch.run.number)
+
+    def _first(self, shape: Shape) -> bool:
+        """Whether there are frozen tensors that no checkpoint of this line has as such."""
+        return not _frozen_names(shape.skeleton) <= self._frozen
+
+    def _lost_shared(self) -> set[ObjectName]:
+        """Damaged shared packs: other runs, too, rely on what was in them."""
+        return {name for name in self.damaged - self._mended if name.startswith(layout.SHARED_PACKS)}
+
+    def _note_frozen(self, state: Manifest | None) -> None:
+        if state is not None:
+            self._frozen |= _frozen_names(state.skeleton)
 
     def _parent(self, request: SaveRequest) -> RecordAddress | None:
         """The newest record of the line: what the trainer knows, or a save of its own that it has not heard of yet."""
@@ -300,6 +329,10 @@ def _reporting(progress: Callable[[int, int], None] | None, total: int) -> Calla
             progress(done, total)
 
     return report
+
+
+def _frozen_names(skeleton: Skeleton) -> set[str]:
+    return {spec.name for spec in skeleton.tensors if spec.lifetime is Lifetime.FROZEN and not spec.inline}
 
 
 def _in_packs(written: Written) -> int:

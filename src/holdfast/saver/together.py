@@ -57,6 +57,10 @@ class Together:
 
     orphaned: Callable[[], bool] = lambda: False
     """Whether the trainer is gone."""
+    unsure: Callable[[], bool] = lambda: False
+    """Whether other ranks may not save this: a signal has had it done, and they may have got none."""
+    overtaken: Callable[[], bool] = lambda: False
+    """Whether the trainer has meanwhile handed over something newer, which all ranks have; only where `unsure`."""
     alive: Callable[[int], None] = lambda _: None
     """Told at each look, so that whoever waits for this saver goes on waiting."""
     merging: Merging = field(default_factory=Merging)
@@ -104,6 +108,22 @@ class Together:
             with suppress(StorageError):  # the next launch removes what is left
                 parts.remove()
         return record, state
+
+    def meet(self, request: SaveRequest, attempt: SaveAttempt) -> None:
+        """Waits until all ranks save this, if that is not sure: before then nothing of it is written.
+
+        Raises:
+            NotTogether: they do not, or there is something newer to save.
+        """
+        if request.world == 1 or not self.unsure():
+            return
+        parts = Parts(attempt.launch.run.store.storage, attempt.address, request.attempt)
+        for _ in self._waits(request, attempt):
+            if not self.unsure() or self._all_at_work(attempt, request.world):
+                return
+            if failures := parts.failures():
+                raise NotTogether(_failed(failures))
+        raise NotTogether(f"what is in reserve of step {request.step} is not saved, for not all ranks save it")
 
     def give_up(self, store: Store, address: RecordAddress, request: SaveRequest, error: Exception) -> None:
         """Tells the others that this rank does not go on; if it cannot be told, they wait until their time is over."""
@@ -192,18 +212,21 @@ class Together:
             now = time.monotonic()
             self.alive(0)
             lonely = (lonely or now) if self._lonely(attempt, request.world) else None
-            if now >= end or (lonely is not None and now >= lonely + ORPHAN_SECONDS):
+            longest = 0.0 if self.overtaken() else ORPHAN_SECONDS
+            if now >= end or (lonely is not None and now >= lonely + longest):
                 return
             time.sleep(min(pause, max(0.0, end - now)))
             pause = min(pause * 1.5, LONGEST_PAUSE)
 
     def _lonely(self, attempt: SaveAttempt, world: int) -> bool:
-        """Whether this saver outlives its trainer, and some ranks do not save this: who has handed in still holds."""
-        if not self.orphaned():
-            return False
+        """Whether this saver has no trainer that waits for this, and some ranks do not save it."""
+        return (self.orphaned() or self.overtaken()) and not self._all_at_work(attempt, world)
+
+    def _all_at_work(self, attempt: SaveAttempt, world: int) -> bool:
+        """Whether all ranks save this: who has handed in still holds."""
         holds = find_saves(attempt.launch.run.store, attempt.address.run)
         at_work = [one for one in holds if one.publishes == attempt.address and one.liveness is not Liveness.DEAD]
-        return len(at_work) < world
+        return len(at_work) >= world
 
 
 def handed(made: Made, store: Store) -> Handed:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from holdfast.errors import Conflict, Damaged, SaveFailed, StorageError, StorageFull
+from holdfast.errors import Conflict, Damaged, RecordConflict, SaveFailed, StorageError, StorageFull
 from holdfast.ids import RecordId
 from holdfast.records import Record
 from holdfast.saver.following import Following
@@ -63,6 +63,11 @@ class Trying:
                 self._make_room(error, full)
             except (Restage, NotTogether):
                 raise  # the bytes are not here, or others are needed
+            except RecordConflict:
+                # An earlier saver had done its part, and the checkpoint came while this one began.
+                if (record := self.saving.finished(request)) is None:
+                    raise
+                return record
             except (StorageError, SaveFailed) as error:
                 failures += 1
                 if failures >= ATTEMPTS:

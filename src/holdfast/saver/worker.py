@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
 from holdfast.catalog.journal.journal import JournalWriter
 from holdfast.catalog.manifests import read_manifest
 from holdfast.catalog.runs import read_record
@@ -31,7 +29,7 @@ from holdfast.errors import (
     StorageError,
 )
 from holdfast.ids import Digest, RecordId
-from holdfast.records import Kind, Record, Target
+from holdfast.records import Record, Target
 from holdfast.saver import messages
 from holdfast.saver.arena import StagedContent, kept_digests
 from holdfast.saver.asides import add
@@ -43,6 +41,7 @@ from holdfast.saver.jobs import Content, Job, SaveRequest, Shape, decode_job
 from holdfast.saver.memory import Slab
 from holdfast.saver.orders import Orders
 from holdfast.saver.rereading import Rereading
+from holdfast.saver.rescuing import Rescuing
 from holdfast.saver.saving import Restage, Saving
 from holdfast.saver.trying import Trying
 from holdfast.seals import seal
@@ -77,6 +76,7 @@ class Worker:
     pause_when_full: bool
     unfollowed: deque[tuple[int, Record]] = field(default_factory=deque)
     trying: Trying = field(init=False)
+    rescuing: Rescuing = field(init=False)
     committed: int = 0
     """The newest generation that is a checkpoint, as far as this saver knows."""
     flushed: float = field(default_factory=time.monotonic)
@@ -86,8 +86,10 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.following.progress = self.rereading.progress = self._alive
-        self.saving.together.orphaned = lambda: self.orders.orphaned
-        self.saving.together.alive = self._alive
+        self.rescuing = Rescuing(orders=self.orders, control=self.control)
+        together = self.saving.together
+        together.orphaned, together.alive = lambda: self.orders.orphaned, self._alive
+        together.unsure, together.overtaken = self.rescuing.unsure, self.rescuing.overtaken
         self.trying = Trying(
             saving=self.saving,
             following=self.following,
@@ -192,7 +194,8 @@ class Worker:
             return
         try:
             request, shape, job = self._read(row)
-            request = self._rescued(request) if row.intent is Intent.RESERVE else request
+            self.rescuing.under_way = row.intent is Intent.RESERVE
+            request = self.rescuing.begun(request) if self.rescuing.under_way else request
             self._save(row, request, shape, self._told_content(request, row, shape, job))
         except Exception as error:  # one save that fails must not end the saver, whatever it is
             self._given_up(row, error)
@@ -231,12 +234,6 @@ class Worker:
             raise SaveFailed(f"the document of generation {row.generation} is not what the trainer has sealed")
         return decode_job(document)
 
-    def _rescued(self, request: SaveRequest) -> SaveRequest:
-        rescue = self.orders.rescue
-        kind = Kind(rescue.kind) if rescue else Kind.PREEMPTED
-        why = rescue.reason if rescue else "the trainer was killed"
-        return msgspec.structs.replace(request, kind=kind, reason=f"{why}; staged at step {request.step}")
-
     def _content(self, row: Row, shape: Shape, job: Job) -> StagedContent:
         large = shape.large
         kept = [place for place, offset in enumerate(job.offsets) if offset < 0]
@@ -273,6 +270,9 @@ class Worker:
     def _given_up(self, row: Row, error: Exception) -> None:
         kind = error.kind if isinstance(error, HoldfastError) else "error"
         text = str(error) if isinstance(error, HoldfastError) else f"{type(error).__name__}: {error}"
+        if self.rescuing.made_way(row, error):
+            self._tell_given_up(row, kind, text, on_purpose=True)
+            return
         trace = "".join(traceback.format_exception(error))[-4000:]
         self.journal.add("save failed", text, traceback=trace)
         self._tell_given_up(row, kind, text, restage=isinstance(error, Restage))
@@ -280,8 +280,8 @@ class Worker:
         if not isinstance(error, HoldfastError):
             self.say(logging.ERROR, f"the saver has met something unexpected:\n{trace}")
 
-    def _tell_given_up(self, row: Row, kind: str, text: str, *, restage: bool = False) -> None:
-        self.tell(messages.GivenUp(generation=row.generation, kind=kind, text=text[:8000], restage=restage))
+    def _tell_given_up(self, row: Row, kind: str, text: str, **why: bool) -> None:
+        self.tell(messages.GivenUp(generation=row.generation, kind=kind, text=text[:8000], **why))
 
     # What else there is to do
 

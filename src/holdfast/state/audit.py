@@ -117,15 +117,34 @@ def _covered(value: object) -> set[int]:
     covered = {id(value)}
     if _is(value, nn.Module):
         covered |= {id(part) for module in (value, unwrapped(value)) for part in module.modules()}  # type: ignore[attr-defined,arg-type]
-    if _is(value, Optimizer):
-        covered |= {id(part) for part in _attributes(value).values()}
-    # A wrapper that saves for what it wraps (an accelerated optimizer) names it like this.
     attributes = _attributes(value)
+    if _is(value, Optimizer):
+        covered |= {id(part) for part in attributes.values()}
+    # A wrapper that saves for what it wraps (an accelerated optimizer) names it like this.
     covered |= {id(inner) for key in ("optimizer", "scheduler") if _stateful(inner := attributes.get(key))}
     covered |= {id(inner) for key in ("schedulers", "_schedulers") for inner in _items(attributes.get(key))}
+    covered -= {id(inner) for _, inner in _own_ways(value)}
     # The position in a loader comes with the generators of the loader and of its samplers.
     owners = [value, *samplers.chain(value).values()] if _is(value, torch.utils.data.DataLoader) else []
     return covered | {id(one) for owner in owners for one in samplers.generators(owner).values()}
+
+
+def _own_ways(value: object) -> list[tuple[str, object]]:
+    """Optimizers inside an optimizer whose state is not in its own: what torch saves for it lacks theirs."""
+    if not _is(value, Optimizer) or _changed(value, "state_dict") or _changed(value, "state"):
+        return []
+    own = _attributes(value)
+    return [
+        (key, inner)
+        for key, inner in own.items()
+        if _is(inner, Optimizer) and inner is not value and _attributes(inner).get("state") is not own.get("state")
+    ]
+
+
+def _changed(value: object, name: str) -> bool:
+    """Whether a class has its own version of what torch's optimizers have, or one that they have not."""
+    owner = next((cls for cls in type(value).__mro__ if name in vars(cls)), None)
+    return owner not in (None, Optimizer)
 
 
 def _finding(name: str, value: object) -> Finding | None:
@@ -159,7 +178,9 @@ def _contents(name: str, value: object) -> Iterator[tuple[str, object]]:
     elif _is(value, nn.Module):
         plain = {k: v for k, v in _attributes(value).items() if not k.startswith("_") and k != "training"}
         yield from ((f"{name}.{key}", item) for key, item in plain.items())
-    elif not _is(value, (Optimizer, Tensor)) and _of_the_user(value):
+    elif _is(value, Optimizer):
+        yield from ((f"{name}.{key}", inner) for key, inner in _own_ways(value))
+    elif not _is(value, Tensor) and _of_the_user(value):
         yield from ((f"{name}.{key}", item) for key, item in list(_attributes(value).items()))
 
 

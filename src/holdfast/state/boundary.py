@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
@@ -86,11 +87,15 @@ class OptimizerSteps:
             self._stepped.add(id(optimizer))
 
 
+_INNER = ("optimizer", "_optimizer", "base_optimizer")
+"""How accelerate, others, and optimizers that look around (SAM, Lookahead) name the one that makes the steps."""
+
+
 def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     seen: set[int] = set()
     while id(optimizer) not in seen:
         seen.add(id(optimizer))
-        parts = (vars(optimizer).get(name) for name in ("optimizer", "_optimizer"))
+        parts = (vars(optimizer).get(name) for name in _INNER)
         optimizer = next((part for part in parts if isinstance(part, torch.optim.Optimizer)), optimizer)
     return optimizer
 
@@ -163,6 +168,43 @@ class BufferChanges:
 
     def _now(self) -> list[_Buffer]:
         return [(tensor := buffers.get(name), _version(tensor)) for buffers, name in self._places]
+
+
+class ParameterChanges:
+    """Whether parameters of some modules, and tensors of their own, were written to or moved since a boundary.
+
+    Optimizers do that, too. Writes in place through ``.data`` leave no trace. Tensors that are registered later are
+    not seen.
+    """
+
+    def __init__(self, objects: Iterable[object]) -> None:
+        self._objects = [one for one in objects if isinstance(one, (nn.Module, Tensor))]
+        self._tensors: list[Tensor] = []
+        self._placed: list[Tensor] = []
+        """Those of them whose memory can be told."""
+        self._noted: tuple[list[int], list[int]] = ([], [])
+
+    def look(self) -> None:
+        """Finds them; too slow for every step."""
+        parts = (one.parameters() if isinstance(one, nn.Module) else (one,) for one in self._objects)
+        self._tensors = [tensor for part in parts for tensor in part if is_lazy(tensor) or not tensor.is_inference()]
+        self._placed = [one for one in self._tensors if type(one) in _STORED and one.layout is torch.strided]
+        self.note()
+
+    def note(self) -> None:
+        """This is the boundary."""
+        self._noted = self._now()
+
+    @property
+    def any(self) -> bool:
+        """Whether there are changes since `note`."""
+        return self._now() != self._noted
+
+    def _now(self) -> tuple[list[int], list[int]]:
+        return [one._version for one in self._tensors], [one.data_ptr() for one in self._placed]
+
+
+_STORED = (Tensor, nn.Parameter)
 
 
 def _same(now: list[_Buffer], then: list[_Buffer]) -> bool:

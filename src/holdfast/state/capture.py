@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from holdfast.catalog.parts import Prints
-from holdfast.errors import InvalidInput
+from holdfast.errors import InvalidInput, StateError
 from holdfast.packs.segment import Segment
 from holdfast.state import rng as rng_state
 from holdfast.state import tensors
@@ -18,7 +18,7 @@ from holdfast.state.division import Division, Replicated
 from holdfast.state.held import Sharing
 from holdfast.state.loading import Tree
 from holdfast.state.objects import Adapter, adapters
-from holdfast.state.tree import Collector
+from holdfast.state.tree import Collector, leaves
 from holdfast.trees import Lifetime, Skeleton, TensorSpec, segments
 from holdfast.values import Json
 
@@ -131,6 +131,7 @@ def collect(
     data = {name: found[name].capture(collector) for name in objects if name in found}
     if values is not None:
         data["values"] = collector.encode(dict(values), "values")
+        _check_whole(data["values"])
     if own is not None:
         data["$own"] = collector.encode(dict(own[1]), f"$own/{own[0]}")  # tensors among them are no other rank's
     specs, notes = collector.finish()
@@ -190,6 +191,14 @@ def _replicas(one: Replicated, found: Collected) -> Replicas:
 
 def _text(document: Json) -> bytes:
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _check_whole(data: Json) -> None:
+    if (found := next((leaf["name"] for leaf in leaves(data) if leaf.get("sharded")), None)) is not None:
+        raise StateError(
+            f"{found} is a DTensor among plain values, which would come back plain; keep what full_tensor() gives, or "
+            "register an object whose state_dict() has it"
+        )
 
 
 def _check_known(only: Collection[str], objects: Mapping[str, object]) -> None:

@@ -17,6 +17,7 @@ from holdfast.state import tensors
 from holdfast.state.capture import Collected
 from holdfast.state.held import Region, narrowed, regions_of
 from holdfast.state.reading import Filling, Stored, digest_of
+from holdfast.state.tree import leaves
 from holdfast.trees import TensorSpec, item_bytes
 from holdfast.values import Json
 
@@ -31,10 +32,18 @@ class _Here(NamedTuple):
     tensor: Tensor
 
 
-def differences(documents: Mapping[str, Json], live: Collected, filling: Filling) -> list[str]:
-    """Every entry of the given objects that is not as it was stored; ``documents`` is their stored JSON by name.
+def differences(
+    documents: Mapping[str, Json], live: Collected, filling: Filling, before: Collected | None = None
+) -> list[str]:
+    """Every entry of the given objects that is not as it was stored.
 
     Live tensors are hashed, but for those whose very memory was hashed after it was filled, and not written since.
+
+    Args:
+        documents: the stored JSON by name of the object.
+        live: what is there now.
+        filling: the load.
+        before: what was there before the load: a DTensor is to be one still, and a plain tensor plain.
     """
     found: list[str] = []
     named: dict[str, _Here] = {}
@@ -42,6 +51,7 @@ def differences(documents: Mapping[str, Json], live: Collected, filling: Filling
         now = live.adapters[name].comparable(data, live.data[name])
         found += _tree_differences(data, now, name)
         found += _pair(data, now, name, named, live)
+        found += _laid_otherwise(before.data[name], live.data[name]) if before is not None else ()
     return found + list(_tensors_differences(named, filling))
 
 
@@ -80,6 +90,16 @@ def _pair(was: Json, now: Json, path: str, named: dict[str, _Here], live: Collec
         if home != b["name"]:
             yield f"{path}: {a['name']} was tied to another entry and is not after the load"
         named.setdefault(a["name"], by_name[b["name"]])
+
+
+def _laid_otherwise(before: Json, now: Json) -> Iterator[str]:
+    """Tensors that are a DTensor now and were a plain one, or the reverse: the bytes are the same, the next step fails."""
+    forms = {leaf["name"]: bool(leaf.get("sharded")) for leaf in leaves(before)}
+    words = {True: "a DTensor", False: "a plain tensor"}
+    for leaf in leaves(now):
+        sharded = bool(leaf.get("sharded"))
+        if forms.get(leaf["name"], sharded) is not sharded:
+            yield f"{leaf['name']}: was {words[not sharded]} before the load, is {words[sharded]} after it"
 
 
 def _leaf_pairs(was: Json, now: Json) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

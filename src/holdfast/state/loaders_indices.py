@@ -162,6 +162,12 @@ class CursorPosition(_MapPosition):
         self._sampler: Sampler = find_sampler(loader)  # type: ignore[assignment]
         self._since = 0
 
+    @property
+    def length(self) -> int | None:
+        """Batches of the present epoch; behind a resume those of before it, and what was left in those of today."""
+        sought = self._iterator is not None and self._since > 0
+        return self._since + self._left() if sought else super().length
+
     def facts(self) -> dict[str, Any]:
         """What describes the loader and the order of its sampler."""
         own = {"seed": self._sampler.seed, "shuffle": self._sampler.shuffle, "world": self._sampler.world}
@@ -170,6 +176,12 @@ class CursorPosition(_MapPosition):
     def _begin(self) -> Iterator[Any]:
         self._since = self.batch
         return super()._begin()
+
+    def _left(self) -> int:
+        share = (self._sampler.size - self._sampler.cursor) // self._sampler.world
+        batches = self._tap.sampler
+        size = batches.batch_size or 1
+        return int(share // size if batches.drop_last else -(-share // size))
 
     def _details(self) -> dict[str, Any]:
         if self.batch == 0:

@@ -84,12 +84,14 @@ class LoaderPosition(ABC):
         self._iterator: Iterator[Any] | None = None
         self._loaded: dict[str, Any] | None = None
         self._start: dict[str, Any] | None = None
+        """Details of before the present epoch was begun."""
+        self._fetching = False
         self._own = samplers.OwnState(loader)
         self._shield = Shield(loader)
 
     @property
     def length(self) -> int | None:
-        """Batches of an epoch, or None where the loader does not know."""
+        """Batches of the present epoch, or None where the loader does not know."""
         return samplers.length(self.loader)
 
     def batches(self) -> Iterator[Any]:
@@ -102,25 +104,30 @@ class LoaderPosition(ABC):
             StateMismatch: a loaded position could not be found again (see `replay`).
         """
         self.replay()
+        self._fetching = True
         if self._iterator is None:
             self._fresh()
         while True:
+            self._fetching = True
             try:
                 with self._shield.over():
                     batch = self._take()
             except StopIteration:
                 break
+            self._fetching = False
             self.batch += 1
             yield batch
         self._turn()
 
     def state(self) -> dict[str, Any]:
         """The position, as plain values and tensors, which nobody may change in place."""
-        details = self._loaded["details"] if self._loaded is not None else self._details()
+        details = self._details_at_boundary() if self._loaded is None else self._loaded["details"]
+        length = self.length if self._loaded is None else self._loaded.get("length")
         return {
             "strategy": self.strategy,
             "epoch": self.epoch,
             "batch": self.batch,
+            "length": length,
             "facts": self.facts(),
             "details": details,
         }
@@ -138,6 +145,11 @@ class LoaderPosition(ABC):
         if details is None:
             return None
         return {**self.state(), "batch": self.batch - 1, "details": details}
+
+    @property
+    def lost(self) -> bool:
+        """Whether a fetch has failed, and `state` cannot tell where the loader was before it."""
+        return False
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes over a position; nothing is drawn or read before `replay` or `batches`.
@@ -158,6 +170,7 @@ class LoaderPosition(ABC):
         """
         if self._loaded is None:
             return
+        self._own.rewind()
         samplers.set_epoch(self.loader, self.epoch)
         self._resume(self._loaded["details"], Pace(self.batch, progress))
         self._loaded = None
@@ -170,8 +183,8 @@ class LoaderPosition(ABC):
     def close(self) -> None:
         """Lets the loader's iterator go, and with it workers that the loader does not keep."""
         self._shield.lower()
-        self._iterator = None
-        self._loaded = None
+        self._iterator = self._loaded = self._start = None
+        self._fetching = False
 
     def exactness(self) -> dict[str, Exactness]:
         """Whether ``order`` and ``augmentation`` go on bit for bit after a resume here, and why."""
@@ -218,6 +231,10 @@ class LoaderPosition(ABC):
         """As `_details`, before an epoch; None where asking costs too much or changes something."""
         return self._details()
 
+    def _details_at_boundary(self) -> dict[str, Any]:
+        # The first fetch of an epoch has failed, perhaps, with its order drawn already.
+        return self._details() if self.batch or self._start is None else self._start
+
     @abstractmethod
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
         """Makes the iterator for the loaded position."""
@@ -248,7 +265,8 @@ class LoaderPosition(ABC):
                 f"{type(self.loader).__name__} gave no batch in epoch {self.epoch}; an iterator or a generator can be "
                 "read only once: give something that can be iterated again"
             )
-        self._iterator = None
+        self._iterator = self._start = None
+        self._fetching = False
         self.epoch, self.batch = self.epoch + 1, 0
 
     def _check(self, state: dict[str, Any]) -> None:

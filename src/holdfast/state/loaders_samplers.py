@@ -115,15 +115,16 @@ class OwnState:
         moved = {path: value for path, value in self._scalars() if self._first.get(path, value) != value}
         return {"generators": owned, "moved": moved}
 
+    def rewind(self) -> None:
+        """Makes the scalars what they were when the loader was first seen: `capture` leaves out what is as it was."""
+        self._put(self._first)
+
     def restore(self, state: dict[str, Any]) -> None:
         """Puts back what `capture` gave; what this loader does not have is left out."""
         for path, _, generator in self._generators():
             if path in state["generators"]:
                 randomness.set_generator_state(generator, state["generators"][path])
-        for path, value in state["moved"].items():
-            owner, _, name = path.rpartition(".")
-            if owner in self._owners and hasattr(self._owners[owner], name):
-                setattr(self._owners[owner], name, value)
+        self._put(state["moved"])
 
     def changed_elsewhere(self) -> list[str]:
         """What moves and is not captured: a list that is shuffled in place. Looks at some elements only.
@@ -132,6 +133,12 @@ class OwnState:
         ``state_dict`` are asked for it by the loader.
         """
         return [path for path, sketch in self._collections() if self._sketched.get(path, sketch) != sketch]
+
+    def _put(self, scalars: dict[str, Any]) -> None:
+        for path, value in scalars.items():
+            owner, _, name = path.rpartition(".")
+            if owner in self._owners and getattr(self._owners[owner], name, value) != value:
+                setattr(self._owners[owner], name, value)
 
     def _collections(self) -> Iterator[tuple[str, Any]]:
         for path, owner in self._owners.items():

@@ -45,6 +45,11 @@ class StatefulPosition(LoaderPosition):
         super().start_over(epoch)
         self._touched = False
 
+    @property
+    def lost(self) -> bool:
+        """Whether a fetch has failed: the loader counts on before it reads, and may have drawn."""
+        return self._fetching and (self.batch > 0 or self._start is None)
+
     def _begin(self) -> Iterator[Any]:
         self._open_stream(randomness.entropy())
         return self._made()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,14 +11,17 @@ from torch import Tensor
 
 from holdfast import values
 from holdfast.errors import StateError
-from holdfast.state import composites, tensors
-from holdfast.state.held import local
+from holdfast.state import composites, making, tensors
+from holdfast.state.held import is_sharded, local
 from holdfast.state.reading import Filling
 from holdfast.state.tree import leaves
 from holdfast.trees import TensorSpec
 from holdfast.values import Json
 
 CPU = torch.device("cpu")
+
+Like = Callable[[str], Tensor | None]
+"""By the path of a stored tensor, the live one that it shall be like."""
 
 
 class Tree(NamedTuple):
@@ -60,22 +63,47 @@ def fill(data: Json, live: Tensor, filling: Filling) -> list[Callable[[], None]]
     return [lambda: _replace(live, fresh(data, filling, live.device))]
 
 
-def fresh(
-    data: Json, filling: Filling, device: torch.device = CPU, devices: Mapping[str, torch.device] | None = None
-) -> Any:
-    """A value whose tensors are all newly made, on the device that ``devices`` has for their path, and filled.
+def fresh(data: Json, filling: Filling, device: torch.device = CPU, like: Like = lambda _: None) -> Any:
+    """A value whose tensors are all newly made and filled.
 
     Tensors that were tied within ``data`` are one again; nothing is shared with any other object.
+
+    Args:
+        data: tagged JSON.
+        filling: where the bytes come from.
+        device: of tensors that are like no other one.
+        like: the live tensor, by path, that has the device, and lies on the ranks, as the new one shall.
     """
     made: dict[str, Tensor] = {}
     for leaf in leaves(data):
         name = leaf["name"]
         if name not in made:
             refuse_overlap(leaf)
-            made[name] = tensors.allocate(filling.stored.spec(name), (devices or {}).get(name, device))
+            made[name] = _new(filling.stored.spec(name), like(name), device)
             filling.into(name, made[name])
     filling.run()
     return values.decode(data, readers=composites.readers(made))
+
+
+def _new(spec: TensorSpec, pattern: Tensor | None, device: torch.device) -> Tensor:
+    if pattern is not None and is_sharded(pattern):
+        return making.made(pattern, spec, pattern.device, sharded=True)
+    return tensors.allocate(spec, device if pattern is None else pattern.device)
+
+
+def placeless(data: Json, like: Like) -> Iterator[str]:
+    """Tensors that lay on several ranks, of which nothing here tells how they lie now; one line for each.
+
+    Where there are no ranks they are plain.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    for leaf in leaves(data):
+        if leaf.get("sharded") and like(leaf["name"]) is None:
+            yield (
+                f"{leaf['name']}: stored as a DTensor, and nothing tells how to lay it on the ranks now; "
+                "have the object make it before the restore"
+            )
 
 
 def refuse_overlap(leaf: dict[str, Json]) -> None:

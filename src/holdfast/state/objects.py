@@ -16,10 +16,12 @@ from torch.optim import Optimizer
 from holdfast import values
 from holdfast.errors import InvalidInput
 from holdfast.state import loading, modules
+from holdfast.state.held import is_sharded
 from holdfast.state.loading import Tree
 from holdfast.state.optimizers import Names, OwnOptimizer, ParameterName, StockOptimizer, stock
 from holdfast.state.reading import Filling
-from holdfast.state.tree import Collector
+from holdfast.state.tensors import is_a
+from holdfast.state.tree import Collector, homes
 from holdfast.state.values_torch import GENERATORS, generator_state, set_generator_state
 from holdfast.trees import Lifetime
 from holdfast.values import Json
@@ -106,6 +108,8 @@ class ModuleObject:
             was, now = stored.data[section], live.data[section]
             yield from (f"{self._path(key)}: missing in the checkpoint" for key in now if key not in was)
             yield from (f"{self._path(key)}: in the checkpoint, not in the program" for key in was if key not in now)
+        for key in stored.data["extra"].keys() & live.data["extra"].keys():
+            yield from loading.placeless(stored.data["extra"][key], self._like(key))
         was, now = stored.data["state"], live.data["state"]
         for key in was.keys() & now.keys():
             yield from loading.misfits(stored._replace(data=was[key]), live._replace(data=now[key]), self._path(key))
@@ -118,19 +122,26 @@ class ModuleObject:
             for action in loading.fill(item, self.view.tensors[key], filling)
         ]
         filling.run(later)
-        self._set_trainable(data["trainable"])
+        # What is a buffer now, and was a parameter, has no such flag.
+        self._set_trainable({key: flag for key, flag in data["trainable"].items() if key in self.view.parameters})
         for key, item in data["extra"].items():
-            extra = loading.fresh(item, filling)
+            extra = loading.fresh(item, filling, like=self._like(key))
             with filling.others():
                 self.view.extras[key].set(extra)
 
     def comparable(self, stored: Json, live: Json) -> Json:
-        """All of it."""
-        return live
+        """All of it; a buffer may have been a parameter, and the reverse, for the bytes are the same."""
+        now = live["trainable"]
+        return {**live, "trainable": {key: now.get(key, flag) for key, flag in stored["trainable"].items()}}
 
     def _tensor(self, collector: Collector, key: str, tensor: Tensor) -> Json:
         with collector.shared(self.view.sharings.get(key)):
             return collector.tensor(tensor, self._path(key), self.view.lifetime(key))
+
+    def _like(self, key: str) -> loading.Like:
+        """Only what lies on several ranks: what ``set_extra_state`` is handed else, is on the CPU."""
+        live = homes(self.view.extras[key].get(), self._path(key))
+        return {path: tensor for path, tensor in live.items() if is_sharded(tensor)}.get
 
     def _trainable(self) -> dict[str, Json]:
         return {key: parameter.requires_grad for key, parameter in self.view.parameters.items()}
@@ -220,20 +231,24 @@ class StatefulObject:
             # Names that begin with an underscore come and go with the version of the library that owns the class.
             if key not in was and not key.startswith("_"):
                 yield f"{values.join(self.name, key)}: missing in the checkpoint"
+        if not _switched_off(self.value):
+            yield from loading.placeless(stored.data, homes(self._state(), self.name).get)
 
     def load(self, data: Json, filling: Filling) -> None:
-        """Hands it values and tensors of its own, on the devices where it has them."""
-        live = Collector()
-        live.encode(self._state(), self.name)
-        devices = {path: t.device for spec, t in live.finish()[0] for path in (spec.name, *spec.aliases)}
-        state = loading.fresh(data, filling, devices=devices)
+        """Hands it values and tensors of its own, on the devices, and laid on the ranks, as it has them."""
+        if _switched_off(self.value):
+            logger.info("%s is switched off: what the checkpoint has of it is left out", self.name)
+            return
+        state = loading.fresh(data, filling, like=homes(self._state(), self.name).get)
         # Schedulers and scalers of torch write to themselves only; what others do nobody knows.
         torchs = type(self.value).__module__.startswith("torch.")
         with contextlib.nullcontext() if torchs else filling.others():
             self.value.load_state_dict(state)
 
     def comparable(self, stored: Json, live: Json) -> Json:
-        """``live`` without entries that came with a newer version of its library."""
+        """``live`` without entries that came with a newer version of its library; of what is switched off nothing."""
+        if _switched_off(self.value):
+            return stored
         if isinstance(live, dict) and "$" not in live and isinstance(stored, dict):
             return {key: item for key, item in live.items() if key in stored or not key.startswith("_")}
         return live
@@ -263,6 +278,11 @@ def stateful(value: object) -> bool:
     if isinstance(value, type):
         return False
     return all(callable(_attribute(value, method)) for method in ("state_dict", "load_state_dict"))
+
+
+def _switched_off(value: object) -> bool:
+    """Whether it is a scaler of gradients that has no state, and takes none."""
+    return is_a(value, "torch.amp.grad_scaler", "GradScaler") and not value.is_enabled()  # type: ignore[attr-defined]
 
 
 def _attribute(value: object, name: str) -> object:

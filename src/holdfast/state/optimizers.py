@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 
 from holdfast import values
 from holdfast.errors import StateError, UnsupportedValue
-from holdfast.state import composites, loading, tensors
+from holdfast.state import composites, loading, making, tensors
 from holdfast.state.held import Sharing, is_sharded, local
 from holdfast.state.loading import Tree
 from holdfast.state.reading import Filling
-from holdfast.state.tree import Collector, leaves
+from holdfast.state.tree import Collector, homes, leaves
 from holdfast.trees import TensorSpec
 from holdfast.values import Json
 
@@ -140,8 +140,7 @@ class StockOptimizer:
         for parameter, state in self._states():
             known = self._known(parameter)
             data["state"].setdefault(known.object, {})[known.name] = self._state(collector, parameter, state)
-        other = {key: value for key, value in self.optimizer.state.items() if not isinstance(key, Tensor)}
-        return data | {"other": self._values(collector, {"other": other}, self.name)["other"]}
+        return data | {"other": self._values(collector, {"other": self._other()}, self.name)["other"]}
 
     def problems(self, stored: Tree, live: Tree) -> Iterator[str]:
         """Differences of the parameter groups, and tensors that could not be made anew."""
@@ -167,16 +166,20 @@ class StockOptimizer:
             )
             later += waiting[-1][2].prepare(state)
         filling.run(later)
+        other = loading.fresh(data["other"], filling, like=homes(self._other(), values.join(self.name, "other")).get)
         self.optimizer.state.clear()
-        for parameter, state, homes in waiting:
-            self.optimizer.state[parameter] = homes.finish(state)
-        self.optimizer.state.update(loading.fresh(data["other"], filling))
+        for parameter, state, places in waiting:
+            self.optimizer.state[parameter] = places.finish(state)
+        self.optimizer.state.update(other)
 
     def comparable(self, stored: Json, live: Json) -> Json:
         """``live`` without group values that the stored torch did not have; the plan has compared the parameters."""
         pairs = zip(stored["groups"], live["groups"], strict=True)
         known = [{key: item for key, item in now["values"].items() if key in was["values"]} for was, now in pairs]
         return live | {"groups": [was | {"values": now} for was, now in zip(stored["groups"], known, strict=True)]}
+
+    def _other(self) -> dict[Any, Any]:
+        return {key: value for key, value in self.optimizer.state.items() if not isinstance(key, Tensor)}
 
     def _states(self) -> Iterable[tuple[Tensor, Mapping[str, Any]]]:
         members = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -258,7 +261,7 @@ class _Homes:
         live = self.live.get(key)
         if item is not leaf or not isinstance(live, Tensor) or live.device != device or not _fits(live, spec):
             loading.refuse_overlap(leaf)
-            live = _made(self.parameter, spec, device, sharded=bool(leaf.get("sharded")))
+            live = making.made(self.parameter, spec, device, sharded=bool(leaf.get("sharded")))
         self.filling.place(name, live)
         return live
 
@@ -289,16 +292,36 @@ class OwnOptimizer:
         """Differences of the parameter groups; their order counts, since the state goes by number."""
         was, now = stored.data["groups"], live.data["groups"]
         yield from group_problems(self.name, was, now, order_counts=True)
+        if was == now:
+            yield from loading.placeless(stored.data["data"], self._like(stored._replace(data=stored.data["data"])))
 
     def load(self, data: Json, filling: Filling) -> None:
-        """Hands it tensors of its own."""
-        state = loading.fresh(data["data"], filling)
+        """Hands it tensors of its own, on the ranks that have them as it has them there, or its parameters."""
+        state = loading.fresh(data["data"], filling, like=self._like(Tree(data["data"], filling.stored.spec)))
         with filling.others():
             self.optimizer.load_state_dict(state)
 
     def comparable(self, stored: Json, live: Json) -> Json:
         """All of it."""
         return live
+
+    def _like(self, stored: Tree) -> loading.Like:
+        """What lies on several ranks: as it does now, or as the parameter; it copies plain tensors where it wants."""
+        here = homes(dict(self.optimizer.state_dict()), self.name)
+        members = [p for group in self.optimizer.param_groups for p in group["params"]]
+        at = values.join(self.name, "state")
+        parameters = {values.join(at, i): p for i, p in enumerate(members)}
+        found: dict[str, Tensor] = {}
+        for leaf in leaves(stored.data):
+            name, shape = leaf["name"], stored.spec(leaf["name"]).shape
+            pattern = here.get(name)
+            if pattern is None and (leaf.get("sharded") or shape):
+                parameter = parameters.get(name.rpartition("/")[0])
+                fits = parameter is not None and (leaf.get("sharded") or shape == tuple(parameter.shape))
+                pattern = parameter if fits else None
+            if pattern is not None and is_sharded(pattern):
+                found[name] = pattern
+        return found.get
 
 
 def item_tag(item: Json) -> str | None:
@@ -326,34 +349,6 @@ def _fits(live: Tensor, spec: TensorSpec) -> bool:
     here = local(live)
     plain = here.layout == torch.strided and composites.split(here, "") is None
     return plain and tuple(live.shape) == spec.shape and tensors.dtype_name(live.dtype) == spec.dtype
-
-
-def _made(parameter: Tensor, spec: TensorSpec, device: torch.device, *, sharded: bool) -> Tensor:
-    """As the optimizer would have made it: like its parameter, sharded if that is, however it was stored."""
-    if not is_sharded(parameter) or not (sharded or (spec.shape and tuple(parameter.shape) == spec.shape)):
-        return _like(local(parameter), spec, device)
-    if tuple(parameter.shape) != spec.shape:
-        return _replicated(parameter, tensors.allocate(spec, device))
-    here = torch.empty_like(tensors.plain(local(parameter)), dtype=tensors.dtype_of(spec.dtype), device=device)
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    return type(parameter.data).from_local(  # type: ignore[attr-defined,no-any-return]
-        here, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-    )
-
-
-def _replicated(parameter: Tensor, here: Tensor) -> Tensor:
-    """A DTensor that all ranks of the parameter have whole: factors of moments are, which are smaller than it."""
-    from torch.distributed.tensor import Replicate
-
-    mesh = parameter.device_mesh  # type: ignore[attr-defined]
-    return type(parameter.data).from_local(here, mesh, [Replicate()] * mesh.ndim, run_check=False)  # type: ignore[attr-defined,no-any-return]
-
-
-def _like(parameter: Tensor, spec: TensorSpec, device: torch.device) -> Tensor:
-    # As zeros_like would have made it, unless it had another order in memory when it was saved.
-    if tuple(parameter.shape) == spec.shape and tensors.dim_order(parameter) == spec.dim_order:
-        return torch.empty_like(tensors.plain(parameter), dtype=tensors.dtype_of(spec.dtype), device=device)
-    return tensors.allocate(spec, device)
 
 
 def _subclass_problems(stored: Tree, live: Tree, item: Json, here: Json, path: str) -> Iterator[str]:

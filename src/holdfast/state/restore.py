@@ -15,14 +15,15 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from holdfast.errors import Corrupt, RestoreFailed, StateMismatch
+from holdfast.errors import Corrupt, RestoreFailed, StateError, StateMismatch, UnsupportedTensor, UnsupportedValue
 from holdfast.state import rng
 from holdfast.state.capture import Collected, collect
 from holdfast.state.compare import differences
 from holdfast.state.entries import entries, without
-from holdfast.state.loading import Tree, fresh
+from holdfast.state.loading import Like, Tree, fresh
 from holdfast.state.per_rank import is_per_rank
 from holdfast.state.reading import BUFFER_BYTES, Filling, Stored
+from holdfast.state.tree import homes
 from holdfast.trees import TensorSpec
 from holdfast.values import Json
 
@@ -58,6 +59,8 @@ class Plan:
     values: Json
     own: Json
     not_loaded: tuple[str, ...]
+    plain: Mapping[str, Any]
+    """The plain values of this process."""
 
     def execute(self, *, budget: int = BUFFER_BYTES) -> Restored:
         """Fills and compares. Not atomic: after an error the objects hold anything and must not be used.
@@ -70,11 +73,12 @@ class Plan:
         for name, adapter in self.live.adapters.items():
             adapter.load(self.documents[name], filling)
         now = collect(self.objects, only=self.live.adapters)
-        found = differences(self.documents, now, filling)
+        found = differences(self.documents, now, filling, self.live)
         if found:
             raise RestoreFailed(_report("after the load the live state differs from the checkpoint", found))
         own = dict(fresh(self.own, Filling(self.stored)))
-        return Restored(values=dict(fresh(self.values, Filling(self.stored))), own=own, not_loaded=self.not_loaded)
+        values = dict(fresh(self.values, Filling(self.stored), like=like_values(self.plain)))
+        return Restored(values=values, own=own, not_loaded=self.not_loaded)
 
 
 class Comparison:
@@ -88,6 +92,7 @@ class Comparison:
         stored: the checkpoint.
         only: the names that are wanted; None: all.
         left: names that are left as they are; the checkpoint may have them or not.
+        values: plain values of this process: tensors among those of the checkpoint go to the devices of these.
 
     Raises:
         InvalidInput, StateError: as `holdfast.state.capture.collect`.
@@ -101,8 +106,10 @@ class Comparison:
         *,
         only: Collection[str] | None = None,
         left: Collection[str] = (),
+        values: Mapping[str, Any] | None = None,
     ) -> None:
         stored.check()
+        self._values = values or {}
         self._objects, self._stored, self._only = objects, stored, only
         # Whoever takes parts of a checkpoint, or makes the optimizer anew, has decided what is to be trained.
         self._decided = only is not None or any(isinstance(objects[name], Optimizer) for name in left)
@@ -143,7 +150,8 @@ class Comparison:
         if self._decided:
             documents = {name: _trained_as_now(data, live.data[name]) for name, data in documents.items()}
         not_loaded = tuple(name for name in saved if name not in documents)
-        return Plan(self._objects, stored, documents, live, self._document["values"], _parsed(stored.own), not_loaded)
+        saved_values, own = self._document["values"], _parsed(stored.own)
+        return Plan(self._objects, stored, documents, live, saved_values, own, not_loaded, self._values)
 
     def _without_other_ranks(self, saved: dict[str, Any]) -> tuple[dict[str, Any], Collected]:
         """Leaves out what belongs to ranks that are not here, on either side."""
@@ -173,6 +181,14 @@ def restore(
     """
     comparison = Comparison(objects, stored, only=only)
     return comparison.plan(comparison.lacking).execute(budget=budget)
+
+
+def like_values(values: Mapping[str, Any]) -> Like:
+    """Where tensors among plain values go: where the program has those of the same path; else to the CPU."""
+    try:
+        return homes(dict(values), "values").get
+    except (UnsupportedValue, UnsupportedTensor, StateError):
+        return lambda _: None  # they are replaced; a save would refuse them
 
 
 def _problems(saved: Mapping[str, Any], live: Collected, stored: Stored) -> Iterator[str]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from holdfast import values
 from holdfast.state import composites, tensors
-from holdfast.state.held import Held, Sharing, held
+from holdfast.state.held import Held, Sharing, held, is_sharded
 from holdfast.trees import Lifetime, Spread, TensorSpec
 from holdfast.values import Json
 
@@ -115,6 +115,12 @@ class Collector:
                 leaf["overlaps"] = True
         return [(entry.spec(), entry.tensor) for entry in self._entries], notes
 
+    def homes(self) -> dict[str, Tensor]:
+        """The live tensors by name and by alias; DTensors as such."""
+        found = {path: entry.tensor for entry in self._entries for path in (entry.name, *entry.aliases)}
+        whole = self._by_object.values()
+        return found | {path: tensor for tensor, entry in whole for path in (entry.name, *entry.aliases)}
+
     def sharings(self) -> list[Sharing | None]:
         """Per tensor, in the same order, who else has the same."""
         return [entry.sharing for entry in self._entries]
@@ -125,6 +131,7 @@ class Collector:
             if found["$"] == "tensor":
                 found |= {"parameter": True} if isinstance(value, torch.nn.Parameter) else {}
                 found |= {"grad": True} if value.requires_grad and value.is_leaf else {}
+                found |= {"sharded": True} if is_sharded(value) else {}
             return found
         if type(value) is np.ndarray:
             return {"$": "ndarray", "data": self.tensor(composites.shared_array(value, path), path)}
@@ -162,6 +169,13 @@ class Collector:
                 by_storage[str(entry.tensor.device), storage.data_ptr()].append(entry)
         for entries in filter(_several, by_storage.values()):
             yield from _overlapping(sorted(entries, key=lambda entry: _span(entry.tensor)))
+
+
+def homes(value: object, path: str) -> dict[str, Tensor]:
+    """The live tensors in a value, by their paths when it is stored at ``path``; errors as of `Collector.encode`."""
+    collector = Collector()
+    collector.encode(value, path)
+    return collector.homes()
 
 
 def leaves(data: Json) -> Iterator[dict[str, Any]]:

@@ -358,7 +358,8 @@ class BackgroundSaves:
         if message.restage:
             self._frozen.forget()
         if flown is not None and flown.committed is None:
-            self._outcomes.append(GivenUp(target=flown.target, error=error_of(message.kind, message.text)))
+            error = error_of(message.kind, message.text)
+            self._outcomes.append(GivenUp(target=flown.target, error=error, on_purpose=message.on_purpose))
 
     def _followed(self, message: messages.Followed) -> None:
         if any(one.generation == message.generation for one in self._unread if isinstance(one, messages.Committed)):

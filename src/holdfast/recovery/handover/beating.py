@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from holdfast.health import Watchdog
 from holdfast.saver.beats import Beats
@@ -58,11 +58,16 @@ class Beating:
         """The signal upon which this process writes its stacks; 0: none."""
         return self._number
 
-    def attach(self, process: SaverProcess) -> None:
-        """Has a saver watch; before it is started."""
+    def attach(self, process: SaverProcess, taken: Collection[int]) -> None:
+        """Has a saver watch; before it is started.
+
+        Args:
+            process: the saver.
+            taken: signals that ask the training to stop: their handlers are installed in the loop, and later than this.
+        """
         if self._watchdog is None:
             return
-        self._number = _register(process)
+        self._number = _register(process, taken)
         if self._number:
             self._beats = Beats(process.control.slab)
 
@@ -122,10 +127,14 @@ class Beating:
             self._number = 0
 
 
-def _register(process: SaverProcess) -> int:
+def _register(process: SaverProcess, taken: Collection[int]) -> int:
     """A signal that nobody uses; 0: there is none."""
     for number in range(signal.SIGRTMIN + 8, signal.SIGRTMAX - 2):
-        if number in _used or (number not in _ours and signal.getsignal(number) is not signal.SIG_DFL):
+        if (
+            number in _used
+            or number in taken
+            or (number not in _ours and signal.getsignal(number) is not signal.SIG_DFL)
+        ):
             continue
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(number, signal.SIG_IGN)

@@ -211,7 +211,9 @@ class Slots:
         for slot, slab in self.process.slabs.items():
             if self.free(slot) and (everything or slot in self._frozen):
                 begin = (layout.trained if everything else layout.frozen_from) if slot in self.usable else 0
-                slab.release(begin, slab.length - begin)
+                # The document behind it stays: it tells a successor of the saver what was saved, and not looked at yet.
+                end = slab.length if everything or slot not in self.usable else layout.length
+                slab.release(begin, end - begin)
                 self._frozen.discard(slot)
 
     def close(self, seconds: float) -> None:

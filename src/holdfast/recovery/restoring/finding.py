@@ -35,8 +35,9 @@ def find(position: LoaderPosition, stored: dict[str, Any], mismatch: Mismatch) -
     except StateMismatch as error:
         if mismatch is Mismatch.RAISE:
             raise
-        logger.warning("epoch %d is started over, as asked for: %s", stored["epoch"], error)
-        position.start_over(int(stored["epoch"]))
+        epoch = int(stored["epoch"]) + (stored["batch"] == stored.get("length"))
+        logger.warning("epoch %d begins with this loader: %s", epoch, error)
+        position.start_over(epoch)
 
 
 def find_together(group: Group, position: LoaderPosition, stored: dict[str, Any], mismatch: Mismatch) -> None:

@@ -135,7 +135,8 @@ def load(
         RestoreFailed: the live state differs from what was stored; the objects must not be used.
         BeingDeleted, StorageError: it cannot be read now.
     """
-    restored = load_objects(store, record, whole.objects, group, only=only, left=left)
+    parts = {"user": whole.values}
+    restored = load_objects(store, record, whole.objects, group, only=only, left=left, values=parts)
     if only is not None:
         return Loaded(None, None, list(restored.not_loaded))
     whole.take(restored.values)
@@ -151,6 +152,7 @@ def load_objects(
     *,
     only: Sequence[str] | None = None,
     left: Collection[str] = (),
+    values: Mapping[str, Any] | None = None,
 ) -> Restored:
     """As `load`, for the objects alone; without ``group`` this process is alone."""
     group, text = group or Alone(), f"the load of {record.address}"
@@ -159,7 +161,7 @@ def load_objects(
     def compare() -> Comparison:
         run = Run.by_number(store, record.run)  # what it holds can be read whether or not its run.json can
         reader = PackReader(run, record, OpenManifest(run, record.manifest_digest))
-        return Comparison(objects, reader.stored(part), only=only, left=left)
+        return Comparison(objects, reader.stored(part), only=only, left=left, values=values)
 
     with ExitStack() as stack:
         stack.enter_context(group.longer(LOAD_SECONDS))

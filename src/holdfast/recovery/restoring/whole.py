@@ -60,12 +60,16 @@ class Whole:
     @contextmanager
     def generators_kept(self) -> Iterator[None]:
         """Leaves registered generators where they are: a replay draws from those that a sampler shares with others."""
-        before = [(one, generator_state(one)) for one in self.objects.values() if isinstance(one, GENERATORS)]
+        before = self.generators()
         try:
             yield
         finally:
             for one, state in before:
                 set_generator_state(one, state)
+
+    def generators(self) -> list[tuple[Any, dict[str, Any]]]:
+        """Registered generators, with their states."""
+        return [(one, generator_state(one)) for one in self.objects.values() if isinstance(one, GENERATORS)]
 
     def take(self, parts: Mapping[str, Any]) -> None:
         """Puts back what `snapshot` took beside the objects; files of the checkpoint do not replace newer ones."""

@@ -51,6 +51,7 @@ class BoundarySaves:
         """Whether the loop runs: what happens outside of it, an evaluation perhaps, goes on from there."""
         self.began = 0.0
         """When the newest one began, by the monotonic clock."""
+        self._outdated: Target | None = None
 
     def satisfied(self, step: int, epochs: int) -> None:
         """What the policies want was done."""
@@ -59,8 +60,13 @@ class BoundarySaves:
 
     @property
     def here(self) -> Target | None:
-        """The checkpoint of this boundary, durable or in the making."""
-        return self._checkpoints.here(self._progress.step)
+        """The checkpoint of this boundary, durable or in the making, if it has what is live."""
+        found = self._checkpoints.here(self._progress.step)
+        return None if found == self._outdated else found
+
+    def outdate(self) -> None:
+        """Parts of another checkpoint are live now: what was measured and saved of this boundary is not of them."""
+        self._outdated, self.metrics = self._checkpoints.here(self._progress.step), {}
 
     def save(self, kind: Kind, reason: str) -> Target:
         """The checkpoint of this boundary; an existing one is returned.
@@ -71,6 +77,8 @@ class BoundarySaves:
         if (here := self.here) is not None:
             return here
         step = self._progress.step
+        if self._outdated is not None and self._outdated == self._checkpoints.here(step):
+            self._session.branch(f"parts were restored over step {step}, which is saved already: {reason}")
         self.began, self.latest = time.monotonic(), (kind, reason, step)
         target = Target.of(self._session.address(step))
         snapshot = self._taking.compared(self.snapshot())
@@ -96,8 +104,11 @@ class BoundarySaves:
 
     def snapshot(self) -> Snapshot:
         """The live state, which is that of the boundary; inside the loop with the random states of the boundary."""
-        at_boundary = self._place.rng if self.inside or self._progress.in_body else None
-        return self._taking.snapshot(self._place.position, self._place.stored, at_boundary or rng.capture())
+        place = self._place
+        if place.rng is None or not (self.inside or self._progress.in_body):
+            return self._taking.snapshot(place.position, place.stored, rng.capture())
+        with place.generators_there():
+            return self._taking.snapshot(place.position, place.stored, place.rng)
 
     def _request(self, kind: Kind, reason: str, began: float) -> SaveRequest:
         return self._taking.request(

@@ -108,7 +108,7 @@ def open_checkpoints(
     """The checkpoints of this launch, with whoever makes them."""
     if _can_have_saver(session, making):
         process = _process(session, plan, making, after, stops, beating)
-        beating.attach(process)
+        beating.attach(process, stops.watched)
         stops.wake = process.wake
         return Checkpoints(session, _in_process(process, session, plan, making, after, stops), after, making.tolerance)
     beating.nobody_watches("saves are made in the training loop, and not by a process of their own")

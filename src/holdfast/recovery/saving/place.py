@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from holdfast.recovery.ranks.group import Group
 from holdfast.recovery.restoring.finding import Mismatch, find_together
 from holdfast.recovery.restoring.loading import Loaded
@@ -9,6 +13,7 @@ from holdfast.recovery.restoring.whole import Whole
 from holdfast.recovery.saving.triggers import Moment
 from holdfast.state import rng
 from holdfast.state.loaders import LoaderPosition
+from holdfast.state.values_torch import set_generator_state
 
 
 class Place:
@@ -32,6 +37,8 @@ class Place:
         """The position of the checkpoint, which counts as long as there is no loader."""
         self.rng = loaded.rng if loaded else None
         """The random states of the boundary."""
+        self._registered: list[tuple[Any, dict[str, Any]]] = []
+        """Generators of the program's, with their states there."""
         self._moved = moved
 
     def go(self, *, fresh: bool) -> None:
@@ -41,10 +48,20 @@ class Place:
             rng.restore(self.rng)
         else:
             self.rng = rng.capture()
+        self._registered = self._whole.generators()
 
     def mark(self, *, epoch_ended: bool) -> None:
         """This is a boundary."""
         self.rng, self.epoch_ended = rng.capture(), epoch_ended
+        self._registered = self._whole.generators()
+
+    @contextmanager
+    def generators_there(self) -> Iterator[None]:
+        """Within it registered generators are those of the boundary, whatever the body or a loader has drawn since."""
+        with self._whole.generators_kept():
+            for generator, state in self._registered:
+                set_generator_state(generator, state)
+            yield
 
     def find(self, position: LoaderPosition, mismatch: Mismatch = Mismatch.RAISE) -> bool:
         """Brings a loader to the place of the checkpoint; whether there is one."""
@@ -60,6 +77,11 @@ class Place:
     def told(self) -> bool:
         """Whether the loader can say where it was before it gave the batch at hand."""
         return self.position is None or self.position.before() is not None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the loader has failed in a fetch, and cannot say where it was before it."""
+        return self.position is not None and self.position.lost
 
     @property
     def epoch(self) -> int:

@@ -9,6 +9,7 @@ decides at once.
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -39,6 +40,9 @@ class Agreed(NamedTuple):
 
 _NOBODY_KNOWS = -(1 << 40)
 """Milliseconds."""
+
+_SAID = struct.Struct("<?d")
+"""Whether a rank was asked to stop, and what it lacks."""
 
 
 class Exchange:
@@ -144,11 +148,17 @@ class Decisions:
             return False
         return self._stops.waited(STOP_SECONDS) or lacks() > -SPARE_SECONDS
 
-    def stop_anywhere(self) -> bool:
-        """Whether any rank was asked to stop; every rank has to call it, and waits for the others."""
+    def stop_anywhere(self, lacks: Callable[[], float]) -> bool:
+        """Whether any rank was asked to stop; every rank has to call it, and waits for the others.
+
+        Args:
+            lacks: see `Agreed.lacks`, for this rank.
+        """
         if self.stop is None and self._group.size > 1:
-            nobody = self._group.everywhere(bytes([self._stops.asked is None]), "whether somebody was asked to stop")
-            self._take(Agreed(stop=not nobody[0]))
+            mine = _SAID.pack(self._stops.asked is not None, lacks())
+            said = [_SAID.unpack(one) for one in self._group.gathered(mine, "whether somebody was asked to stop")]
+            stop, most = (max(words) for words in zip(*said, strict=True))
+            self._take(Agreed(stop=stop, lacks=most, ill=self.ill))
         return self.stop is not None
 
     def due(
@@ -214,6 +224,8 @@ class Decisions:
         self._take(self._exchange.last())
 
     def _take(self, agreed: Agreed) -> None:
-        self.lacks, self.ill = agreed.lacks, agreed.ill
+        self.ill = agreed.ill
+        if agreed.stop or self._agreed_stop is None:  # what was said before somebody was asked knows of no end
+            self.lacks = agreed.lacks
         if agreed.stop:
             self._agreed_stop = self._stops.asked or "a signal to another rank"

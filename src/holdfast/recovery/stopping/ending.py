@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from holdfast.catalog.journal.events import Ending
@@ -21,6 +22,7 @@ from holdfast.recovery.stopping.classifying import Cause, cause_of
 from holdfast.recovery.stopping.decisions import Decisions
 from holdfast.recovery.stopping.failing import Failing, traced
 from holdfast.recovery.stopping.preempting import Preempting
+from holdfast.recovery.stopping.standing import Standing
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +73,21 @@ class End:
         self._preempting, self._failing, self._after = preempting, failing, after
         self.watch = Stopwatch()
         self._notes = _notes_of(session, after)
-        self._error: BaseException | None = None
-        self._how = Ending.LEFT
+        self._standing = Standing(session)
         self._hurried = False
         self._from_loop: BaseException | None = None
+        self._error: BaseException | None = None
+        self._how = Ending.LEFT
+
+    def trains_on(self) -> None:
+        """A loop begins: where that ends is the end."""
+        self._standing.trains_on()
+        self._how, self._error = Ending.LEFT, None
+
+    @property
+    def _over(self) -> bool:
+        """Whether the training has reached its end, if only before something was restored."""
+        return self._standing.end is not None or self._completed()
 
     def stopped(self) -> None:
         """The loop is over, or was left: if that was asked for, this is the pre-emption, once.
@@ -84,10 +97,12 @@ class End:
             Exception: what ``on_preempt`` raises.
         """
         stop = self._decisions.stop
-        if stop is None or self._preempting.facts is not None or self._completed():
+        if stop is None or self._preempting.facts is not None or self._over:
             return
         if self._progress.untouched and not self._progress.fresh:
             self._preempting.save(stop, self._decisions.lacks if not self._alone else self._preempting.lacks())
+        elif self._progress.moved:
+            self._preempting.refuse("parameters have changed since the loop was left")
         self._preempting.conclude(stop, self._progress.step, first=self._rank == 0)
 
     def finish(self) -> None:
@@ -95,20 +110,33 @@ class End:
 
         Raises:
             HoldfastError: the last save has failed, or was damaged when it was read back.
+            Unhealthy: the health checks have stopped the training.
         """
-        try:
+        with self.blamed():
             self._finish()
+            if self._preempting.ailing is not None:
+                raise self._unhealthy(self._preempting.ailing)
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Within it, what is raised is how the launch ends."""
+        try:
+            yield
         except BaseException as error:
             self._blame(error)
             raise
 
     def _blame(self, error: BaseException) -> None:
         """The end has failed, whatever stood before: it is no training that was merely left."""
+        self._hurried = self._hurried or isinstance(error, KeyboardInterrupt)
         if cause_of(error) is not Cause.ON_PURPOSE:
             self._how, self._error = Ending.FAILED, error
+        elif self._preempting.facts is not None and self._how is Ending.LEFT:
+            self._how = Ending.PREEMPTED
 
     def _finish(self) -> None:
-        self._save_final()
+        if self._standing.end is None:
+            self._save_final()
         if self._out_of_time:
             self._how = Ending.PREEMPTED  # it was said what stands
             return
@@ -116,22 +144,17 @@ class End:
         if self._checkpoints.failure and self._saves.latest[2] == self._progress.step and self._alone:
             self._saves.again()  # once more, before the state is gone for good
             self._checkpoints.drain()
-        self._how = (
-            Ending.COMPLETED if self._completed() else Ending.PREEMPTED if self._preempting.facts else Ending.LEFT
-        )
+        self._how = Ending.COMPLETED if self._over else Ending.PREEMPTED if self._preempting.facts else Ending.LEFT
+        self._error = None  # what the program has caught, and was made up for
         self._checkpoints.check()
+        if self._completed():
+            self._standing.reached(self._checkpoints.last)
 
-    def gave_up(self, why: str) -> None:
-        """The health checks have stopped the training: that must not look like its end.
-
-        Raises:
-            Unhealthy: always.
-        """
+    def _unhealthy(self, why: str) -> Unhealthy:
+        """The health checks have stopped the training: that must not look like its end."""
         last = self._checkpoints.last
         stands = f"the last checkpoint is {last.address}" if last else "there is no checkpoint"
-        error = Unhealthy(f"the training was stopped at step {self._progress.step}: {why}; {stands}")
-        self._how, self._error = Ending.FAILED, error
-        raise error
+        return Unhealthy(f"the training was stopped at step {self._progress.step}: {why}; {stands}")
 
     @property
     def _out_of_time(self) -> bool:
@@ -167,16 +190,14 @@ class End:
             error: the exception.
             dropped: what was asked for and is not done because of it, for the log.
         """
-        cause = cause_of(error)
+        of_loop, cause = self._from_loop is error, cause_of(error)
+        self._saves.inside = self._saves.inside or of_loop  # what a fetch has drawn before it failed is drawn again
         if cause is Cause.WORKER_EXITED and self._asked_lately():
             self._worker_exited(error)
             return True
-        inside = self._progress.in_body or self._from_loop is error
-        self._hurried = isinstance(error, KeyboardInterrupt)
-        self._how = Ending.FAILED if cause is not Cause.ON_PURPOSE else Ending.LEFT
-        self._how = Ending.PREEMPTED if self._preempting.facts and cause is Cause.ON_PURPOSE else self._how
-        self._error = error if self._how is Ending.FAILED else None
-        self._failing.failed(error, cause, inside=inside, dropped=dropped)
+        in_body = self._progress.in_body and self._progress.body.raised(error)
+        self._blame(error)
+        self._failing.failed(error, cause, inside=in_body or of_loop, dropped=dropped)
         return False
 
     def _asked_lately(self) -> bool:
@@ -194,7 +215,7 @@ class End:
         lacks = self._preempting.lacks()
         why = self._failing.back() or ("there is no time left for it" if lacks >= 0 else None)
         why = self._failing.together(why)
-        if why is None and not self._progress.fresh:
+        if why is None and not self._progress.fresh and self._standing.end is None:
             self._preempting.save(stop, lacks)
         elif why is not None:
             self._preempting.refuse(why)
@@ -203,9 +224,9 @@ class End:
 
     @property
     def _reached(self) -> Mapping[str, Any]:
-        seconds = self.watch.step_seconds
+        step = self._progress.step if self._standing.end is None else self._standing.end.step
         timeline = max(0, self._session.timeline)  # before the first restore there is none
-        return {"timeline": timeline, "step": self._progress.step, "step_seconds": seconds}
+        return {"timeline": timeline, "step": step, "step_seconds": self.watch.step_seconds}
 
     def boundary(self) -> None:
         """Notes how far the training is, now and then."""
@@ -226,9 +247,12 @@ class End:
         if error is not None:
             self._blame(error)
         self.watch.halt()
-        self._checkpoints.close(self.patience)
-        self._notes.ended(str(self._how), **self._reached, error=self._error)
-        self._after.close()
+        try:
+            self._checkpoints.close(self.patience)
+        finally:  # whoever presses Ctrl-C once more does not wait, and it has ended all the same
+            self._standing.note()
+            self._notes.ended(str(self._how), **self._reached, error=self._error)
+            self._after.close()
 
 
 def not_opened(session: Session, after: Afterwards, error: BaseException) -> None:

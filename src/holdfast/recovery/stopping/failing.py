@@ -124,6 +124,8 @@ class Failing:
         """Makes the live state that of the boundary again, as far as it is not; else why not."""
         if self._progress.in_body and not self._place.told:
             return "the loader cannot say where it was before the batch at hand"
+        if self._place.lost:
+            return "the loader cannot say where it was before the fetch that failed"
         why = self._progress.back()
         if why is None and (bad := nonfinite_parameter(self._objects.items())):
             return f"{bad} has a NaN or an infinity in it"

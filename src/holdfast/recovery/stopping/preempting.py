@@ -95,6 +95,12 @@ class Preempting:
         here = self._saves.here is not None
         return lacking(self._stops.left, expected_seconds(self._checkpoints.typical, flying, same=here))
 
+    def ails(self, why: str, refused: str | None) -> None:
+        """The health checks have stopped the training; ``refused`` is why its state is not to be saved."""
+        self.ailing = why
+        if refused is not None:
+            self.refuse(refused)
+
     def refuse(self, why: str) -> None:
         """The state of this boundary is not to be saved."""
         self._decided, self._given_up = True, why

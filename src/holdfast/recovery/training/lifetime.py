@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
 from weakref import finalize
 
 from holdfast.catalog.runs import Run
@@ -113,6 +114,7 @@ class Lifetime:
         """A restore has failed: what it leaves is of use or not, and a training that was not begun is let go."""
         self._broken = training.restoring.torn
         if training.restoring.unbegun:
+            self._forget_reminder()
             training.close(error)
             self.training = None
             release_run(self)
@@ -136,6 +138,8 @@ class Lifetime:
 
     def interrupted(self, error: BaseException) -> bool:
         """The block was left by an exception; whether that is no failure, but the end of a pre-empted training."""
+        if self._closed:
+            return False  # its end was told before
         try:
             return self.training is not None and self.training.interrupted(error)
         finally:
@@ -147,15 +151,21 @@ class Lifetime:
         self.release()
 
     def release(self) -> None:
-        """Lets everything go; idempotent."""
+        """Lets everything go, once: what has the numbers of its descriptors afterwards is somebody else's."""
+        if self._closed:
+            return
         self._closed = True
+        self._forget_reminder()
+        with ExitStack() as rest:  # all of it, also where Ctrl-C comes in between
+            rest.callback(release_run, self)
+            if self.training:
+                rest.callback(self.training.close)
+            if self.loop:
+                rest.callback(self.loop.leave)
+
+    def _forget_reminder(self) -> None:
         if self._reminder:
             self._reminder.detach()
-        if self.loop:
-            self.loop.leave()
-        if self.training:
-            self.training.close()
-        release_run(self)
 
 
 def _never_closed(run: str, process: int) -> None:

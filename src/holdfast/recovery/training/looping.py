@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 from holdfast.recovery.environment.signals import StopRequests
+from holdfast.recovery.steps.body import Body
 from holdfast.recovery.training.training import Training
 
 
@@ -34,6 +36,7 @@ class Loop:
 
     def __enter__(self) -> None:
         self._owner.loop = self
+        self._training.progress.body = Body(sys._getframe(1))
         self._stops.__enter__()
         self._lookout.__enter__()
         try:
@@ -55,6 +58,8 @@ class Loop:
         if self._owner.loop is self:
             self._owner.loop = None
             self._lookout.__exit__(None, None, None)
+            self._training.progress.body.leave(sys._getframe(1))
+            self._training.progress.close()
             self._training.leave_loop()
             self._stops.__exit__(None, None, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from holdfast.recovery.launching.beginning import open_session
 from holdfast.recovery.launching.session import Plan, Session
 from holdfast.recovery.ranks.group import open_group
 from holdfast.recovery.saving.afterwards import Afterwards
+from holdfast.recovery.saving.checkpoints import Checkpoints
 from holdfast.recovery.saving.making import Making, open_checkpoints
 from holdfast.recovery.stopping.ending import not_opened
 from holdfast.recovery.stopping.preempting import Hook
@@ -115,22 +117,33 @@ class Opening:
 
     def _training(self, session: Session, plan: Plan) -> Training:
         after, beating = Afterwards(session), Beating(self.caring.watchdog, asked=self.caring.asked)
+        with ExitStack() as unused:
+            try:
+                checkpoints = open_checkpoints(session, plan, self.making, after, self.stops, beating)
+                unused.callback(checkpoints.close, 0.0)
+                unused.callback(beating.close)  # first, for it writes into what the other one lets go
+                training = self._made(session, plan, checkpoints, after, beating)
+            except BaseException as error:
+                not_opened(session, after, error)
+                raise
+            unused.pop_all()  # the training closes them
+        return training
+
+    def _made(
+        self, session: Session, plan: Plan, checkpoints: Checkpoints, after: Afterwards, beating: Beating
+    ) -> Training:
         left = {name: self.objects[name] for name in plan.not_restored}
-        try:
-            return Training(
-                session,
-                named(self.objects, self.prefix, session.group.rank),
-                self.values,
-                self.files,
-                plan=replace(plan, not_restored=tuple(named(left, self.prefix, session.group.rank))),
-                checkpoints=open_checkpoints(session, plan, self.making, after, self.stops, beating),
-                after=after,
-                stops=self.stops,
-                accumulate=self.accumulate,
-                on_preempt=self.stopping.on_preempt,
-                caring=self.caring,
-                beating=beating,
-            )
-        except BaseException as error:
-            not_opened(session, after, error)
-            raise
+        return Training(
+            session,
+            named(self.objects, self.prefix, session.group.rank),
+            self.values,
+            self.files,
+            plan=replace(plan, not_restored=tuple(named(left, self.prefix, session.group.rank))),
+            checkpoints=checkpoints,
+            after=after,
+            stops=self.stops,
+            accumulate=self.accumulate,
+            on_preempt=self.stopping.on_preempt,
+            caring=self.caring,
+            beating=beating,
+        )

@@ -25,6 +25,7 @@ class Restoring:
         whole: the live state.
         checkpoints: told what the line goes on from.
         begin: called when a whole state is loaded and its timeline not noted yet: everything else goes back with it.
+        changed: called when parts are loaded over the state of this boundary.
         not_restored: names of what a run leaves as it is when it begins with the checkpoint of another one.
     """
 
@@ -34,11 +35,13 @@ class Restoring:
         whole: Whole,
         checkpoints: Checkpoints,
         begin: Callable[[Record, Loaded], None],
+        changed: Callable[[], None],
         not_restored: Collection[str] = (),
     ) -> None:
         self.torn = False
         """Whether the live state may be half of one checkpoint and half of another."""
-        self._session, self._whole, self._checkpoints, self._begin = session, whole, checkpoints, begin
+        self._session, self._whole, self._checkpoints = session, whole, checkpoints
+        self._begin, self._changed = begin, changed
         self._not_restored = tuple(not_restored)
         self._as_made = True
 
@@ -86,6 +89,7 @@ class Restoring:
                 logger.info("%s goes on from its own work, not from %s", self._session.run.number, record.address)
                 return []
         not_loaded = self._read(record, only).not_loaded
+        self._changed()
         if self.unbegun:
             self._session.begin_with_parts(record, only)
             self._checkpoints.resumed(None)

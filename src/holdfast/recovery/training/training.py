@@ -8,8 +8,9 @@ those from before the next batch is drawn (`holdfast.recovery.saving.place`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from holdfast.ids import RecordAddress, TagName
@@ -42,8 +43,6 @@ from holdfast.recovery.training.restoring import Restoring
 from holdfast.state import rng
 from holdfast.state.loaders import LoaderPosition
 
-logger = logging.getLogger(__name__)
-
 
 class Training:
     """The state machine behind `Checkpointer`; one per launch, not thread-safe."""
@@ -70,7 +69,7 @@ class Training:
         whole = Whole(objects=objects, values=values, files=files, rank=session.group.rank)
         trigger = Trigger(plan.save, after)
         self.decisions = Decisions(session.group, stops, trigger)
-        self.progress = Progress(objects.values(), values, accumulate)
+        self.progress = Progress(objects, values, accumulate)
         self._place, self._left_out = Place(session.group, whole), LeavingOut(session.group.size)
         self._saves = BoundarySaves(
             session,
@@ -81,8 +80,9 @@ class Training:
             trigger=trigger,
             stage=None if plan.stage is None else Trigger(plan.stage, after),
         )
-        self.restoring = Restoring(session, whole, checkpoints, self._resumed, plan.not_restored)
+        self.restoring = Restoring(session, whole, checkpoints, self._resumed, self._saves.outdate, plan.not_restored)
         self._preempting = Preempting(stops, self._saves, checkpoints, after, on_preempt)
+        self.lacks = self._preempting.lacks
         self._end, self._unlogged = self._ending(objects), Unlogged(plan.save, plan.keep, caring.rules)
         self._asking = Asking(
             session.group,
@@ -233,6 +233,7 @@ class Training:
     def enter_loop(self) -> None:
         """A loop runs from now on."""
         self._saves.inside, self._reached = True, False  # that one before it has ended says nothing about this one
+        self._end.trains_on()
         self.progress.counter.__enter__()
         if stop := self.decisions.stop:
             self._preempting.repeated(stop)
@@ -348,9 +349,7 @@ class Training:
     def _heed(self, outcome: Record | Stopped | None) -> None:
         """Ends the training here, if that is what the health checks want."""
         if isinstance(outcome, Stopped):
-            self._preempting.ailing = outcome.why
-            if outcome.broken:
-                self._preempting.refuse("the state is not worth saving")
+            self._preempting.ails(outcome.why, "the state is not worth saving" if outcome.broken else None)
             self.decisions.stop_all(f"health: {outcome.why}")
 
     def log(self, metrics: Mapping[str, Any], reduce: str | None) -> None:
@@ -374,12 +373,11 @@ class Training:
         Raises:
             HoldfastError: the last save has failed, or was damaged when it was read back.
         """
-        self.settle()
-        self._unlogged.over()
-        self._end.stopped()
-        self._end.finish()
-        if self._preempting.ailing is not None:
-            self._end.gave_up(self._preempting.ailing)
+        with self._end.blamed():
+            self.settle()
+            self._unlogged.over()
+            self._end.stopped()
+            self._end.finish()
 
     def interrupted(self, error: BaseException) -> bool:
         """The block was left by an exception: the checkpoint that is possible; whether it was pre-emption after all."""
@@ -393,8 +391,9 @@ class Training:
 
     def close(self, error: BaseException | None = None) -> None:
         """Lets saver and loader go, and writes the journal; ``error`` is what kept it from beginning."""
-        self._care.close(self._end.patience)
-        self.progress.counter.__exit__(None, None, None)
-        self._end.close(error)
-        self._group.close()
-        self._place.close()
+        with ExitStack() as rest:  # all of it, also where Ctrl-C comes in between
+            for last in (self._place.close, self._group.close, partial(self._end.close, error)):
+                rest.callback(last)
+            rest.enter_context(self._end.blamed())
+            self._care.close(self._end.patience)
+            self.progress.counter.__exit__(None, None, None)
