@@ -152,7 +152,7 @@ def test_a_save_that_does_not_end_in_time_is_not_waited_for(tmp_path: Path, monk
 
     began = time.monotonic()
     try:
-        ckpt = launched(tmp_path / "s", 9, saver="process", save=RARELY, then=stop, grace=1.0).ckpt
+        ckpt = launched(tmp_path / "s", 9, saver="process", save=RARELY, then=stop, grace=4.0).ckpt
         waited = time.monotonic() - began
         assert (ckpt.preempted.durable, ckpt.preempted.record.step) == (False, 5)
         assert ckpt.preempted.left <= 0

@@ -341,6 +341,41 @@ def test_an_optimizer_with_methods_of_its_own_refuses_another_order():
         restore({"model": nets[1], "optimizer": second}, save({"model": nets[0], "optimizer": first}))
 
 
+class Around(OwnSGD):
+    """Steps through another optimizer, as sharpness-aware minimisation does, and keeps the groups of both one."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, lr=0.1)
+        self.base_optimizer = optim.SGD(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure=None):
+        return self.base_optimizer.step(closure)
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.base_optimizer.param_groups = self.param_groups
+
+
+def test_an_optimizer_inside_another_one_goes_on_when_both_are_captured():
+    def make(seed):
+        net = model(seed)
+        around = Around(net.parameters(), lr=0.1, momentum=0.9)
+        return {"model": net, "optimizer": around, "base": around.base_optimizer}
+
+    def step(objects):
+        for p in objects["model"].parameters():
+            p.grad = torch.ones_like(p)
+        objects["optimizer"].step()
+
+    first, second = make(0), make(1)
+    step(first)
+    restore(second, save(first))
+    step(first)
+    step(second)
+    assert digest(second) == digest(first)
+
+
 def test_two_optimizers_of_one_model_do_not_mix():
     def make(seed):
         net = model(seed)

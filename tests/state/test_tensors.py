@@ -258,7 +258,11 @@ def test_a_wrapper_subclass_inside_a_module_keeps_its_parameter():
 
 
 def test_a_wrapper_subclass_is_never_made_from_stored_text():
-    stored = save({"h": Holder({"t": TwoTensor(big(0), big(1))})})
+    first = {"h": Holder({"t": TwoTensor(big(0), big(1))})}
+    (note,) = capture(first).anomalies
+    assert note.startswith("h has 1 tensors of ")
+    assert "cannot be made anew" in note
+    stored = save(first)
     with pytest.raises(StateError, match="TwoTensor, which is filled only where one exists"):
         restore({"h": Holder({})}, stored)
 

@@ -93,7 +93,7 @@ def _pair(was: Json, now: Json, path: str, named: dict[str, _Here], live: Collec
 
 
 def _laid_otherwise(before: Json, now: Json) -> Iterator[str]:
-    """Tensors that are a DTensor now and were a plain one, or the reverse: the bytes are the same, the next step fails."""
+    """Tensors that are DTensors now and were plain, or the reverse: the bytes are the same, and the next step fails."""
     forms = {leaf["name"]: bool(leaf.get("sharded")) for leaf in leaves(before)}
     words = {True: "a DTensor", False: "a plain tensor"}
     for leaf in leaves(now):

@@ -293,11 +293,15 @@ class OwnOptimizer:
         was, now = stored.data["groups"], live.data["groups"]
         yield from group_problems(self.name, was, now, order_counts=True)
         if was == now:
-            yield from loading.placeless(stored.data["data"], self._like(stored._replace(data=stored.data["data"])))
+            inner = stored._replace(data=stored.data["data"])
+            yield from loading.placeless(inner.data, self._patterns(inner).get)
 
     def load(self, data: Json, filling: Filling) -> None:
-        """Hands it tensors of its own, on the ranks that have them as it has them there, or its parameters."""
-        state = loading.fresh(data["data"], filling, like=self._like(Tree(data["data"], filling.stored.spec)))
+        """Hands it tensors of its own, laid on the ranks as it has them, or its parameters."""
+        patterns = self._patterns(Tree(data["data"], filling.stored.spec))
+        # Of plain ones it makes copies where it wants them: they need no second place in the memory of a device.
+        sharded = {path: tensor for path, tensor in patterns.items() if is_sharded(tensor)}
+        state = loading.fresh(data["data"], filling, like=sharded.get)
         with filling.others():
             self.optimizer.load_state_dict(state)
 
@@ -305,23 +309,20 @@ class OwnOptimizer:
         """All of it."""
         return live
 
-    def _like(self, stored: Tree) -> loading.Like:
-        """What lies on several ranks: as it does now, or as the parameter; it copies plain tensors where it wants."""
+    def _patterns(self, stored: Tree) -> dict[str, Tensor]:
+        """For stored tensors what they are to be like: the live one, or the parameter that they are state of."""
         here = homes(dict(self.optimizer.state_dict()), self.name)
         members = [p for group in self.optimizer.param_groups for p in group["params"]]
-        at = values.join(self.name, "state")
-        parameters = {values.join(at, i): p for i, p in enumerate(members)}
-        found: dict[str, Tensor] = {}
+        by_number = {values.part(i): p for i, p in enumerate(members)}
+        found = here.copy()
         for leaf in leaves(stored.data):
-            name, shape = leaf["name"], stored.spec(leaf["name"]).shape
-            pattern = here.get(name)
-            if pattern is None and (leaf.get("sharded") or shape):
-                parameter = parameters.get(name.rpartition("/")[0])
-                fits = parameter is not None and (leaf.get("sharded") or shape == tuple(parameter.shape))
-                pattern = parameter if fits else None
-            if pattern is not None and is_sharded(pattern):
-                found[name] = pattern
-        return found.get
+            above, number = ["", "", *leaf["name"].split("/")][-3:-1]
+            parameter, shape = by_number.get(number), stored.spec(leaf["name"]).shape
+            if parameter is None or above != "state" or leaf["name"] in here:
+                continue
+            if leaf.get("sharded") or (shape and shape == tuple(parameter.shape)):
+                found[leaf["name"]] = parameter
+        return found
 
 
 def item_tag(item: Json) -> str | None:

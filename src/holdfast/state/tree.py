@@ -8,7 +8,7 @@ in part are stored apart; that their aliasing is lost is said.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,6 +62,8 @@ class Collector:
         self._by_name: dict[str, _Entry] = {}
         self._by_object: dict[int, tuple[Tensor, _Entry]] = {}
         """DTensors: of one that is tied nothing may be here that would tell."""
+        self._subclasses: Counter[tuple[str, str]] = Counter()
+        """By object and class, how many tensors there are among values, not in modules."""
 
     @contextmanager
     def shared(self, sharing: Sharing | None) -> Iterator[None]:
@@ -107,12 +109,17 @@ class Collector:
         return {**parts.facts, "parts": inner}
 
     def finish(self) -> tuple[list[tuple[TensorSpec, Tensor]], list[str]]:
-        """All tensors with their specs, in the order of collection, and what was noticed about their memory."""
+        """All tensors with their specs, in the order of collection, and what was noticed about them."""
         notes = []
         for a, b in self._overlaps():
             notes.append(f"aliasing lost: {a.name} and {b.name} share memory in part")
             for leaf in a.leaves + b.leaves:
                 leaf["overlaps"] = True
+        for (name, what), count in self._subclasses.items():
+            notes.append(
+                f"{name} has {count} tensors of {what}, which are filled where they exist and cannot be made anew: a "
+                "new process resumes from this only if it makes them before"
+            )
         return [(entry.spec(), entry.tensor) for entry in self._entries], notes
 
     def homes(self) -> dict[str, Tensor]:
@@ -132,6 +139,8 @@ class Collector:
                 found |= {"parameter": True} if isinstance(value, torch.nn.Parameter) else {}
                 found |= {"grad": True} if value.requires_grad and value.is_leaf else {}
                 found |= {"sharded": True} if is_sharded(value) else {}
+            elif found["$"] == "subclass":
+                self._subclasses[path.partition("/")[0], found["class"]] += 1
             return found
         if type(value) is np.ndarray:
             return {"$": "ndarray", "data": self.tensor(composites.shared_array(value, path), path)}
