@@ -18,6 +18,7 @@ from holdfast.catalog.journal.gathering import gather
 from holdfast.catalog.journal.timeline import timeline_of
 from holdfast.catalog.launches import Launch
 from holdfast.records import Kind
+from holdfast.state import loading
 
 NO_JOB = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "WORLD_SIZE")
 
@@ -47,6 +48,28 @@ def test_must_resumes_and_refuses_where_there_is_nothing(store: Path, tmp_path: 
     with pytest.raises(errors.NothingToResume, match="no store at"):
         launched(tmp_path / "gone", 9, resume="must")
     assert not (tmp_path / "gone").exists()
+
+
+def test_a_tensor_among_the_values_goes_where_the_program_has_it(tmp_path: Path, monkeypatch) -> None:
+    def launch(total):
+        model, optimizer = tiny()
+        with Checkpointer(
+            tmp_path / "s", run="r", state={"model": model, "optimizer": optimizer}, saver="inline"
+        ) as ckpt:
+            ckpt.values["mean"] = mean = torch.full((3,), float(total))
+            for _ in ckpt.steps(total):
+                one_step(model, optimizer)
+        return mean, ckpt.values["mean"]
+
+    seen, allocate = [], loading._new
+    launch(1)
+    monkeypatch.setattr(
+        loading, "_new", lambda spec, like, device: (seen.append(like), allocate(spec, like, device))[1]
+    )
+    live, found = launch(2)
+    assert torch.equal(found, torch.ones(3))
+    assert found is not live
+    assert live.data_ptr() in [like.data_ptr() for like in seen if like is not None]
 
 
 def test_a_mistyped_way_to_resume_is_answered_with_the_right_one(store: Path, tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def test_checkpoints_are_those_of_a_training_that_waits_for_each(tmp_path, adam)
     assert verify(holdfast.open(tmp_path / "late"), deep=True).ok
 
 
+def test_a_tensor_among_the_values_stays_on_the_device(tmp_path):
+    for steps in (1, 2):
+        training = Training(tmp_path / "s")
+        training.ckpt.values["mean"] = torch.full((3,), float(steps), device="cuda")
+        training.run(steps)
+    mean = training.ckpt.values["mean"]
+    assert (mean.device.type, mean.tolist()) == ("cuda", [1.0] * 3)
+
+
 def test_a_resumed_training_draws_the_same_random_numbers(tmp_path):
     whole = Training(tmp_path / "whole", save=every(steps=1000)).run(10).bits()
     Training(tmp_path / "parts").run(5)

@@ -12,7 +12,7 @@ from holdfast.state import loaders_random as randomness
 from holdfast.state.loaders import open_position
 from holdfast.state.loaders_reading import glimpse
 
-from .loaders_support import Stream, checkpoint, fresh, interrupted, resumed, seed_all, train, whole
+from .loaders_support import Stream, checkpoint, fresh, interrupted, resumed, seed_all, stored, train, whole
 
 STOPS = [(0, 2), (0, 6), (1, 0), (1, 3), (2, 1)]
 
@@ -139,6 +139,46 @@ def test_reading_again_is_said_not_to_be_exact_by_itself():
 
 def test_lists_are_exact():
     assert all(part.exact for part in open_position([1]).exactness().values())
+
+
+def test_a_list_in_another_order_is_said_to_be_inexact_for_the_rest_of_the_epoch(caplog):
+    """The program shuffles it in place, each epoch."""
+    order = list(range(6))
+    position = open_position(order)
+    train(position, epochs=2, until=(1, 3))
+    state = stored(position.state())
+    again = open_position([5, 4, 3, 2, 1, 0])
+    again.load(state)
+    again.replay()
+    assert not caplog.text, "a program that shuffles by the epoch does so right before it begins"
+    next(again.batches())
+    assert "first 3 batches of epoch 1" in caplog.text
+    assert not again.exactness()["order"].exact
+    list(again.batches())
+    next(again.batches())
+    assert again.exactness()["order"].exact
+
+
+def test_a_list_that_is_put_in_order_before_its_epoch_goes_on_is_exact(caplog):
+    position = open_position(list(range(6)))
+    train(position, epochs=1, until=(0, 3))
+    batches = [5, 4, 3, 2, 1, 0]
+    again = open_position(batches)
+    again.load(stored(position.state()))
+    again.replay()
+    batches.sort()
+    assert list(again.batches()) == [3, 4, 5]
+    assert not caplog.text
+    assert again.exactness()["order"].exact
+
+
+def test_a_list_of_a_checkpoint_without_a_glimpse_goes_on_by_number(caplog):
+    again = open_position(list(range(6)))
+    train(again, epochs=1, until=(0, 3))
+    old = {**again.state(), "details": {}}
+    again.load(old)
+    assert list(again.batches()) == [3, 4, 5]
+    assert not caplog.text
 
 
 def test_progress_is_told_with_an_estimate():

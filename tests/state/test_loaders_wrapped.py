@@ -13,8 +13,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import holdfast
 from holdfast.state.loaders import open_position
+from holdfast.state.seeding import seeded
 
-from .loaders_support import Eager, Numbers, Stream, fresh, interrupted, whole
+from .loaders_support import Eager, Noisy, Numbers, Stream, fresh, interrupted, train, whole
 
 # torchdata 0.11 calls what torch 2.13 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
@@ -98,3 +99,23 @@ def test_methods_that_lead_nowhere_are_not_taken_for_a_place(name, strategy):
 
 def test_a_loader_inside_that_keeps_its_place_is_asked_for_it():
     assert open_position(Wrapper(StatefulDataLoader(DATA, batch_size=4))).strategy == "stateful"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "exact"),
+    [(Noisy(), False), (Numbers(), True), (seeded(Noisy()), True)],
+    ids=["draws", "quiet", "seeded"],
+)
+def test_what_is_fetched_ahead_and_draws_is_said_to_be_inexact(dataset, exact):
+    """Its draws lie before the boundary that it comes after, and are made once more behind a resume."""
+    position = fresh(wrapped(dataset, shuffle=True))
+    train(position, epochs=1, until=(0, 3))
+    assert position.exactness()["augmentation"].exact == exact
+    train(position, epochs=1, until=(0, 6))
+    assert position.exactness()["augmentation"].exact, "there is nothing ahead at the end of an epoch"
+
+
+def test_indices_of_batches_that_were_handed_out_are_not_kept():
+    position = fresh(LOADERS["our sampler"])
+    train(position, epochs=1, until=(0, 5))
+    assert len(position._tap.pending) == 1

@@ -59,7 +59,8 @@ def _once_only(loader: Any) -> bool:
 
 
 def _strategy(loader: Any) -> type[LoaderPosition]:
-    if callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None)):
+    inner = samplers.innermost(loader)  # a wrapper may have these methods whether or not they lead anywhere
+    if all(callable(getattr(inner, name, None)) for name in ("state_dict", "load_state_dict")):
         return StatefulPosition
     if find_sampler(loader) is not None:
         return CursorPosition

@@ -25,10 +25,15 @@ class _MapPosition(LoaderPosition):
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         super().__init__(loader)
+        self._source: DataLoader[Any] = samplers.innermost(loader)
         sampler = getattr(loader, samplers.slot(loader))
         self._tap = Tap(sampler, self._own)
         self._swap = ExitStack()
         self._kept: bool | None = None
+        self._handed: bytes | None = None
+        """The indices of the batch at hand."""
+        self._draws_ahead: bool | None = None
+        """Whether fetching ahead in this process draws from the global generators; None: not seen yet."""
 
     def close(self) -> None:
         """Lets the loader's iterator go, and gives the loader its own sampler back."""
@@ -45,13 +50,13 @@ class _MapPosition(LoaderPosition):
         # A new iterator draws the seed of its workers, a kept one (persistent workers) does not. Where
         # the run of the checkpoint had the other one, all that is drawn later would be off by one.
         kept, self._kept = self._kept, None
-        if kept is True and self.loader._iterator is None:
-            self._swap.enter_context(seeds_from(self.loader, randomness.signature()))
-        if kept is False and self.loader._iterator is not None:
-            torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
+        if kept is True and self._source._iterator is None:
+            self._swap.enter_context(seeds_from(self._source, randomness.signature()))
+        if kept is False and self._source._iterator is not None:
+            torch.empty((), dtype=torch.int64).random_(generator=self._source.generator)
 
     def _boundary(self) -> dict[str, Any]:
-        kept = self._kept if self._kept is not None else self.loader._iterator is not None
+        kept = self._kept if self._kept is not None else self._source._iterator is not None
         return {"before": self._own.capture(), "kept": kept}
 
     def _resume_boundary(self, details: dict[str, Any]) -> None:
@@ -61,12 +66,12 @@ class _MapPosition(LoaderPosition):
     def _begin_at(self, ready: Draws | None, number: int) -> Iterator[Any]:
         """An iterator that goes on from ``ready``; no generator but private ones is drawn from."""
         self._tap.ready = ready
-        self._swap.enter_context(seeds_from(self.loader, number))
+        self._swap.enter_context(seeds_from(self._source, number))
         with randomness.preserved():
             return self._tapped_iterator()
 
     def _tapped_iterator(self) -> Iterator[Any]:
-        self._swap.enter_context(tapped(self.loader, self._tap))
+        self._swap.enter_context(tapped(self._source, self._tap))
         self._tap.asked = False
         self._tap.epoch = self.epoch if self._seeds_samples else None
         try:
@@ -85,9 +90,19 @@ class _MapPosition(LoaderPosition):
 
     def _take(self) -> Any:
         try:
-            return super()._take()
+            batch = self._watched()
         finally:
             self._settle()
+        self._handed = self._tap.pending.popleft() if self._tap.pending else None
+        return batch
+
+    def _watched(self) -> Any:
+        if self.workers or self._seeds_samples or not self._tap.pending:
+            return super()._take()
+        before = randomness.signature()
+        batch = super()._take()
+        self._draws_ahead = self._draws_ahead or randomness.signature() != before
+        return batch
 
     def _augmentation(self) -> Exactness:
         rest = samplers.generators(getattr(self.loader.dataset, "dataset", self.loader.dataset))
@@ -95,6 +110,12 @@ class _MapPosition(LoaderPosition):
             return Exactness(exact=False, reason=f"the dataset draws from generators of its own: {', '.join(rest)}")
         if self._seeds_samples:
             return Exactness(exact=True, reason="samples are seeded one by one")
+        if self.workers == 0 and self._tap.pending and self._draws_ahead is not False:
+            return Exactness(
+                exact=False,
+                reason="the loader fetches ahead and draws from the global generators; "
+                "wrap the dataset with holdfast.seeded",
+            )
         if self.workers == 0:
             return Exactness(exact=True, reason="drawn from the global generators, which are restored")
         return Exactness(
@@ -119,9 +140,9 @@ class IndexPosition(_MapPosition):
 
     def _take(self) -> Any:
         batch = super()._take()
-        if self._tap.pending:
+        if self._handed is not None:
             self._earlier = self._digest.copy()
-            self._digest.update(self._tap.pending.popleft())
+            self._digest.update(self._handed)
         return batch
 
     def _details(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -14,30 +15,74 @@ from holdfast.records import Exactness
 from holdfast.state import loaders_random as randomness
 from holdfast.state.loaders_position import LoaderPosition, Pace, not_repeated
 
+logger = logging.getLogger(__name__)
+
 _GLIMPSE = 16
 
 
 class SequencePosition(LoaderPosition):
-    """Goes to a batch of a list or tuple by its number."""
+    """Goes to a batch of a list or tuple by its number, and compares a glimpse of those before it.
+
+    That is done when the next one is taken, and only said: until then the program may put a list in order that it
+    shuffles in place. What is neither list nor tuple may read or draw for every batch, and is not compared.
+    """
 
     strategy = "sequence"
     must_match = frozenset({"dataset_length"})
     loader: Sequence[Any]
 
+    def __init__(self, loader: Sequence[Any]) -> None:
+        super().__init__(loader)
+        self._glimpses = isinstance(loader, list | tuple)
+        self._digest = self._earlier = blake3()
+        self._sought: dict[str, Any] | None = None
+        """What was stored of a place that no batch was taken from yet."""
+        self._differs = False
+
     def _begin(self) -> Iterator[Any]:
+        self._digest = self._earlier = blake3()
+        self._sought, self._differs = None, False
         return iter(self.loader)
 
+    def _take(self) -> Any:
+        if self._sought is not None and self.batch < len(self.loader):
+            self._compare(self._sought.get("digest"))
+        batch = super()._take()
+        self._earlier = self._digest.copy()
+        if self._glimpses:
+            self._digest.update(glimpse(batch))
+        return batch
+
+    def _compare(self, stored: str | None) -> None:
+        self._sought = None
+        for batch in self.loader[: self.batch] if self._glimpses else ():
+            self._digest.update(glimpse(batch))
+        self._differs = self._glimpses and stored not in (None, self._digest.hexdigest())
+        if self._differs:
+            logger.warning(
+                "the first %d batches of epoch %d are others than before the save, so those after them may be, too; "
+                "shuffle a list by the number of the epoch, or give a DataLoader",
+                self.batch,
+                self.epoch,
+            )
+
     def _details(self) -> dict[str, Any]:
-        return {}
+        return self._told(self._digest) if self._sought is None or not self.batch else self._sought
 
     def _details_before(self) -> dict[str, Any]:
-        return {}
+        return self._told(self._earlier)
+
+    def _told(self, digest: blake3) -> dict[str, Any]:
+        return {"digest": digest.hexdigest()} if self._glimpses and self.batch else {}
 
     def _resume(self, details: dict[str, Any], pace: Pace) -> None:
+        self._digest, self._sought, self._differs = blake3(), details, False
         self._iterator = (self.loader[number] for number in range(self.batch, len(self.loader)))
         pace.tell(self.batch)
 
     def _order(self) -> Exactness:
+        if self._differs:
+            return Exactness(exact=False, reason="the list was in another order before a resume in this epoch")
         return Exactness(exact=True, reason="batches are taken by their number")
 
     def _augmentation(self) -> Exactness:

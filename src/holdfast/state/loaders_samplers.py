@@ -35,6 +35,12 @@ def is_map_style(loader: object) -> bool:
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 
+def innermost(loader: Any) -> Any:
+    """The loader that makes the iterators, where a wrapper (such as accelerate's) names it ``base_dataloader``."""
+    inner = getattr(loader, "__dict__", {}).get("base_dataloader")
+    return loader if inner is None else innermost(inner)
+
+
 def slot(loader: DataLoader[Any]) -> str:
     """The attribute that holds the loader's index sampler."""
     return "sampler" if loader.batch_sampler is None else "batch_sampler"

@@ -78,7 +78,7 @@ class StatefulPosition(LoaderPosition):
         self._pending = details["loader"]
         self._touched = self._pending is not None
         if self._pending is None and isinstance(self.loader, DataLoader):
-            self.loader._iterator = None
+            samplers.innermost(self.loader)._iterator = None
         pace.tell(self.batch)
         if self.batch and "seed" in details:
             self._open_stream(details["seed"])
@@ -99,7 +99,7 @@ class StatefulPosition(LoaderPosition):
 
     def _made(self) -> Iterator[Any]:
         torch_loader = isinstance(self.loader, DataLoader)
-        with self._stream, seeds_from(self.loader, self._seed) if torch_loader else nullcontext():
+        with self._stream, seeds_from(samplers.innermost(self.loader), self._seed) if torch_loader else nullcontext():
             if self._pending is not None:
                 self._load_loader(self._pending)
             made = self._iter()
