@@ -155,6 +155,18 @@ def test_an_error_of_the_body_is_known_as_one(tmp_path: Path, how: str) -> None:
     assert [(one.step, one.kind) for one in records_of(tmp_path / "s")] == [(5, Kind.FAILED)]
 
 
+def left_by_a_signal(ckpt, parts: dict, at: str) -> None:
+    """The program leaves its loop itself, in step 5."""
+    for step in ckpt.steps(9):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if at == "before the step":
+                break
+        step_of(*parts.values(), torch.ones(2, 16))
+        if ckpt.should_stop():
+            break
+
+
 @pytest.mark.parametrize("at", ["before the step", "after the step"])
 @pytest.mark.parametrize("change", [zeroed, nn.Module.half])
 def test_parameters_that_change_behind_the_loop_are_not_saved_as_a_preemption(
@@ -162,14 +174,7 @@ def test_parameters_that_change_behind_the_loop_are_not_saved_as_a_preemption(
 ) -> None:
     parts = objects()
     with opened(tmp_path / "s", parts) as ckpt:
-        for step in ckpt.steps(9):
-            if step == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
-                if at == "before the step":
-                    break
-            step_of(*parts.values(), torch.ones(2, 16))
-            if ckpt.should_stop():
-                break
+        left_by_a_signal(ckpt, parts, at)
         change(parts["model"])
     assert records_of(tmp_path / "s") == []
     assert ckpt.preempted is not None
@@ -181,14 +186,7 @@ def test_parameters_that_change_behind_the_loop_are_not_saved_as_a_preemption(
 def test_a_break_because_of_a_signal_is_a_preemption_that_is_saved(tmp_path: Path, at: str, saved: int) -> None:
     parts = objects()
     with opened(tmp_path / "s", parts) as ckpt:
-        for step in ckpt.steps(9):
-            if step == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
-                if at == "before the step":
-                    break
-            step_of(*parts.values(), torch.ones(2, 16))
-            if ckpt.should_stop():
-                break
+        left_by_a_signal(ckpt, parts, at)
         with torch.no_grad():
             parts["model"](torch.ones(2, 16))
     assert [(one.step, one.kind) for one in records_of(tmp_path / "s")] == [(saved, Kind.PREEMPTED)]
