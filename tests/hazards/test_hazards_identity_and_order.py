@@ -102,12 +102,13 @@ def test_a_relaunch_after_a_rollback_and_a_kill_stays_on_the_timeline_that_was_c
 def test_a_relaunch_after_a_rollback_that_has_not_saved_yet_stands_where_it_went_back_to(tmp_path):
     """Hazard 2: lineage does not hang on the first save after the rollback."""
 
-    def roll_back_and_die(ckpt, model, optimizer):
+    with pytest.raises(Death):
+        trained(tmp_path, 9, die=5)
+    model = toy()
+    state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.0)}
+    with pytest.raises(Death), Checkpointer(tmp_path, run="toy", keep=latest(99), state=state) as ckpt:
         ckpt.restore("run-001@2")
         raise Death
-
-    with pytest.raises(Death):
-        trained(tmp_path, 5, after=roll_back_and_die)
     assert value(trained(tmp_path, 2)) == 2
     assert resolve(holdfast.open(tmp_path), "run-001").step == 2
 
