@@ -101,6 +101,7 @@ def test_a_saver_that_is_killed_at_any_file_event_is_replaced_and_nothing_is_los
     for number in range(begin, total + 1, stride):
         store, log, where = tmp_path / f"k{number}", tmp_path / f"k{number}.log", f"event {number} of {total}"
         once, family = tmp_path / f"k{number}.once", Family()
+        print(where)
         files = f"KillAt({number}, after={number % 2 == 0})"
         work = first_saver_with(files, once, heard(lambda store=store: train(store, keep), log))
         assert ended(forked(family.of(work), tmp_path / "result")) == 0, where
