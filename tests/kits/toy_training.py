@@ -6,7 +6,6 @@ process with real signals. A child never returns into the test runner.
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
 import signal
@@ -84,10 +83,6 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, values: dict
     return str(Digest.of(raw + repr(dict(values)).encode()))
 
 
-LONG_SECONDS = 150
-"""After these a child says where it is: less than a test may take."""
-
-
 def forked(work: Callable[[], object], report: Path | None = None) -> int:
     """Run ``work`` in a child process; gives its pid. What it returns is written to ``report``."""
     sys.stdout.flush()
@@ -97,7 +92,6 @@ def forked(work: Callable[[], object], report: Path | None = None) -> int:
         return pid
     code = 70
     try:
-        faulthandler.dump_traceback_later(LONG_SECONDS, file=2)  # where it hangs, if it does: the test can only wait
         logging.disable(logging.CRITICAL)
         result = work()
         if report is not None:
