@@ -6,10 +6,12 @@ process with real signals. A child never returns into the test runner.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,11 @@ from holdfast.records import Record
 from holdfast.storage import opening
 from holdfast.storage.files import Files
 from holdfast.storage.local import LocalStorage
+
+TELL = signal.SIGRTMAX - 1
+"""Makes a forked child print the stacks of its threads: no thread of its own watches it, which nested forks hang on."""
+PATIENCE = 150.0
+"""Seconds until it is sent; pytest gives up after 180."""
 
 SAMPLES, BATCH, ACCUMULATE = 24, 4, 2
 STEPS = 9  # three steps an epoch: the third epoch is reached
@@ -91,6 +98,7 @@ def forked(work: Callable[[], object], report: Path | None = None) -> int:
     if pid:
         return pid
     code = 70
+    faulthandler.register(TELL, file=2)
     try:
         logging.disable(logging.CRITICAL)
         result = work()
@@ -104,7 +112,17 @@ def forked(work: Callable[[], object], report: Path | None = None) -> int:
 
 
 def ended(pid: int) -> int:
-    """Wait for a child; its exit code, or minus the signal that killed it."""
+    """Wait for a forked child; its exit code, or minus the signal that killed it.
+
+    One that is still there just before pytest gives up is asked where it is.
+    """
+    last_call = time.monotonic() + PATIENCE
+    while time.monotonic() < last_call:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(pid, TELL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
