@@ -9,7 +9,13 @@ import signal
 # torch, and for whatever is started from here.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from hypothesis import HealthCheck, settings
+
 from holdfast import Checkpointer
+
+# An example is not wrong because the machine was busy elsewhere while it ran.
+settings.register_profile("holdfast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("holdfast")
 
 # A shell starts background jobs with SIGINT ignored, and their children inherit that; tests of Ctrl-C need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -155,7 +155,7 @@ def typed(store: Path) -> tuple[int, str]:
     """The exit code and the output of the command itself, in a process of its own."""
     code = "from holdfast.cli import main; main()"
     words = [sys.executable, "-c", code, "verify", "--deep", "--store", str(store)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

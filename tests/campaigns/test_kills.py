@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from toy_training import KILLED, ended, finished, forked, newest, resumed_from, train, with_files
+from toy_training import KILLED, ended, finished, forked, newest, only_run, resumed_from, train, with_files
 
 import holdfast
 from holdfast.catalog.verifying.verify import verify
@@ -55,10 +55,7 @@ def test_a_kill_at_any_file_event_loses_nothing_that_was_committed(
         result = finished(lambda store=store: train(store), tmp_path / "result")
         assert result == undisturbed[0], f"another result after a kill at event {number} of {total}"
         if before is not None:
-            # Killed between claiming a number and naming its run, a launch leaves the number to nobody.
-            named = holdfast.open(store).runs()[-1]
-            launches = holdfast.open(store).run(named.number).launch_numbers()
-            assert resumed_from(store, launches[-1]) == before.id
+            assert resumed_from(store, only_run(store).launch_numbers()[-1]) == before.id
         assert verify(holdfast.open(store), deep=True).ok
     print(f"\n{len(numbers)} kills at file events of a training with {total} of them")
 
@@ -86,9 +83,6 @@ def test_random_kills_of_a_real_training_change_nothing(
                 break
         result = finished(lambda store=store: train(store, workers=2), tmp_path / "result")
         assert result == undisturbed[2], f"seed {seed}: another result"
-        # Killed between claiming a number and naming its run, a launch leaves the number to nobody.
-        number = holdfast.open(store).runs()[-1].number
-        launches = holdfast.open(store).run(number).launch_numbers()
-        assert resumed_from(store, launches[-1]) == (before.id if before else None)
+        assert resumed_from(store, only_run(store).launch_numbers()[-1]) == (before.id if before else None)
         assert verify(holdfast.open(store), deep=True).ok
     print(f"{done} random kills over {trainings} trainings, seed {seed}")

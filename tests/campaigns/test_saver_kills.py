@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from staged_kit import Family, check_store, heard, leftovers
 from tiny_training import expected, launched, records_of, steps_of
-from toy_training import ended, finished, forked
+from toy_training import STACKS, TELL, ended, finished, forked
 
 import holdfast
 from holdfast import Checkpointer, latest
@@ -26,7 +26,8 @@ TOTAL = 8
 LONG = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 _FIRST = """
-import atexit, os
+import atexit, faulthandler, os
+faulthandler.register({tell}, file=open({once!r} + {stacks!r}, "w"))
 from holdfast.storage import opening
 from holdfast.storage.local import LocalStorage
 from holdfast.testing.faults import CountedFiles, KillAt
@@ -56,7 +57,7 @@ def first_saver_with(files: str, once: Path, work: Callable[[], object]) -> Call
     """
 
     def run() -> object:
-        starting.prelude = _FIRST.format(files=files, once=str(once))
+        starting.prelude = _FIRST.format(files=files, once=str(once), tell=int(TELL), stacks=STACKS)
         return work()
 
     return run

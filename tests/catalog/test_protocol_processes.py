@@ -49,7 +49,7 @@ class Worker:
 
     def await_lines(self, count: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: len(self.lines) >= count or self._process.poll() is not None, timeout=60)
+            self._changed.wait_for(lambda: len(self.lines) >= count or self._process.poll() is not None, timeout=300)
 
     def kill(self) -> None:
         """With -9; that it ran until then is part of the test."""

@@ -66,7 +66,7 @@ def restarted(script: Path, store: Path, restart: int, job: str = "nightly") -> 
     """As torchrun starts it."""
     told = {"TORCHELASTIC_RUN_ID": job, "TORCHELASTIC_RESTART_COUNT": str(restart), "PYTHONPATH": str(KITS)}
     command = [sys.executable, str(script), str(store), "12"]
-    return subprocess.run(command, env=os.environ | told, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=os.environ | told, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture

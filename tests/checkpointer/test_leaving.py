@@ -385,7 +385,7 @@ def test_whoever_forgets_to_close_is_told(tmp_path: Path, then: str, steps: list
     """Exit code 0, and the last steps are lost."""
     command = [sys.executable, "-c", FORGOTTEN, str(tmp_path / "s"), then]
     told = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=300, check=True)
     assert ("the Checkpointer of run-001 was never closed" in done.stderr) == (then != "close")
     assert [one.step for one in holdfast.open(tmp_path / "s").run(1).records()] == steps
 

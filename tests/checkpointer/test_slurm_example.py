@@ -57,7 +57,7 @@ def test_a_job_that_is_asked_to_stop_saves_and_goes_back_into_the_queue(
     else:
         (step,) = (one for one in psutil.Process(job.pid).children(recursive=True) if "train.py" in str(one.cmdline()))
         step.send_signal(number)
-    said = job.communicate(timeout=60)[0]
+    said = job.communicate(timeout=300)[0]
     assert job.returncode == 75, said
     assert "saved: True" in said
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
@@ -65,7 +65,7 @@ def test_a_job_that_is_asked_to_stop_saves_and_goes_back_into_the_queue(
     assert record.kind is Kind.PREEMPTED
 
     again = submitted(slurm | {"SLURM_RESTART_COUNT": "1"}, store, record.step + 3, 0.0)
-    said = again.communicate(timeout=60)[0]
+    said = again.communicate(timeout=300)[0]
     assert again.returncode == 0, said
     assert f"finished: {record.step + 3} steps" in said
     assert (tmp_path / "requeued").read_text() == "requeue 77\n", "a job that is done stays out of the queue"

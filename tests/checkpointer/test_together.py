@@ -103,7 +103,7 @@ def test_a_worker_that_runs_the_script_again_is_refused_with_the_line_to_write(t
     (tmp_path / "train.py").write_text(SCRIPT)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "train.py"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "train.py"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode != 0
     assert "if __name__ == '__main__':" in done.stderr

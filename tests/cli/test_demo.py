@@ -32,7 +32,7 @@ def _script(tmp_path: Path, text: str) -> list[str]:
     return [sys.executable, "-u", str(path)]
 
 
-def _wait(condition, seconds=30.0):
+def _wait(condition, seconds=300.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never happened"
@@ -80,8 +80,15 @@ def test_a_kill_reaches_the_processes_that_the_trainer_started(tmp_path):
         _wait(lambda: trainer.step == 1)
         trainer.kill()
     child = int((tmp_path / "pid").read_text())
-    _wait(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+    _wait(lambda: _is_gone(child))
     assert trainer.first_step_after > 0
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _command(process: psutil.Process) -> str:
@@ -130,7 +137,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path)
     """The whole demo, small: two kills, one of them planned inside a save."""
     words = [sys.executable, "-c", "import typer; from holdfast.cli.demo import command; typer.run(command)"]
     words += ["--steps", "24", "--kills", "2", "--seed", "3", "--json", "--folder", str(tmp_path / "demo")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=170, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["equal"]

@@ -96,7 +96,7 @@ def run(root: Path, tmp_path: Path) -> Run:
             env=os.environ | {"PYTHONPATH": str(root / "src")},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"

@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loading(folder):
-    return worlds.start(folder / "load", "dcp_worker.py", 2, "load", "dying", folder).wait(60)
+    return worlds.start(folder / "load", "dcp_worker.py", 2, "load", "dying", folder).wait(300)
 
 
 def test_two_ranks_load_what_one_two_and_four_have_saved(loading):

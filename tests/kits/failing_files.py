@@ -63,7 +63,9 @@ class Faults:
         """Events of a kind fail with an error (``EIO``), or take so long (``sleep 0.1``); always, or so often."""
         names = [str(op)] if times is None else [f"{op}-{number}" for number in range(times)]
         for name in names:
-            (self.orders / name).write_text(what)
+            new = self.orders / f".{name}"
+            new.write_text(what)
+            new.rename(self.orders / name)  # at once: a saver that looks must not find half an order
 
     def clear(self) -> None:
         """All is well again."""

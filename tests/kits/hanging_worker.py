@@ -9,7 +9,7 @@ from ranks_training import Job, train
 
 from holdfast.health import watchdog
 
-OPTIONS = {"watchdog": watchdog(hung=1.0, then="end", end_after=2.5)}
+OPTIONS = {"watchdog": watchdog(hung=1.0, then="end", end_after=6.0)}
 
 
 def stuck_for_ever():

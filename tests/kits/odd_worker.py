@@ -177,7 +177,7 @@ def _save_alone(model, folder):
     )
     environ = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     words = [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)]
-    subprocess.run(words, env=environ, check=True, timeout=120)
+    subprocess.run(words, env=environ, check=True, timeout=300)
 
 
 def run(scenario):

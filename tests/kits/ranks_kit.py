@@ -192,6 +192,8 @@ def is_first():
         return False
     return True
 
+trainer = os.getppid()
+
 class Strike(CountedFiles):
     number = 0
 
@@ -211,7 +213,8 @@ class Strike(CountedFiles):
     def strike(self, event):
         with open({once!r}, "w") as file:
             file.write(f"{{event.op}} {{event.target or event.path or ''}}")
-        pids = [int(pid) for pid in open({job!r}).read().split()] if {whom!r} == "job" else [os.getppid()]
+        alone = [trainer] if os.getppid() == trainer else []  # else it has ended
+        pids = [int(pid) for pid in open({job!r}).read().split()] if {whom!r} == "job" else alone
         for pid in pids if {whom!r} != "saver" else ():
             os.kill(pid, {signal})
         if {whom!r} in ("saver", "node"):

@@ -28,7 +28,7 @@ from holdfast.catalog.verifying.verify import verify
 from holdfast.ids import Digest
 from holdfast.records import Record
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds after which something that should happen is taken for never happening."""
 
 _MARK = "HOLDFAST_TEST_FAMILY"

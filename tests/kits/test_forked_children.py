@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import time
+import os
+from pathlib import Path
 
 import pytest
 import toy_training
+from staged_kit import awaited
 from toy_training import ended, forked
 
 
 def test_a_child_that_is_late_tells_where_it_is_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(toy_training, "PATIENCE", 0.3)
-    assert ended(forked(lambda: lingers(time.monotonic() + 1))) == 0
-    assert "lingers" in capfd.readouterr().err
+    monkeypatch.setattr(toy_training, "PATIENCE", 0.1)
+    there, told = tmp_path / "there", os.fstat(2).st_size
+    child = forked(lambda: lingers(there, told))
+    awaited(there.exists, "it lingers")
+    assert ended(child) == 0
+    assert "in lingers" in capfd.readouterr().err
 
 
-def lingers(until: float) -> None:
-    while time.monotonic() < until:
-        time.sleep(0.01)
+def lingers(there: Path, told: int) -> None:
+    there.touch()
+    awaited(lambda: os.fstat(2).st_size > told + 500, "it is asked")

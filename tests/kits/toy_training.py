@@ -9,13 +9,16 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 import torch._dynamo  # optimizers import it; once here is cheaper than once in every child
 from torch import nn
@@ -32,7 +35,9 @@ from holdfast.storage.local import LocalStorage
 TELL = signal.SIGRTMAX - 1
 """Makes a forked child print the stacks of its threads: no thread of its own watches it, which nested forks hang on."""
 PATIENCE = 150.0
-"""Seconds until it is sent; pytest gives up after 180."""
+"""Seconds until it is sent, long before pytest gives up."""
+STACKS = ".stacks"
+"""How files end into which savers write them."""
 
 SAMPLES, BATCH, ACCUMULATE = 24, 4, 2
 STEPS = 9  # three steps an epoch: the third epoch is reached
@@ -122,8 +127,32 @@ def ended(pid: int) -> int:
         if found:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
-    os.kill(pid, TELL)
+    for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        print(_state_of(one), file=sys.stderr)
+        with suppress(OSError):  # it has ended meanwhile
+            _tell(one.pid)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _tell(pid: int) -> None:
+    """Has the stacks of a process printed, if it is prepared for that: here, or in a file of its own."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    if caught and int(caught[1], 16) >> (TELL - 1) & 1:
+        os.kill(pid, TELL)
+        time.sleep(1)
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        if str(file.readlink()).endswith(STACKS):
+            print(file.read_text(), file=sys.stderr)
+
+
+def _state_of(process: psutil.Process) -> str:
+    """What the kernel knows of a process that may hang."""
+    try:
+        with process.oneshot():
+            command, waits = " ".join(process.cmdline())[:200], Path(f"/proc/{process.pid}/wchan").read_text()
+            return f"{process.pid} {process.status()} {process.cpu_times()} in {waits!r}: {command}"
+    except (psutil.Error, OSError) as error:
+        return f"{process.pid}: {error}"
 
 
 def finished(work: Callable[[], object], report: Path) -> str:
@@ -142,18 +171,27 @@ def with_files(files: Files, work: Callable[[], object]) -> Callable[[], object]
     return run
 
 
+def only_run(store: Path) -> holdfast.Run:
+    """The run of a store, whatever its number.
+
+    Killed between claiming a number and naming its run, a launch leaves the number to nobody.
+    """
+    found = holdfast.open(store)
+    return found.run(found.runs()[-1].number)
+
+
 def newest(store: Path) -> Record | None:
     """The newest committed checkpoint of the only run, as anybody can see it."""
     try:
-        run = holdfast.open(store).run(1)
-    except holdfast.errors.HoldfastError:
+        run = only_run(store)
+    except (holdfast.errors.HoldfastError, IndexError):
         return None
     return max(run.records(), key=lambda record: record.address.order, default=None)
 
 
 def resumed_from(store: Path, launch: int) -> str | None:
     """The id of the record that a launch began with."""
-    start = next(one for one in holdfast.open(store).run(1).starts() if one.launch == launch)
+    start = next(one for one in only_run(store).starts() if one.launch == launch)
     return start.resumed_from.id if start.resumed_from else None
 
 

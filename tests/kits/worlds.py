@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import os
 import signal
@@ -42,6 +43,9 @@ def _asked(**order: object) -> Any:
     return json.loads(process.stdout.readline())
 
 
+_ports = itertools.count()
+
+
 @dataclass
 class World:
     """Ranks that run, or have run."""
@@ -76,9 +80,13 @@ class World:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """One that nobody else is given before it is used: below those that the kernel draws from, per worker of xdist."""
+    first = 20_000 + 1_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12)
+    while True:
+        port = first + next(_ports) % 1_000
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def start(folder: Path, script: str, size: int, *arguments: object, **environ: str) -> World:
@@ -95,6 +103,6 @@ def start(folder: Path, script: str, size: int, *arguments: object, **environ: s
     return World(pids, logs)
 
 
-def run(folder: Path, script: str, size: int, *arguments: object, seconds: float = 120, **environ: str) -> World:
+def run(folder: Path, script: str, size: int, *arguments: object, seconds: float = 300, **environ: str) -> World:
     """As `start`, to the end, which has to be a good one."""
     return start(folder, script, size, *arguments, **environ).wait(seconds).check()

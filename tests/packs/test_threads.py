@@ -49,7 +49,7 @@ def test_a_forked_child_has_threads_of_its_own():
 
 def test_a_program_ends_although_the_threads_are_there():
     program = "from holdfast.packs.threads import in_parallel; print(in_parallel(str, range(3)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "['0', '1', '2']\n"
 
 

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from staged_kit import check_store, staging_memory
+from staged_kit import awaited, check_store, staging_memory
 from tiny_training import records_of, steps_of
 from torch import nn
 
@@ -22,6 +22,7 @@ from holdfast.recovery.handover.slots import Slots
 from holdfast.saver import starting
 from holdfast.saver.handle import SaverProcess
 from holdfast.saver.planning import plan_memory
+from holdfast.state.staging import Destination
 
 MIB = 1 << 20
 
@@ -304,15 +305,26 @@ def test_values_may_grow_between_two_saves(tmp_path):
 # Looking for what changes a tensor under the copy
 
 
-def test_a_thread_that_trains_while_a_save_copies_is_found(tmp_path, caplog):
+def test_a_thread_that_trains_while_a_save_copies_is_found(tmp_path, caplog, monkeypatch):
     model, optimizer = made(frozen=0)
-    stop, began = threading.Event(), threading.Event()
+    stop, began, rounds = threading.Event(), threading.Event(), [0]
 
     def meddle():
         while not stop.is_set():
             with torch.no_grad():
                 model.layers[0].weight.add_(1)
+            rounds[0] += 1
             began.set()
+
+    copy = Destination.copy
+
+    def copied(*args, **options):
+        copy(*args, **options)
+        if began.is_set():  # one whole round comes between, however busy the machine is
+            begun = rounds[0]
+            awaited(lambda: rounds[0] > begun + 1, "it trains")
+
+    monkeypatch.setattr(Destination, "copy", copied)
 
     thread = threading.Thread(target=meddle)
 

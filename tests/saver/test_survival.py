@@ -235,7 +235,7 @@ def test_the_kernel_ends_the_saver_of_a_trainer_that_ends_its_container(shell):
         assert training.said == "nothing"
         trainer, saver = training.processes()
         trainer.send_signal(signal.SIGKILL)
-        assert psutil.wait_procs([saver], timeout=60)[1] == []
+        assert psutil.wait_procs([saver], timeout=300)[1] == []
     finally:
         training.close()
 
@@ -247,9 +247,10 @@ def test_elsewhere_the_saver_is_left_alone():
     try:
         assert training.said == probe(environ={}).survives
         trainer.send_signal(signal.SIGKILL)
-        training.outer.wait(60)
+        training.outer.wait(300)
         if training.said == "process":
-            assert saver.status() == psutil.STATUS_SLEEPING
+            assert saver.is_running()
+            assert saver.status() != psutil.STATUS_ZOMBIE
     finally:
         saver.kill()
         training.close()

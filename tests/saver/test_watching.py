@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from staged_kit import awaited
 
 from holdfast.catalog.journal.journal import JournalWriter, read_journal
 from holdfast.catalog.store import open_store
@@ -115,8 +117,15 @@ def stuck_in_c() -> None:
     re.match(r"(a+)+$", "a" * 40 + "b")  # keeps the interpreter's lock for longer than anybody waits
 
 
+def is_there(one: Trainer) -> None:
+    """Waits until it stands where it stays: it sleeps, or has computed for long enough to be in there."""
+    process = psutil.Process(one.pid)
+    awaited(lambda: process.status() == psutil.STATUS_SLEEPING or process.cpu_times().user > 0.3, "it stands")
+
+
 def test_a_training_without_a_step_has_its_stacks_in_the_journal(trainer):
     one = trainer(stuck_in_a_place_with_a_name)
+    is_there(one)
     one.look()
     (event,) = one.events
     assert event.kind == "hung"
@@ -129,6 +138,7 @@ def test_a_training_without_a_step_has_its_stacks_in_the_journal(trainer):
 
 def test_stacks_come_out_of_a_process_that_runs_no_python_any_more(trainer):
     one = trainer(stuck_in_c)
+    is_there(one)
     one.look()
     assert "stuck_in_c" in one.events[0].data["stacks"]
 
@@ -237,13 +247,15 @@ def test_a_stopped_process_is_not_hung(trainer):
 
 def test_whoever_is_in_a_debugger_is_not_ended(trainer):
     reading, _ = os.pipe()
+    prompted, prompt = os.pipe()
 
     def debugging() -> None:
-        pdb.Pdb(stdin=os.fdopen(reading), stdout=open(os.devnull, "w")).set_trace()  # noqa: SIM115
+        pdb.Pdb(stdin=os.fdopen(reading), stdout=os.fdopen(prompt, "w")).set_trace()
         time.sleep(600)
 
-    one = trainer(debugging)
-    time.sleep(0.5)  # until it waits for a person
+    one, shown = trainer(debugging), b""
+    while b"(Pdb)" not in shown:
+        shown += os.read(prompted, 1000)
     one.look(end=0.002)
     one.watching.look()
     assert [event.kind for event in one.events] == ["hung", "spared"]

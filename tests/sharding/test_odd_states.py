@@ -19,7 +19,7 @@ SCENARIOS = [
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd")
-    world = worlds.start(folder / "world", "odd_worker.py", 2, folder, *SCENARIOS).wait(180)
+    world = worlds.start(folder / "world", "odd_worker.py", 2, folder, *SCENARIOS).wait(300)
 
     def of(scenario):
         paths = [folder / f"{scenario}.rank{rank}.json" for rank in (0, 1)]

@@ -34,7 +34,7 @@ SCENARIOS = [
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     world = worlds.start(folder / "world", "ranks_worker.py", 2, folder, *SCENARIOS)
-    world.wait(240)
+    world.wait(300)
 
     def of(scenario):
         paths = [folder / f"{scenario}.rank{rank}.json" for rank in (0, 1)]

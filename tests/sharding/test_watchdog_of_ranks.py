@@ -58,7 +58,9 @@ def test_a_rank_that_hangs_is_named_and_ended_and_the_next_launch_ends_as_if_not
     world = launched(tmp_path / "one", job).wait()
     assert world.codes[1] == KILLED, world.text
     assert world.codes[0] != 0, world.text
-    heir = launched(tmp_path / "two", replace(job, then=lambda *_: None), family=world.family).wait().check()
+    heir = (
+        launched(tmp_path / "two", replace(job, then=lambda *_: None, options={}), family=world.family).wait().check()
+    )
     heir.family.await_savers_end()
     checked(job, heir.digests(), wanted)
 
@@ -69,7 +71,7 @@ def test_torchrun_starts_the_group_again_after_a_hang(tmp_path: Path, wanted) ->
     path = os.pathsep.join([str(KITS), str(Path(holdfast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [*launcher, str(KITS / "hanging_worker.py"), str(tmp_path), str(TOTAL)]
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     digests = [(tmp_path / f"rank-{rank}.result").read_text() for rank in (0, 1)]
     checked(Job(store=tmp_path / "store", notes=tmp_path / "notes"), digests, wanted)

@@ -12,7 +12,7 @@ from itertools import pairwise, product
 import holding_worker
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.boxes import Box, uncovered
@@ -147,7 +147,6 @@ def test_runs_are_what_torch_chunk_leaves(size, several):
     assert all(one[1] != next_one[0] for one, next_one in pairwise(found))
 
 
-@settings(deadline=None)  # the first example imports torch.distributed
 @given(size=st.integers(0, 40), among=st.integers(1, 6), factor=st.integers(1, 6))
 def test_strided_runs_are_those_of_torch(size, among, factor):
     from torch.distributed.tensor.placement_types import _StridedShard

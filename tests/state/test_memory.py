@@ -63,7 +63,7 @@ def run(body):
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         env=environment,
     )
     assert result.returncode == 0, result.stderr[-2000:]

@@ -162,7 +162,7 @@ def test_parameters_take_their_turns():
 @given(
     st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 8), st.integers(1, 400), st.integers(0, 2**32)
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_every_parameter_has_its_turn_within_bounds(lengths, most, size, seed):
     tensors = {f"p{n}": torch.ones(length) for n, length in enumerate(lengths)}
     hurt = random.Random(seed).choice(sorted(tensors))

@@ -642,4 +642,4 @@ assert not _global_optimizer_pre_hooks
 assert ckpt.last.step == 3
 """
     environment = {"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"]}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120, env=environment)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=300, env=environment)

@@ -1,6 +1,7 @@
 """Each fault does what its name says, at its event and no other."""
 
 import errno
+import gc
 import os
 import signal
 
@@ -68,6 +69,7 @@ def test_failures_pass_or_stay(tmp_path, persistent, expected):
 
 
 def test_a_failing_close_closes(tmp_path):
+    gc.collect()  # what other tests have left open
     before = os.listdir("/proc/self/fd")
     LocalStorage(tmp_path, FailAt(1, errno.EIO, ops=frozenset({Op.CLOSE}))).create(A, b"abc")
     assert os.listdir("/proc/self/fd") == before
