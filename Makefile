@@ -30,12 +30,12 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(STAMP): $(BIN)/python pyproject.toml constraints.txt
-	@echo "installing into $(VENV); the first time takes a few minutes, torch is large"
+	@echo "installing into $(VENV); the first time takes a few minutes, torch is large" >&2
 	@$(PIP) install --editable '.[torch,dev]'
 	@touch $@
 
 $(PEERS): $(STAMP)
-	@echo "installing what the benchmarks compare with"
+	@echo "installing what the benchmarks compare with" >&2
 	@$(PIP) install --editable '.[bench]'
 	@touch $@
 

@@ -56,6 +56,7 @@ def main() -> None:
         save=every(steps=20) | every(minutes=10),
         keep=latest(3),
     ) as ckpt:
+        loss = None  # no step is made if all were made before
         for step, (points, wanted) in ckpt.batches(loader, total_steps=asked.steps):
             loss = nn.functional.mse_loss(model(points.to(device)), wanted.to(device))
             loss.backward()
@@ -65,7 +66,8 @@ def main() -> None:
             if rank == 0 and step % 20 == 0:
                 print(f"step {step:4d}  loss {loss.item():.4f}", flush=True)
     if rank == 0:
-        print(f"finished: {ckpt.step} steps, loss {loss.item():.6f}" if ckpt.last else "nothing was saved", flush=True)
+        last = "none of them now" if loss is None else f"loss {loss.item():.6f}"
+        print(f"finished: {ckpt.step} steps, {last}" if ckpt.last else "nothing was saved", flush=True)
     dist.destroy_process_group()
 
 

@@ -73,6 +73,7 @@ def main() -> None:
     with holdfast.Checkpointer(
         asked.store, run="fsdp2", state={"model": model, "optimizer": optimizer}, save=every(steps=20), keep=latest(3)
     ) as ckpt:
+        loss = None  # no step is made if all were made before
         for step, (words,) in ckpt.batches(loader, total_steps=asked.steps):
             words = words.to(device)
             scores = model(words[:, :-1])
@@ -84,7 +85,8 @@ def main() -> None:
             if rank == 0 and step % 20 == 0:
                 print(f"step {step:4d}  loss {loss.item():.4f}", flush=True)
     if rank == 0:
-        print(f"finished: {ckpt.step} steps, loss {loss.item():.6f}", flush=True)
+        last = "none of them now" if loss is None else f"loss {loss.item():.6f}"
+        print(f"finished: {ckpt.step} steps, {last}", flush=True)
     dist.destroy_process_group()
 
 

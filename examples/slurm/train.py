@@ -33,6 +33,7 @@ def main() -> int:
         save=every(minutes=15),
         keep=latest(2),
     ) as ckpt:
+        loss = None  # no step is made if all were made before
         for step in ckpt.steps(asked.steps):
             points = torch.randn(64, 32)
             loss = nn.functional.mse_loss(model(points), points.sin().sum(1, keepdim=True))
@@ -45,7 +46,8 @@ def main() -> int:
     if ckpt.preempted:
         print(f"{ckpt.preempted.signal} at step {ckpt.preempted.step}, saved: {ckpt.preempted.durable}", flush=True)
         return ckpt.preempted.exit_code
-    print(f"finished: {ckpt.step} steps, loss {loss.item():.6f}" if ckpt.last else "nothing was saved", flush=True)
+    last = "none of them now" if loss is None else f"loss {loss.item():.6f}"
+    print(f"finished: {ckpt.step} steps, {last}" if ckpt.last else "nothing was saved", flush=True)
     return 0
 
 

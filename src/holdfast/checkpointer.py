@@ -51,7 +51,8 @@ class Checkpointer:
             with ``state_dict`` and ``load_state_dict``. Random number generators and the position in the data are
             saved without being asked. Plain numbers go to `values`.
         save: when: ``every(steps=500) | every(minutes=30) | best("val_loss")``.
-        keep: what retention keeps: ``latest(3) | best("val_loss", 2)``. The newest verified checkpoint, the one
+        keep: what retention keeps: ``latest(3) | best("val_loss", 2)``. By default the newest three, and of each
+            ``best`` and ``at`` in ``save`` the best one and the listed ones. The newest verified checkpoint, the one
             resumed from, tagged and pinned ones and fork points always stay.
         config: a mapping, dataclass or namespace; stored with the run and compared at every launch.
         resume: "auto", "must", "never" (never another job's work), or a reference such as ``run-003@500``.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from toy_training import ended, forked
 
 from holdfast.catalog import layout
 from holdfast.catalog.store import create_store, open_store
@@ -160,3 +164,59 @@ def test_a_fork_of_what_is_not_there_is_refused(store, train):
     nowhere = RecordAddress(RunNumber(1), Order(1, 0, 99), RecordId("0" * 16))
     with pytest.raises(Missing, match="deleted"):
         store.create_run("fork", forked_from=nowhere)
+
+
+# --- Folders of others around a store
+
+
+@pytest.fixture
+def common():
+    """A folder that everybody may use, with somebody's own folder in it, which sorts before all others."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        place = Path(name)
+        place.chmod(0o777)
+        (place / "a-private").mkdir(mode=0)
+        yield place
+        (place / "a-private").chmod(0o700)
+
+
+def as_somebody(work, report) -> str:
+    """What ``work`` gives where its process is not root's."""
+
+    def demoted():
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        return work()
+
+    report.touch(mode=0o666)
+    report.chmod(0o666)
+    assert ended(forked(demoted, report)) == 0
+    return report.read_text()
+
+
+def test_a_folder_of_somebody_else_beside_the_store_is_in_nobodys_way(common):
+    """The first training of an ordinary user in a shared folder died of a PermissionError."""
+    assert as_somebody(lambda: open_store(common / "mine", create=True).url, common / "made") != ""
+    assert (common / "mine" / layout.STORE).is_file()
+
+
+def test_a_hint_at_stores_nearby_passes_over_folders_of_others(common):
+    open_store(common / "checkpoints", create=True)
+
+    def looking():
+        with pytest.raises(NotFound) as raised:
+            open_store(common / "chekpoints")
+        return raised.value
+
+    assert f"did you mean {common / 'checkpoints'}?" in as_somebody(looking, common / "said")
+
+
+def test_who_makes_a_store_or_looks_for_one_again_and_again_asks_for_no_hint(tmp_path):
+    open_store(tmp_path / "checkpoints", create=True)
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path / "chekpoints", tmp_path / "empty"):
+        with pytest.raises(NotFound) as raised:
+            open_store(place, hint=False)
+        assert "mean" not in str(raised.value)

@@ -185,11 +185,12 @@ def test_a_last_checkpoint_tells_how_a_silent_launch_ended(reason, ending):
     assert told(again(author)).accounts[0].ending is ending
 
 
-def test_an_old_note_of_an_exception_tells_how_a_silent_launch_ended():
+@pytest.mark.parametrize(("ending", "error"), [(Ending.FAILED, "ValueError"), (Ending.LEFT, "SystemExit")])
+def test_an_old_note_of_an_exception_tells_how_a_silent_launch_ended(ending, error):
     author = launched(steps=10)
-    author.note(Line("failed", "ValueError at step 12", {}))
+    author.note(Line(str(ending), f"{error} at step 12", {}))
     one = told(again(author)).accounts[0]
-    assert (one.ending, one.why) == (Ending.FAILED, "ValueError at step 12")
+    assert (one.ending, one.why) == (ending, f"{error} at step 12")
     assert (one.done, one.lost, one.at_least) == (12, 12, False)
 
 
@@ -388,3 +389,23 @@ def test_ten_thousand_checkpoints_of_a_hundred_launches_are_told():
     timeline = told(author)
     assert timeline.total.useful == 10_000
     assert isinstance(timeline.accounts[0], Account)
+
+
+def test_an_older_launch_that_still_runs_is_not_called_killed():
+    """Only the newest one was asked whether it lives."""
+    author = launched(steps=10, save=True)
+    again(author, after=40)
+    author.train(5)
+    author.progress()
+    first, second = told(author, lives={1: True, 2: True}).accounts
+    assert (first.ending, first.why) == (Ending.RUNNING, "a newer launch has the run")
+    assert (first.wall, first.at_least) == (10.0, True)
+    assert (second.ending, second.useful) == (Ending.RUNNING, 5)
+    first, second = told(author, lives={1: None, 2: None}).accounts
+    assert (first.ending, second.ending) == (Ending.KILLED, Ending.UNKNOWN)
+
+
+@pytest.mark.parametrize(("alive", "more"), [(None, "; it may still run"), (False, "")])
+def test_of_a_launch_that_is_not_heard_of_any_more_the_line_says_that(alive, more):
+    last = told(launched(steps=10, save=True), alive=alive).moments[-1]
+    assert last.text == f"nothing more was heard of launch 1{more}; 10 steps are known of"

@@ -7,12 +7,15 @@ it; most are forked, for speed, and say themselves which code they run.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +24,7 @@ import tiny_training
 from tiny_training import Stop, launched, steps_of
 
 import holdfast
+from holdfast.catalog import layout
 from holdfast.catalog.journal.accounts import Account
 from holdfast.catalog.journal.attempts import read_attempts
 from holdfast.catalog.journal.events import Ending
@@ -28,6 +32,7 @@ from holdfast.catalog.journal.gathering import gather
 from holdfast.catalog.journal.journal import read_journal
 from holdfast.catalog.journal.timeline import timeline_of
 from holdfast.catalog.marks import read_marks
+from holdfast.cli.app import run
 from holdfast.errors import Corrupt, CrashLoop, StorageUnavailable
 from holdfast.ids import RunNumber
 from holdfast.packs import reader
@@ -386,3 +391,28 @@ def test_a_disk_that_does_not_answer_proves_nothing(store: Path, monkeypatch: py
     error = Corrupt("flipped", pack=record.packs[0], digest=bytes(32))
     monkeypatch.setattr(proving, "open_pack", away)
     assert proving.repeats(holdfast.open(store), error) is None
+
+
+def _why(place: Path) -> tuple[str, str | None]:
+    out = StringIO()
+    with redirect_stdout(out):
+        assert run(["why", "run-001", "--json", "--store", str(place)]) == 0
+    document = json.loads(out.getvalue())
+    return document["resume"], document["restart"]
+
+
+def test_what_a_restart_would_pass_over_or_refuse_can_be_asked_for(job: Job) -> None:
+    """``holdfast why`` named the checkpoint that a person would get, and said nothing of the launcher."""
+    newest = str(holdfast.open(job.store).run(1).records()[-1].address)
+    assert _why(job.store) == (newest, None)
+    assert [job.start(**in_the_first_step(6)) for _ in range(2)] == [-signal.SIGKILL] * 2
+    resume, restart = _why(job.store)
+    assert resume == newest
+    assert restart is not None
+    assert restart.startswith(
+        f"a restart of job torchrun:nightly passes {newest} over: launches 2 and 3 of this job ended"
+    )
+    assert not (job.store / layout.attempts_folder(RunNumber(1), 4)).exists(), "asking notes nothing"
+    assert job.start(**in_the_first_step(4)) == -signal.SIGKILL
+    assert job.origins() == [6, 6, 4]
+    assert _why(job.store)[0] == newest, "what got nowhere with an older one does not make that the head"

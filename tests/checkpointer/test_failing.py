@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,14 @@ import holdfast
 from holdfast import Checkpointer, every
 from holdfast.catalog.journal.journal import read_journal
 from holdfast.errors import StateError
-from holdfast.health import out_of_memory, shrink_batch, when
+from holdfast.health import nonfinite, out_of_memory, rollback, shrink_batch, when
 from holdfast.ids import RunNumber
 from holdfast.records import Kind
+from holdfast.recovery.environment.grace import Grace
+from holdfast.recovery.environment.signals import StopRequests
+from holdfast.recovery.ranks.group import Alone
+from holdfast.recovery.ranks.parting import PartingWords
+from holdfast.recovery.stopping.failing import Failing
 
 RARELY = every(steps=1000)
 
@@ -284,6 +290,9 @@ def test_leaving_on_purpose_is_no_failure(tmp_path: Path, error: BaseException) 
         trained(tmp_path / "s", tiny, failing=failing_at(5, "before", error))
     assert records_of(tmp_path / "s") == []
     assert [event.data["how"] for event in events(tmp_path / "s", "exit")] == ["left"]
+    assert events(tmp_path / "s", "failed") == []
+    (left,) = events(tmp_path / "s", "left")
+    assert left.message == f"{type(error).__name__} at step 5"
 
 
 def test_after_out_of_memory_on_the_device_there_is_a_checkpoint(tmp_path: Path) -> None:
@@ -386,6 +395,54 @@ def test_the_saver_process_makes_a_failed_checkpoint_too(tmp_path: Path) -> None
     with pytest.raises(Stop):
         trained(tmp_path / "s", normed, saver="process", failing=failing_at(5, "forward", Stop()))
     assert [(one.step, one.kind) for one in records_of(tmp_path / "s")] == [(5, Kind.FAILED)]
+
+
+class Refusing:
+    """A part of the state that once cannot be loaded: a scheduler of the user's own, or no memory for it."""
+
+    error: Exception | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        return {"n": 1}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), torch.OutOfMemoryError("CUDA out of memory")], ids=type)
+def test_a_rollback_that_fails_in_its_middle_is_not_saved(tmp_path: Path, caplog, error: Exception) -> None:
+    """I2: some objects are those of the checkpoint, others those of the step at which the training was."""
+    refusing = Refusing()
+    model, optimizer = tiny()
+    state = {"model": model, "refusing": refusing, "optimizer": optimizer}
+    rules = [when(nonfinite("loss"), rollback(to="last"))]
+    options = {"save": every(steps=4), "saver": "inline", "health": rules}
+    with pytest.raises(type(error)), Checkpointer(tmp_path / "s", run="r", state=state, **options) as ckpt:
+        for step in ckpt.steps(9):
+            step_of(model, optimizer, torch.ones(2, 16))
+            refusing.error = error if step == 6 else None
+            ckpt.log(loss=float("nan") if step == 6 else 1.0)
+    assert steps_of(tmp_path / "s") == [4]
+    assert "step 7 was not saved: a restore has failed in its middle" in caplog.text
+
+
+class OfTwo(Alone):
+    """The first of two ranks, alone with the store of both."""
+
+    size = 2
+
+    def at_the_end(self, mine: str, seconds: float) -> list[str] | None:
+        return PartingWords(torch.distributed.HashStore(), 0, 2).heard(mine, seconds)
+
+
+def test_the_first_rank_does_not_save_for_all_when_there_is_no_time_to_hear_of_the_others() -> None:
+    """It took its own word for that of all, and its saver then waited for theirs until the peer timeout."""
+    stops = StopRequests()
+    stops.ask("SIGTERM", Grace(seconds=0.0, why="mine"))
+    unused = dict.fromkeys(("place", "saves", "checkpoints"), SimpleNamespace())
+    failing = Failing({}, OfTwo(), progress=SimpleNamespace(step=5), stops=stops, torn=lambda: False, **unused)
+    assert failing.together(None) == "there is no time left"
 
 
 def test_every_end_is_in_the_journal_with_the_time_of_its_steps(tmp_path: Path) -> None:

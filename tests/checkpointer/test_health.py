@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import itertools
 import json
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ from holdfast.state import boundary, probing
 
 TOTAL = 160
 BATCH = 4
+INF = float("inf")
 
 
 class Data(Dataset):
@@ -90,6 +92,7 @@ def train(
     at_step=None,
     total=TOTAL,
     one_epoch=False,
+    after=lambda ckpt: None,
     **settings,
 ):
     """Batches whose numbers are in ``ill`` are spoilt; ``one_epoch`` of so many batches, or so many steps."""
@@ -114,6 +117,7 @@ def train(
             found.seen.append(number)
             if at_step is not None:
                 at_step(step, number, ckpt)
+        after(ckpt)
     found.loss = float(mse_loss(model(DATA.x), DATA.y).detach())
     found.rate = optimizer.param_groups[0]["lr"]
     found.weights = model.weight.detach().flatten().tolist()
@@ -130,7 +134,7 @@ CARED_FOR = [when(nonfinite("loss"), rollback()), when(spike("loss", z=8.0), rol
 
 
 def test_a_training_with_a_poisoned_window_recovers_alone_and_ends_where_a_clean_one_does(tmp_path):
-    """NaN first, then a spike. Left alone, the same training never has a number again."""
+    """Users-ask 35: NaN first, then a spike. Left alone, the same training never has a number again."""
     clean = train(tmp_path / "clean")
     ill = {60, 61, 62}
     recovered = train(tmp_path / "cared", health=CARED_FOR, ill=ill)
@@ -143,6 +147,7 @@ def test_a_training_with_a_poisoned_window_recovers_alone_and_ends_where_a_clean
 
 
 def test_only_the_data_of_the_suspect_steps_is_left_out_the_second_time(tmp_path):
+    """Users-ask 35: back, and past the window."""
     found = train(tmp_path / "s", health=CARED_FOR, ill={60})
     again = found.seen[found.seen.index(60) + 1 :]
     (event,) = events(tmp_path / "s", "rollback")
@@ -155,6 +160,7 @@ def test_only_the_data_of_the_suspect_steps_is_left_out_the_second_time(tmp_path
 
 
 def test_what_is_good_was_earned_and_what_has_nan_never_is(tmp_path):
+    """Users-ask 35: a checkpoint with NaN never becomes what a rollback goes to."""
     train(tmp_path / "s", ill={60})
     store = holdfast.open(tmp_path / "s")
     run = store.run(1)
@@ -307,6 +313,22 @@ def test_a_stop_saves_what_is_worth_saving(tmp_path):
     with pytest.raises(Unhealthy, match="enough"):
         train(tmp_path / "s", health=[when(own(tired), stop())])
     assert holdfast.open(tmp_path / "s").run(1).records()[-1].step == 33
+
+
+def test_who_leaves_with_the_exit_code_of_a_stop_has_failed_in_the_journal_too(tmp_path):
+    """It passed for a pre-emption there, which no protection against crash loops ever counts."""
+    with pytest.raises(SystemExit) as left:
+        train(
+            tmp_path / "s",
+            health=[when(nonfinite("loss"), stop())],
+            ill={33},
+            saver="inline",
+            after=lambda ckpt: sys.exit(ckpt.preempted.exit_code),
+        )
+    assert left.value.code == Unhealthy.exit_code
+    (exit_,) = events(tmp_path / "s", "exit")
+    assert exit_.data["how"] == "failed"
+    assert exit_.data["error"].startswith("Unhealthy: the training was stopped at step 34: nonfinite")
 
 
 def test_what_is_broken_at_the_very_end_is_not_made_the_result(tmp_path):
@@ -530,6 +552,30 @@ def test_a_scaler_that_skips_every_step_does_not_hide_a_nan(tmp_path):
     assert [event.data["to_step"] < 20 for event in events(tmp_path / "s", "rollback")] == [True]
 
 
+def test_nothing_is_saved_where_a_scaler_skips_every_step(tmp_path):
+    """Batch norm has counted a hundred batches since the boundary, and the data has moved on."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state, skipped = {"model": model, "optimizer": optimizer}, 0
+    options = {"save": every(steps=5), "saver": "inline", "health": [when(own(odd), save_now())]}
+    with holdfast.Checkpointer(tmp_path / "s", run="r", state=state, **options) as ckpt:
+        for step in ckpt.steps(12):
+            model(torch.ones(1, 2)).sum().backward()
+            skips = step == 7 and skipped < 150
+            skipped += skips
+            if not skips:
+                optimizer.step()
+            optimizer.zero_grad()
+            ckpt.log(odd=skips)
+    assert [one.step for one in holdfast.open(tmp_path / "s").run(1).records()] == [5, 10, 12]
+    (event,) = events(tmp_path / "s", "not saved")
+    assert "step 7 was not saved" in event.message
+
+
+def odd(observation):
+    return "odd" if observation.metrics.get("odd") else None
+
+
 def test_retention_leaves_a_checkpoint_the_time_to_become_good(tmp_path):
     """Three that are kept live for thirty steps, and it takes fifty to become good."""
     found = train(tmp_path / "s", health=CARED_FOR, ill={140}, keep=latest(3), good_after=50)
@@ -750,6 +796,48 @@ def test_what_a_device_says_late_is_waited_for_before_the_end(tmp_path, monkeypa
             optimizer.step()
             optimizer.zero_grad()
     assert holdfast.open(tmp_path / "s").run(1).records() == []
+
+
+def leaping(model, loss):
+    return loss * 1e6
+
+
+def overflowing(model, loss):
+    model.weight.data.fill_(INF)
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("check", "spoil"),
+    [(spike("grad_norm", window=5), leaping), (nonfinite("parameters", every=every(steps=1)), overflowing)],
+    ids=["spike", "infinity"],
+)
+def test_last_is_from_before_what_a_device_has_said_late(tmp_path, monkeypatch, check, spoil):
+    """The checkpoint that was made meanwhile has what was found: the training would go back to that again and again."""
+    monkeypatch.setattr(probing, "streams_in_use", lambda: Behind(everywhere=0, prompt=True))
+    torch.manual_seed(1)
+    model = torch.nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    ill = [80]
+    options = {
+        "save": every(steps=2),
+        "keep": latest(99),
+        "saver": "inline",
+        "health": [when(check, rollback(to="last"))],
+    }
+    state = {"model": model, "optimizer": optimizer}
+    with holdfast.Checkpointer(tmp_path / "s", run="r", state=state, **options) as ckpt:
+        for step in ckpt.steps(100):
+            optimizer.zero_grad()
+            loss = model(torch.ones(1, 8) * (1 + step % 7 / 100)).sum()
+            if step in ill:
+                ill.remove(step)
+                loss = spoil(model, loss)
+            loss.backward()
+            optimizer.step()
+    verdict, event = events(tmp_path / "s", "verdict")[0].data, events(tmp_path / "s", "rollback")[0].data
+    assert verdict["step"] - verdict["last"] > 2, "it was known late"
+    assert 0 < verdict["last"] - event["to_step"] <= 2
 
 
 def test_what_happens_is_in_the_journal_while_the_training_runs(tmp_path, monkeypatch):

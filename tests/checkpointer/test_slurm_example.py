@@ -69,3 +69,11 @@ def test_a_job_that_is_asked_to_stop_saves_and_goes_back_into_the_queue(
     assert again.returncode == 0, said
     assert f"finished: {record.step + 3} steps" in said
     assert (tmp_path / "requeued").read_text() == "requeue 77\n", "a job that is done stays out of the queue"
+
+
+def test_a_job_that_is_queued_again_after_its_end_says_that_it_is_done(slurm: dict[str, str], tmp_path: Path) -> None:
+    """It made no step, so there was no loss to print: UnboundLocalError, and a job that had failed."""
+    first, second = (submitted(slurm, tmp_path / "store", 20, 0.0).communicate(timeout=300)[0] for _ in range(2))
+    assert "finished: 20 steps, loss " in first
+    assert second == "finished: 20 steps, none of them now\n"
+    assert not (tmp_path / "requeued").exists()

@@ -120,6 +120,7 @@ def hanging_in_c() -> None:
 
 
 def test_a_hang_in_python_is_found_with_its_place_and_the_training_goes_on(tmp_path: Path) -> None:
+    """Users-ask 32: jobs stood still for days with no error."""
     train(tmp_path, at_step(3, lambda: hanging_in_python(tmp_path)))
     hung, recovered = silence(tmp_path)
     assert (hung.kind, recovered.kind) == ("hung", "recovered")
@@ -131,6 +132,7 @@ def test_a_hang_in_python_is_found_with_its_place_and_the_training_goes_on(tmp_p
 
 
 def test_a_hang_in_c_that_lets_no_python_run_is_found_with_its_place(tmp_path: Path) -> None:
+    """Users-ask 32: whoever looks is another process."""
     train(tmp_path, at_step(3, hanging_in_c))
     hung, recovered = silence(tmp_path)
     assert "in hanging_in_c" in hung.message
@@ -152,6 +154,7 @@ def test_a_fetch_that_does_not_come_back_is_found_with_its_place(tmp_path: Path,
 
 
 def test_whoever_asks_for_it_is_ended_and_the_next_launch_goes_on(tmp_path: Path) -> None:
+    """Users-ask 32: the stacks, then an end, then a start from the newest checkpoint."""
     store, family, dog = tmp_path / "s", Family(), watchdog(hung=SHORT, then="end", end_after=2 * SHORT)
 
     def forever() -> None:

@@ -9,10 +9,12 @@ import pytest
 from blake3 import blake3
 
 from holdfast.catalog import layout
+from holdfast.catalog.repacking.repack import plan_repack
 from holdfast.catalog.store import open_store
 from holdfast.cli.finding import find_address
 from holdfast.errors import Corrupt, Missing, StillNeeded, UnknownFormat
 from holdfast.ids import RunNumber
+from holdfast.storage.durable import unfinished_name
 
 from .conftest import flip, unfinished
 
@@ -354,3 +356,65 @@ def test_while_gc_waits_its_output_stays_one_document(cli, place, store, monkeyp
 
 def test_a_store_is_what_was_opened(place):
     assert [info.number for info in open_store(place).runs()] == [1, 2, 3]
+
+
+@pytest.fixture
+def half_empty(cli, tmp_path):
+    """A store with a pack of which a sweep leaves a small part live, and what is left of one that never got done."""
+    import torch
+
+    from holdfast import Checkpointer, every, latest
+
+    place, model = tmp_path / "half-empty", torch.nn.Linear(300, 300)
+    model.register_buffer("same", torch.ones(100, 300))
+    options = {"save": every(steps=2), "keep": latest(9), "saver": "inline"}
+    with Checkpointer(place, run="gpt", state={"model": model}, **options) as ckpt:
+        for _ in ckpt.steps(4):
+            torch.nn.init.uniform_(model.weight)
+    assert cli(place, "rm", "gpt@2").code == 0
+    (place / unfinished_name()).write_bytes(b"12345")
+    return place
+
+
+def test_gc_says_which_packs_stay_for_somebody_at_work(cli, half_empty, monkeypatch):
+    """It said that they were repacked and their bytes were free, although a training held all of them."""
+    from holdfast.catalog.readers import reading
+    from holdfast.cli import gc
+
+    monkeypatch.setattr(gc, "WAIT", 0.05)
+    store = open_store(half_empty)
+    (pack,) = plan_repack(store, store.run(1)).packs
+    with reading(store, [store.run(1).records()[0].address]):
+        for words in (["--dry-run"], []):
+            found = cli(half_empty, "gc", "gpt", *words, "--json").document["repacked"][0]
+            assert (found["packs"], found["deleted"]) == ([pack], [])
+            assert [(kept["name"], "a reader" in kept["why"]) for kept in found["kept"]] == [(pack, True)]
+            assert found["freed_bytes"] == -found["live_bytes"] < 0
+        text = cli(half_empty, "gc", "gpt")
+        assert "run-001: repacked 0 of 1 pack" in text.out
+        assert re.search(rf"stays: {re.escape(pack)}: a reader \(process .*\) may need it", text.out)
+        assert "waiting up to" in text.err
+    found = cli(half_empty, "gc", "gpt", "--json").document["repacked"][0]
+    assert (found["deleted"], found["kept"]) == ([pack], [])
+    assert found["freed_bytes"] > 0
+    assert not (half_empty / pack).exists()
+
+
+def test_a_dry_run_of_gc_counts_the_unfinished_files_as_well(cli, half_empty):
+    """They were 0 bytes in a dry run, and gone after the real one."""
+    assert "would remove 5 B of unfinished files" in cli(half_empty, "gc", "--dry-run").out
+    planned = cli(half_empty, "gc", "--dry-run", "--json").document
+    done = cli(half_empty, "gc", "--json").document
+    assert planned["unfinished_bytes"] == done["unfinished_bytes"] == 5
+    assert cli(half_empty, "gc", "--dry-run", "--json").document["unfinished_bytes"] == 0
+
+
+def test_each_part_of_gcs_document_says_what_it_is_about_and_warnings_are_in_it(cli, place):
+    flip(place / "catalog/runs/002/run.json")
+    found = cli(place, "gc", "--dry-run", "--json")
+    for part in ("sweeps", "repacked"):
+        assert [one["scope"] for one in found.document[part]] == ["run-001", "run-003", "shared"]
+    assert found.document["warnings"] == found.err.splitlines()
+    assert "left alone: catalog/runs/002/run.json" in found.document["warnings"][0]
+    found = cli(place, "gc", "run-001", "--keep", "latest(3) | at_most('1B')", "--dry-run", "--json").document
+    assert "the limit is not reached" in found["warnings"][0]

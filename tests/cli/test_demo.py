@@ -15,10 +15,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from holdfast.cli.app import run
 from holdfast.cli.demo import command, script
 from holdfast.cli.demo_plan import Kill, Result, differences, plan
 from holdfast.cli.demo_supervisor import Ledger, Supervisor, Trainer
-from holdfast.errors import HoldfastError, RestoreFailed
+from holdfast.errors import HoldfastError, InvalidInput, RestoreFailed, StorageUnavailable
 
 app = typer.Typer()
 app.command()(command)
@@ -153,3 +154,22 @@ def test_the_example_is_short_and_goes_into_the_wheel():
     root = script().parents[1]
     wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["force-include"] == {"examples/gpt.py": "holdfast/cli/_gpt.py"}
+
+
+def test_a_file_is_no_folder_for_the_demo(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert run(["demo", "--folder", str(tmp_path / "file")]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert run(["demo", "--folder", str(tmp_path / "file" / "below")]) == StorageUnavailable.exit_code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_without_torch_the_demo_is_an_error_like_any_other(monkeypatch, capsys, words):
+    monkeypatch.setattr("holdfast.cli.demo.find_spec", lambda name: None)
+    assert run(["demo", *words]) == InvalidInput.exit_code
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert "pip install 'holdfast[torch]'" in found.err
+    if words:
+        assert json.loads(found.err)["error"] == InvalidInput.kind

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
+import msgspec
 import pytest
 from histories_kit import Author, overlapping
 from rich.cells import cell_len
 
 from holdfast.catalog import launches, layout
+from holdfast.catalog.journal import gathering
 from holdfast.catalog.journal.accounts import accounts_of
 from holdfast.catalog.journal.events import Ending, Line
 from holdfast.catalog.journal.journal import JournalWriter
-from holdfast.catalog.journal.timeline import timeline_of
+from holdfast.catalog.journal.timeline import KINDS, timeline_of
 from holdfast.catalog.objects import create_once
+from holdfast.catalog.owners import this_process
 from holdfast.catalog.store import open_store
 from holdfast.cli.life import MEANING, picture, shares
 from holdfast.cli.log import lasting
@@ -64,7 +69,12 @@ def eventful() -> Author:
 @pytest.fixture
 def place(tmp_path):
     """A store with that run."""
-    store, author = open_store(tmp_path, create=True), eventful()
+    _stored(tmp_path, eventful())
+    return tmp_path
+
+
+def _stored(place, author) -> None:
+    store = open_store(place, create=True)
     store.create_run("gpt")
     for one in author.launches:
         create_once(store.storage, layout.launch(RUN, one.number), one)
@@ -74,7 +84,6 @@ def place(tmp_path):
         create_once(store.storage, one.name, one)
     for name in dict.fromkeys(entry.writer for entry in author.entries):
         _write(store, name, [entry.event for entry in author.entries if entry.writer == name])
-    return tmp_path
 
 
 def _write(store, name, events) -> None:
@@ -157,12 +166,75 @@ def test_the_newest_lines_can_be_asked_for(place, cli):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(("--launch", 4), "there is 1, 2, 3"), (("--only", "saves"), "there is exit, health, launch")],
+    [
+        (("--launch", 4), "there is 1, 2, 3"),
+        (("--only", "saves"), "there is exit, health, launch"),
+        (("--only", "hangs"), "did you mean hung?"),
+    ],
 )
 def test_what_is_not_there_is_refused_with_what_is(place, cli, words, said):
     found = cli(place, "log", *words)
     assert found.code == 10
     assert said in found.err
+
+
+def test_what_might_have_happened_and_has_not_is_no_error(place, cli):
+    """The README names ``log --only hung``; on a healthy run it ended with 10."""
+    found = cli(place, "log", "--only", "hung,ended")
+    assert (found.code, found.err) == (0, "")
+    assert found.out.startswith("nothing of that has happened\n")
+    assert whats(cli(place, "log", "--only", "hung", "--json")) == []
+
+
+def test_all_kinds_that_are_noted_are_known():
+    """A kind that is noted somewhere and not listed would be refused until it has happened."""
+    text = "\n".join(path.read_text() for path in (Path(__file__).parents[2] / "src").rglob("*.py"))
+    noted = set(re.findall(r'\b(?:journal\.add|_note|note|_say)\(\s*"([a-z][a-z -]+)",', text))
+    noted |= set(re.findall(r'\bNoted\(kind="([a-z-]+)"', text))
+    assert {"rollback", "skipped", "verdict"} <= noted
+    assert noted - KINDS == {"saved", "resumed"}, "records and starts tell of these"
+
+
+def test_of_many_launches_a_tail_shows_those_of_its_lines(tmp_path, cli):
+    """The table of 500 restarts drowned the two lines that were asked for."""
+    author = Author()
+    for _ in range(30):
+        author.begin()
+        author.start(author.parent)
+        author.train(2)
+        author.save()
+        author.exit(Ending.PREEMPTED)
+    _stored(tmp_path, author)
+    found = cli(tmp_path, "log", "--tail", 5).out
+    table = found[found.index("began (UTC)") :]
+    assert re.findall(r"^ +(\d+)  \d\d", table, re.MULTILINE) == ["29", "30"]
+    assert "\nand 28 more launches; --launch N shows one\n" in found
+    assert "run-001: 60 steps useful, 0 lost" in found
+    assert len(cli(tmp_path, "log", "--tail", 5, "--json").document["launches"]) == 30
+    assert "more launch" not in cli(tmp_path, "log").out
+
+
+def test_times_say_their_zone_and_their_year_where_it_is_not_this_one(tmp_path, cli, monkeypatch):
+    _stored(tmp_path, eventful())
+    for year, shown in ((2026, r"\n09-21 \d\d:\d\d:\d\d  launch "), (2027, r"\n2026-09-21 \d\d:\d\d:\d\d  launch ")):
+        monkeypatch.setattr(gathering, "utc_now", lambda year=year: f"{year}-12-01T00:00:00Z")
+        found = cli(tmp_path, "log").out
+        assert re.match(r"time \(UTC\) +what +event\n", found)
+        assert re.search(shown, found)
+        assert re.search(r"launch +began \(UTC\) ", found)
+
+
+def test_a_launch_before_the_newest_one_that_still_runs_is_said_to_run(tmp_path, cli):
+    """It was called killed, for only the newest one was asked."""
+    author = eventful()
+    alive = msgspec.structs.replace(author.launches[0], owner=this_process())
+    author.launches[0] = alive
+    _stored(tmp_path, author)
+    assert [one["ending"] for one in cli(tmp_path, "log", "--json").document["launches"]] == [
+        "running",
+        "preempted",
+        "completed",
+    ]
 
 
 def test_a_damaged_journal_is_said_and_the_rest_is_told(place, cli):

@@ -125,3 +125,18 @@ def test_an_end_that_came_with_a_checkpoint_is_no_going_back(cli, tmp_path):
     text = cli(tmp_path / "s", "plan").out
     assert re.search(r"had to go back +0 times +0 times", text)
     assert re.search(r"steps lost by that +0 +0", text)
+
+
+def test_what_a_replay_does_not_know_is_said_below_the_table(cli, trained):
+    """The checkpoints that tags, pins, forks and good marks keep were missing from the plan without a word."""
+    said = "1 tag, 1 pinned checkpoint, 1 good checkpoint, 1 fork: the run has these, a replay has not"
+    assert said in " ".join(plan(cli, trained, "--over", "run-001", "--keep", "latest(1)")["notes"])
+    assert f"note: {said}" in cli(trained, "plan", "--over", "run-001").out
+    assert plan(cli, trained, "--over", "run-002")["notes"] == []
+
+
+def test_what_was_left_out_is_in_the_document(cli, place, records):
+    flip(place / records[1].name)
+    found = cli(place, "plan", "--over", "run-001", "--json")
+    assert found.document["warnings"] == found.err.splitlines()
+    assert f"left out: {records[1].name}" in found.document["warnings"][0]

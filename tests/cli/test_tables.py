@@ -63,6 +63,18 @@ def test_a_wider_terminal_is_used(cli, trained, monkeypatch):
     assert 80 < longest <= 200
 
 
+SENTENCES = ("x: ", "run-001: ", "damaged: ", "no ")
+"""Lines that are no table: a terminal breaks them, and a pipe has them whole."""
+
+
+@pytest.mark.parametrize("width", [60, 40])
+@pytest.mark.parametrize("command", ["runs", "ls run-001", "ls run-002", "log run-001", "tag", "show baseline"])
+def test_tables_fit_a_narrow_terminal_too(cli, trained, monkeypatch, command, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = cli(trained, *command.split()).out.splitlines()
+    assert [line for line in lines if cell_len(line) > width and not line.startswith(SENTENCES)] == []
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_table_of_anything_fits_and_loses_no_letter(capsys, seed):
     chance = random.Random(seed)

@@ -7,29 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import InvalidPolicy
-from holdfast.health import Then, watchdog
+from holdfast.health import watchdog
 
 took = st.lists(st.floats(0.01, 1e4), max_size=50)
 anything = st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=50)
 
 
 def test_by_default_nothing_is_ever_ended():
-    for silent in (1.0, 1e3, 1e6, 1e9):
-        assert watchdog().due(silent, [0.2] * 100, armed=True, dumped=True) is None
-        assert watchdog().due(silent, [0.2] * 100, armed=True, dumped=False) in (None, Then.DUMP)
+    for took_seconds in ([], [0.2] * 100, [700.0] * 100):
+        assert watchdog().limits(took_seconds).end == 0.0
 
 
 def test_a_training_with_fast_steps_may_still_be_silent_for_ten_minutes():
     """A step of 0.2 s says nothing of how long a compilation takes."""
     assert watchdog().limit([0.2] * 1000) == 600.0
-    assert watchdog().due(599.0, [0.2] * 1000, armed=True, dumped=False) is None
-    assert watchdog().due(600.0, [0.2] * 1000, armed=True, dumped=False) is Then.DUMP
+    assert watchdog().limits([0.2] * 1000) == (600.0, 0.0)
 
 
 def test_nothing_is_derived_from_a_few_steps():
     assert watchdog().limit([0.2] * 9) is None
-    assert watchdog().due(1e9, [0.2] * 9, armed=True, dumped=False) is None
-    assert watchdog(hung=60.0).due(61.0, [], armed=True, dumped=False) is Then.DUMP
+    assert watchdog().limits([0.2] * 9) == (0.0, 0.0)
+    assert watchdog(hung=60.0).limits([]) == (60.0, 0.0)
+    assert watchdog(then="end", end_after=900.0).limits([]) == (900.0, 900.0)
 
 
 def test_who_once_took_long_may_take_long_again():
@@ -40,19 +39,19 @@ def test_impossible_times_are_passed_over():
     assert watchdog().limit([60.0] * 10 + [-5.0, float("nan"), float("inf")]) == 1200.0
 
 
-@given(took, st.floats(0, 1e9), st.booleans())
-def test_nothing_is_done_while_it_is_not_armed(seconds, silent, dumped):
-    dog = watchdog(hung=1.0, then="end", end_after=2.0)
-    assert dog.due(silent, seconds, armed=False, dumped=dumped) is None
-
-
-@given(anything, st.floats(0, 1e9))
-def test_it_is_dumped_before_it_is_ended_and_never_ended_before_its_time(seconds, silent):
+def test_who_once_took_long_is_not_ended_before_it_counts_as_hung():
+    """It was ended at 900 s: whoever saves for 700 s now and then must be heard of before that."""
     dog = watchdog(then="end", end_after=900.0)
-    assert dog.due(silent, seconds, armed=True, dumped=False) is not Then.END
-    if dog.due(silent, seconds, armed=True, dumped=True) is Then.END:
-        assert silent >= 900.0
-        assert silent >= dog.limit(seconds)
+    assert dog.limits([0.2] * 50 + [700.0]) == (1400.0, 1400.0)
+
+
+@given(anything, st.none() | st.floats(1.0, 900.0))
+def test_it_is_dumped_before_it_is_ended_and_never_ended_before_its_time(seconds, hung):
+    dog = watchdog(hung=hung, then="end", end_after=900.0)
+    limits = dog.limits(seconds)
+    assert limits.end >= 900.0
+    assert limits.end >= limits.hung > 0
+    assert limits.hung == (dog.limit(seconds) or 900.0)
 
 
 @given(took)

@@ -108,7 +108,9 @@ class Author:
 
     def history(self, **more) -> History:
         facts = {"launches": self.launches, "starts": self.starts, "records": self.records, "entries": self.entries}
-        return History(store=STORE, run=RUN, now=self.time, **{"alive": False, **facts, **more})
+        newest = {self.launch: more.pop("alive", False)}
+        facts["alive"] = more.pop("lives", {one.number: False for one in self.launches} | newest)
+        return History(store=STORE, run=RUN, now=self.time, **{**facts, **more})
 
 
 def overlapping() -> Author:

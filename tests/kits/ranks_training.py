@@ -70,8 +70,8 @@ def train(job: Job) -> str:
     return digest(model, optimizer, whole if job.how == "apart" else local)
 
 
-def begun(job: Job) -> tuple[nn.Module, torch.optim.Optimizer, DataLoader, Checkpointer]:
-    """What a rank needs, in a process that is one."""
+def begun(job: Job, **more: object) -> tuple[nn.Module, torch.optim.Optimizer, DataLoader, Checkpointer]:
+    """What a rank needs, in a process that is one; with ``more`` of the state."""
     quiet()
     where = {} if job.rendezvous is None else {"init_method": f"file://{job.rendezvous}"}
     where |= {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])} if where else {}
@@ -82,7 +82,8 @@ def begun(job: Job) -> tuple[nn.Module, torch.optim.Optimizer, DataLoader, Check
     loader = DataLoader(samples, batch_size=BATCH, sampler=sampler)
     settings: dict[str, Any] = {"run": "toy", "save": every(steps=SAVE_EVERY), "keep": latest(99), "saver": "process"}
     settings |= {"peer_timeout": job.patience} | job.options
-    return model, optimizer, loader, Checkpointer(job.store, state={"model": model, "optimizer": optimizer}, **settings)
+    state = {"model": model, "optimizer": optimizer, **more}
+    return model, optimizer, loader, Checkpointer(job.store, state=state, **settings)
 
 
 def quiet() -> None:

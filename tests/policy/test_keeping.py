@@ -44,6 +44,14 @@ def test_every_steps_keeps_the_first_at_or_after_each_multiple():
     assert steps(every(steps=100), ones) == [100, 203, 400]
 
 
+def test_every_step_is_every_step_and_the_first_group_begins_at_zero():
+    """A baseline at step 0 was dropped by ``every(steps=1)``, which is said to keep all."""
+    ones = line(*map(One, (0, 1, 2, 3, 90)))
+    assert steps(every(steps=1), ones) == [0, 1, 2, 3, 90]
+    assert steps(every(steps=50), ones) == [0, 90]
+    assert steps(every(steps=50), line(*map(One, (1, 2, 90)))) == [90], "a first one that is no multiple"
+
+
 def test_every_epochs_keeps_the_last_of_each_group():
     ones = line(One(1, epoch=0), One(2, epoch=0), One(3, epoch=1), One(4, epoch=2), One(5, epoch=2), One(6))
     assert steps(every(epochs=1), ones) == [2, 3, 5]

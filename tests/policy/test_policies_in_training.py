@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import holdfast
-from holdfast import at, at_most, auto, every, latest
+from holdfast import at, at_most, auto, best, every, latest
 from holdfast.errors import InvalidPolicy
 
 
@@ -71,3 +71,22 @@ def test_a_policy_that_nobody_could_read_back_is_refused_before_the_training(tmp
     with pytest.raises(InvalidPolicy, match=rf"{use}= cannot be read back .* every\(steps=500\) instead"):
         train(tmp_path / "store", 10, **{use: at(steps=range(1, 20_000))})
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("save", "left"),
+    [
+        (every(steps=1) | best("loss"), [2, 6, 7, 8]),
+        (every(steps=1) | best("loss", 2, mode="max", min_delta=0.1), [1, 6, 7, 8]),
+        (every(steps=1) | at(steps=[3]), [3, 6, 7, 8]),
+        (every(steps=1), [6, 7, 8]),
+    ],
+    ids=str,
+)
+def test_where_nobody_says_what_to_keep_the_best_and_the_milestones_stay(tmp_path, save, left):
+    """Users-ask 28: ``save=best("loss")`` lost the best one to three later ones."""
+    model = torch.nn.Linear(2, 1)
+    with holdfast.Checkpointer(tmp_path, run="r", state={"model": model}, save=save, saver="inline") as ckpt:
+        for index in ckpt.steps(8):
+            ckpt.log(loss=(3.0, 1.0, 2.0, 2.5, 2.6, 2.7, 2.8, 2.9)[index])
+    assert [one.step for one in holdfast.open(tmp_path).run(1).records()] == left

@@ -7,15 +7,18 @@ import random
 import pytest
 from policies_kit import Listening
 
+from holdfast.catalog.deleting.retention import plan_retention
 from holdfast.catalog.journal.events import Ending, exit_event
 from holdfast.catalog.journal.history import History
 from holdfast.catalog.journal.journal import Entry
 from holdfast.catalog.marks import RecordMarks
 from holdfast.errors import InvalidPolicy
 from holdfast.ids import Order, RecordId, RunNumber
-from holdfast.policy import at, at_most, auto, best, every, latest, parse
+from holdfast.policy import any_of, at, at_most, auto, best, every, latest, newer, parse, shelf
+from holdfast.policy import replay as replaying
 from holdfast.policy.past import past_of
 from holdfast.policy.replay import replay
+from holdfast.policy.shelf import Shelf
 from holdfast.records import Event, Kind, LaunchInfo, Mark, MarkKind, Owner, Record, Sizes, StartInfo, Target, Timing
 
 ALL = latest(1000)
@@ -376,7 +379,9 @@ def test_a_policy_that_would_have_to_be_asked_for_hours_is_refused():
     told = Told()
     told.train(200_000)
     told.save("by hand", Kind.MANUAL)
-    with pytest.raises(InvalidPolicy, match="a replay asks at most 100000 times"):
+    with pytest.raises(
+        InvalidPolicy, match="at more than 100000 steps of this run; a replay asks at most 100000 times"
+    ):
         told.replay(every(steps=1))
 
 
@@ -393,3 +398,54 @@ def test_a_replay_by_step_agrees_with_counting(seed):
     found = told.replay(policy)
     assert steps(found.planned) == sorted(wanted)
     assert found == told.replay(policy)
+
+
+def wandered(chance: random.Random) -> Told:
+    """A run that was started and rolled back again and again, with saves at no regular distances."""
+    told = Told()
+    for _ in range(chance.randint(1, 6)):
+        upto = told.step + chance.randint(1, 120)
+        told.train(
+            upto, save=tuple(chance.sample(range(upto + 1), 12 if upto > 12 else 1)), loss=lambda _: chance.random()
+        )
+        if chance.random() < 0.3:
+            told.save("by hand", Kind.MANUAL)
+        told.ends(chance.choice([Ending.FAILED, Ending.LEFT]))
+        told.launch(chance.choice([*told.records[-5:], None]) if told.records else None, rollback=chance.random() < 0.4)
+    told.train(told.step + 60, save=range(0, 2000, 7), loss=lambda _: chance.random())
+    return told
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_left_out_of_a_replay_changes_nothing(seed, monkeypatch):
+    """Retention is planned in full only where that can matter; here with each save."""
+    chance = random.Random(seed)
+    told = wandered(chance)
+    save = every(steps=chance.randint(1, 30)) | best("loss", chance.randint(1, 2))
+    keep = [latest(chance.randint(1, 5)), every(steps=chance.randint(5, 90)), best("loss", 2), newer(minutes=1)]
+    keep = any_of(*chance.sample(keep, chance.randint(1, 3)), *[at_most("900")] * chance.randint(0, 1))
+    quick = told.replay(save, keep)
+
+    def in_full(self, _):
+        self._explain()
+        return set()
+
+    monkeypatch.setattr(Shelf, "_unwanted", in_full)
+    assert told.replay(save, keep) == quick
+
+
+def test_a_replay_that_keeps_thousands_does_not_plan_them_all_for_each_save(monkeypatch):
+    """Two thousand took a minute, three thousand took two and more."""
+    told = Told()
+    told.train(2000, save=(2000,))
+    plans = []
+    monkeypatch.setattr(shelf, "plan_retention", lambda *facts: plans.append(facts) or plan_retention(*facts))
+    assert len(steps(told.replay(every(steps=2), every(steps=1)).planned)) == 1000
+    assert len(plans) == 1
+
+
+def test_a_policy_that_keeps_too_many_to_be_replayed_is_refused(monkeypatch):
+    monkeypatch.setattr(replaying, "MOST_LOOKS", 40)
+    with pytest.raises(InvalidPolicy, match=r"latest\(1000\) keeps 9 checkpoints after 9 saves"):
+        plain().replay(every(steps=10))
+    assert steps(plain().replay(every(steps=10), latest(2)).planned) == [90, 100]

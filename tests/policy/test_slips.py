@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.errors import InvalidPolicy
-from holdfast.policy import parse
+from holdfast.policy import best, parse
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,18 @@ from holdfast.policy import parse
         ("every(days=5)", "every() has no days=; it takes steps, seconds, minutes, hours, epochs"),
         ("never(steps=5)", "never() has no steps=; it takes nothing"),
         ("every(**{'steps': 3})", "write out what ** stands for"),
+        ("every(500)", "every() wants names: every(steps=500), or seconds=, minutes=, hours=, epochs="),
+        ("newer(24)", "newer() wants names: newer(minutes=24), or hours=, days="),
+        ("at([1, 2])", "at() wants names: at(steps=[1, 2])"),
+        ("at(1, 2)", "at() wants names: at(steps=[1, 2])"),
+        ("at()", "at() wants steps, such as at(steps=[100, 1000])"),
+        ("latest()", "latest() wants n, such as latest(3)"),
+        ("latest(3, 4)", "latest() takes only n without names; it is written like latest(3)"),
+        ("at_most()", 'at_most() wants size, such as at_most("500GB")'),
+        ("never(5)", "never() takes nothing"),
+        ('best("acc", "max")', "best() wants mode=: best('acc', mode='max')"),
+        ("best(acc, max)", """best() wants mode=: best("acc", mode='max')"""),
+        ('best("acc", 2, "max")', "best() wants mode=: best('acc', 2, mode='max')"),
         ("latest", "latest wants brackets: latest(...)"),
         ("every(steps=5) or best('loss')", "joined by |"),
         ("every(steps=f())", "'f()' is no number, text or list"),
@@ -35,4 +47,11 @@ def test_the_message_shows_how_it_is_written(text, said):
         parse(text)
     assert str(refused.value).startswith(f"cannot read the policy {text!r}: ")
     assert said in str(refused.value)
-    assert not any(word in str(refused.value) for word in ("<unknown>", "ast.", "malformed", "keyword argument"))
+    assert not any(
+        word in str(refused.value) for word in ("<unknown>", "ast.", "malformed", "keyword argument", "positional")
+    )
+
+
+def test_python_is_told_as_well_where_the_direction_of_a_metric_goes():
+    with pytest.raises(InvalidPolicy, match=r"^best\(\) wants mode=: best\('acc', mode='max'\)$"):
+        best("acc", "max")

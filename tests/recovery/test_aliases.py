@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from holdfast import never
 from holdfast.errors import InvalidInput
 from holdfast.recovery.configuring.aliases import ALIASES
 from holdfast.recovery.configuring.arguments import arguments_of
@@ -108,6 +109,7 @@ def test_two_that_contradict_each_other_are_refused_with_both_named(source, name
         {"overwrite_output_dir": False, "run_number": 3},
         {"load_best_model_at_end": False},
         {"save_only_model": False, "save_optimizer_state": True},
+        {"save_strategy": False, "save": "never()"},
     ],
 )
 def test_saying_the_same_twice_is_no_contradiction(source):
@@ -130,7 +132,6 @@ def test_saying_the_same_twice_is_no_contradiction(source):
         ({"save_total_limit": 0}, "every(steps=1)"),
         ({"keep_last_n": -1}, "every(steps=1)"),
         ({"save_strategy": "sometimes"}, "no, steps, epoch or best"),
-        ({"save_strategy": False}, "no, steps, epoch or best"),
         ({"save_strategy": "best"}, "save_strategy: the best by which metric?"),
         ({"greater_is_better": True}, "greater_is_better: by which metric?"),
         ({"mode": "max"}, "mode: by which metric?"),
@@ -156,7 +157,7 @@ def test_what_changes_nothing_is_said(caplog):
     caplog.set_level("INFO")
     arguments_of({"save_safetensors": True, "load_best_model_at_end": True, "metric_for_best_model": "f1"})
     assert "save_safetensors changes nothing" in caplog.text
-    assert "ckpt.restore('@best:f1', only=['model'])" in caplog.text
+    assert "ckpt.restore('@best:f1:max', only=['model'])" in caplog.text
 
 
 def test_what_is_left_out_is_found_by_its_kind_and_not_by_its_name():
@@ -182,3 +183,11 @@ def test_a_count_may_be_written_as_tools_that_write_json_do(whole, same):
     """It was refused as a share of all steps."""
     assert arguments_of(whole) == arguments_of(same)
     assert str(arguments_of(whole)) == str(arguments_of(same))
+
+
+@pytest.mark.parametrize("word", [False, "no"])
+def test_no_is_no_whatever_the_reader_of_the_file_has_made_of_it(word):
+    """A reader of YAML 1.1, as many programs have, makes false of it: that is what it means."""
+    assert arguments_of({"save_strategy": word}) == {"save": never()}
+    with pytest.raises(InvalidInput, match="no, steps, epoch or best, not True"):
+        arguments_of({"save_strategy": True})

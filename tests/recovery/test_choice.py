@@ -122,6 +122,16 @@ def test_a_slip_of_the_name_of_a_run_is_refused(slip: str, name: str) -> None:
     assert choose_run(NewRun(RunName(slip)), "auto", None, [known(1, name)]).number is None
 
 
+@pytest.mark.parametrize("text", ["3", "003"])
+def test_the_number_of_a_run_as_text_is_no_name_for_a_new_one(text: str) -> None:
+    """``run: "3"`` began at zero beside run-003, for a shell or a file had made text of the number."""
+    with pytest.raises(RefusedFresh, match=rf"there is run-003; say run=3 to .*new_run\('{text}'\)"):
+        choose_run(RunName(text), "auto", None, RUNS)
+    assert choose_run(NewRun(RunName(text)), "auto", None, RUNS).number is None
+    assert choose_run(RunName("4"), "auto", None, RUNS).number is None
+    assert choose_run(RunName(text), "auto", None, [*RUNS, known(4, text)]).number == 4
+
+
 @pytest.mark.parametrize("name", ["../x", "", "a b", "-x", "run-003", "last"])
 def test_a_new_run_has_a_name_that_can_be_one(name: str) -> None:
     with pytest.raises(InvalidName):

@@ -33,7 +33,7 @@ def test_by_default_everything_is_overridden_and_said():
 def test_a_key_that_is_kept_has_the_value_of_the_checkpoint():
     decision = decide_changes(BEFORE, AFTER, change_rules({"batch_size": "keep", "optim.eps": "keep"}))
     assert decision.config == AFTER | {"batch_size": 8, "optim": BEFORE["optim"]}
-    assert "batch_size: 8 -> 16  (kept as it was)" in str(decision)
+    assert "batch_size: 8 -> 16  (kept as it was: ckpt.config has it)" in str(decision)
     assert AFTER["optim"]["eps"] == 1e-6  # what the user gave is left alone
 
 

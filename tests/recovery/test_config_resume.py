@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
 import pytest
 import torch
 
 import holdfast
 from holdfast import every
-from holdfast.errors import InvalidInput
+from holdfast.catalog.store import open_store
+from holdfast.errors import InvalidInput, NameTaken, NothingToResume, UnknownReference
+from holdfast.ids import RunNumber
 from holdfast.recovery.configuring.arguments import STORE, arguments_of
 from holdfast.recovery.configuring.paths import reference_of
 
@@ -107,3 +110,67 @@ def test_what_cannot_be_meant_is_refused_with_key_and_path(store, tmp_path, path
     with pytest.raises(InvalidInput, match=r"^resume_from_checkpoint \(train.yaml, line 2\): ") as caught:
         arguments_of(file)
     assert said.format(other=tmp_path / "other") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        ({"metric_for_best_model": "f1"}, 2),
+        ({"metric_for_best_model": "f1", "greater_is_better": False}, 1),
+        ({"monitor": "f1"}, 1),
+        ({"monitor": "f1", "mode": "max"}, 2),
+    ],
+)
+def test_the_call_that_the_log_says_loads_the_best_one(tmp_path, caplog, words, step):
+    """By ``@best:f1`` it was the worst one, where the greatest is best: a reference alone means the least."""
+    caplog.set_level("INFO")
+    model = torch.nn.Linear(2, 1)
+    source = {"store": str(tmp_path / "s"), "save_steps": 1, "load_best_model_at_end": True, "saver": "inline", **words}
+    with holdfast.Checkpointer.from_config(source, state={"model": model}) as ckpt:
+        for index in ckpt.steps(5):
+            torch.nn.init.constant_(model.weight, index + 1.0)
+            ckpt.log(f1=(0.1, 0.9, 0.3, 0.5, 0.4)[index])
+        reference = re.findall(r"ckpt.restore\('([^']+)', only=\['model'\]\)", caplog.text)[-1]
+        ckpt.restore(reference, only=["model"])
+        assert model.weight[0, 0].item() == step
+
+
+def numbered(store, total=2, **words):
+    """The run that a configuration comes to work on, and the steps that are made."""
+    model = torch.nn.Linear(2, 1)
+    source = {"base_dir": str(store), "save": "every(steps=2)", "saver": "inline", **words}
+    with holdfast.Checkpointer.from_config(source, state={"model": model}) as ckpt:
+        return len(list(ckpt.steps(total))), str(ckpt.last.address).partition("@")[0]
+
+
+def test_a_configuration_that_numbers_its_runs_makes_the_next_one(tmp_path):
+    """The first launch was refused: there is no run-001."""
+    assert numbered(tmp_path, run_number=1) == (2, "run-001")
+    assert numbered(tmp_path, 4, run_number=1) == (2, "run-001")
+    assert numbered(tmp_path, 6, run_number=2, resume_from_run=1) == (2, "run-002")
+    assert numbered(tmp_path, 8, run_number=2, resume_from_run=1) == (2, "run-002"), "again, it goes on"
+    assert holdfast.open(tmp_path).run(2).info.forked_from.step == 4
+    assert numbered(tmp_path, run_number=3) == (2, "run-003")
+
+
+def test_a_number_that_is_not_the_next_one_is_a_slip(tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text(f"base_dir: {tmp_path / 's'}\nrun_number: 3\n")
+    state = {"model": torch.nn.Linear(2, 1)}
+    numbered(tmp_path / "s", run_number=1)
+    said = r"run_number \(train.yaml, line 2\): 3: there is no run-003 .* say 2 for a new run, or leave run_number out"
+    with pytest.raises(UnknownReference, match=said), holdfast.Checkpointer.from_config(file, state=state) as ckpt:
+        next(iter(ckpt.steps(4)))
+    with pytest.raises(NothingToResume, match=r"there is no run-002 yet \(run_number"):
+        numbered(tmp_path / "s", run_number=2, resume_from_checkpoint=True)
+    with pytest.raises(UnknownReference, match="run=2: there is no run-002"):
+        numbered(tmp_path / "s", run=2)
+    assert len(holdfast.open(tmp_path / "s").runs()) == 1
+
+
+def test_a_number_that_somebody_else_has_taken_meanwhile_is_not_shared(tmp_path):
+    store = open_store(tmp_path, create=True)
+    store.create_run(number=RunNumber(1))
+    with pytest.raises(NameTaken, match="run-001 was made by somebody else"):
+        store.create_run(number=RunNumber(1))
+    assert store.numbers() == [1]

@@ -14,8 +14,9 @@ import torch
 from holdfast import Checkpointer, every, latest
 from holdfast.errors import HoldfastError, InvalidInput
 from holdfast.health import nonfinite, when
+from holdfast.ids import RunNumber
 from holdfast.recovery.configuring.arguments import arguments_of
-from holdfast.recovery.launching.choice import new_run
+from holdfast.recovery.launching.choice import NumberedRun, new_run
 from holdfast.recovery.launching.keys import KEYS
 
 EXAMPLES = {
@@ -247,7 +248,7 @@ def test_what_python_says_the_file_does_not_say(tmp_path):
     model = torch.nn.Linear(2, 1)
     state = {"model": model, "optimizer": torch.optim.SGD(model.parameters())}
     found = arguments_of(path, {"overwrite_output_dir": False, "save_only_model": False, "state": state})
-    assert (found["run"], found["state"]) == (3, state)
+    assert (found["run"], found["state"]) == (NumberedRun(RunNumber(3), "run_number (train.yaml, line 3)"), state)
     found = arguments_of(path, {"run_name": "a", "save_optimizer_state": True, "state": state})
     assert (found["run"], found["state"]) == (new_run("a"), state)
     assert list(arguments_of(path, {"run_name": "a", "state": state})["state"]) == ["model"]
@@ -346,3 +347,11 @@ def test_the_page_has_every_key_and_what_it_wants():
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
     wants = {key: re.sub(r"[`'\"\\]", "", text) for key, text in rows}
     assert wants == {name: re.sub(r"[`'\"\\]", "", key.wants) for name, key in KEYS.items()}
+
+
+def test_a_state_in_a_file_is_answered_with_where_it_is_given(tmp_path):
+    """The answer was: did you mean 'stage'?"""
+    path = tmp_path / "train.yaml"
+    path.write_text("save_steps: 5\nstate: {model: model}\n")
+    with pytest.raises(InvalidInput, match=r"^'state' \(train.yaml, line 2\): its objects are given in Python"):
+        arguments_of(path)

@@ -159,3 +159,21 @@ def test_a_signal_while_the_loop_lets_its_handlers_go_is_the_programs(
         assert number in seen
     finally:
         signal.signal(number, earlier)
+
+
+def test_a_realtime_signal_while_the_loop_lets_its_handlers_go_ends_the_program_as_ever() -> None:
+    """It is no member of `signal.Signals`, and was lost."""
+    number, put_back = signal.SIGRTMIN + 3, signals._put_back
+
+    def interrupted(needed: set[int]) -> None:
+        os.kill(os.getpid(), number)
+        put_back(needed)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with StopRequests((number,)):
+                signals._put_back = interrupted
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -number

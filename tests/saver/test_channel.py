@@ -189,3 +189,23 @@ def test_what_a_process_has_said_before_it_was_killed_is_heard():
         mine.receive()
     mine.close()
     mine.close()
+
+
+def test_what_it_has_said_is_heard_although_it_died_with_something_unread():
+    """Linux then answers the first look with an error, before everything that lies there."""
+    mine, other = Channel.pair()
+    mine.send(messages.Staged())
+
+    def work():
+        channel = Channel(other)
+        for number in range(5):
+            channel.send(messages.Ready(pid=number))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = forked(work)
+    other.close()
+    assert ended(child) == -signal.SIGKILL
+    assert [mine.receive()[0].pid for _ in range(5)] == list(range(5))
+    with pytest.raises(Closed):
+        mine.receive()
+    mine.close()

@@ -25,9 +25,9 @@ def finished(text):
     return re.search(r"finished: .*", text)[0]
 
 
-def forked(folder, example, ranks, steps):
+def forked(folder, example, ranks, steps, store=None):
     """Without torchrun: it takes longer to begin than the example does."""
-    words, place = ["--steps", steps, "--store", folder / "checkpoints"], {"RANK": "0", "WORLD_SIZE": "1"}
+    words, place = ["--steps", steps, "--store", store or folder / "checkpoints"], {"RANK": "0", "WORLD_SIZE": "1"}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(worlds.free_port())}
     told = place if ranks == 1 else {}  # of several ranks each is told its own
     return worlds.run(folder / f"{steps} steps", str(EXAMPLES / example), ranks, *words, **told).text
@@ -46,3 +46,14 @@ def test_an_example_that_is_started_again_ends_as_if_it_had_not_ended_in_between
     more = forked(tmp_path / "torn", example, 1, 60)
     assert "60 steps" in finished(more)
     assert "step   40" not in more
+
+
+@pytest.mark.parametrize("example", ["ddp.py", "fsdp2.py"])
+def test_an_example_that_is_started_again_after_its_end_says_where_it_is(tmp_path, example):
+    """It made no step, so there was no loss to print: UnboundLocalError."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first = forked(tmp_path / "first", example, 1, 20, tmp_path / "checkpoints")
+    second = forked(tmp_path / "second", example, 1, 20, tmp_path / "checkpoints")
+    assert "20 steps, loss " in finished(first)
+    assert finished(second) == "finished: 20 steps, none of them now"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from failing_files import Faults
 from ranks_kit import Ranks, launched, problems_of, records_of
@@ -189,6 +190,39 @@ def test_a_stop_at_the_first_boundary_or_the_last_one_divides_nobody(tmp_path: P
         assert list(world.codes.values()) == [70, 70], world.text
         assert steps_of(world, 0) == steps_of(world, 1)
         assert all("Unhealthy" in world.log(rank) for rank in (0, 1)), world.text
+
+
+def scaled(job: Job) -> str:
+    """A training with a loss scaler; on the first timeline rank 1 meets nothing but NaN at step 7, which all skip."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    model, optimizer, loader, ckpt = begun(job, scaler=scaler)
+    rank, notes = dist.get_rank(), job.notes_of(dist.get_rank())
+    with ckpt:
+        for step, (batch,) in ckpt.batches(loader, total_steps=job.total):
+            timeline = ckpt._training._session.timeline
+            notes.add("at", step, timeline)
+            loss = model(batch * NAN if (rank, step, timeline) == (1, 7, 0) else batch).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            ckpt.log(loss=loss.detach())
+    return digest(model, optimizer, local)
+
+
+@pytest.mark.parametrize("action", [rollback(), stop()], ids=["rollback", "stop"])
+def test_a_scaler_that_skips_every_step_does_not_hide_a_nan_from_several_ranks(tmp_path: Path, action) -> None:
+    """There is no boundary at which one could hear of the other: they ask after a hundred batches."""
+    job = job_in(tmp_path, health=[when(nonfinite("loss"), action)])
+    world = launched(tmp_path, job, work=scaled).wait()
+    world.family.await_savers_end()
+    stops = action.verb == "stop"
+    assert list(world.codes.values()) == ([70, 70] if stops else [0, 0]), world.text
+    assert steps_of(world, 0) == steps_of(world, 1)
+    assert steps_of(world, 0).count((7, 0)) == 100
+    assert [event.data["to_step"] < 7 for event in events(job, "rollback")] == ([] if stops else [True])
+    assert max(one.step for one in records_of(job.store)) == (6 if stops else TOTAL)
+    assert problems_of(job.store) == []
 
 
 def test_budgets_are_those_of_the_whole_job(tmp_path: Path) -> None:

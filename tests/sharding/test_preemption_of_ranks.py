@@ -104,6 +104,48 @@ def test_signals_to_all_save_the_reserve_and_then_the_state_at_the_end(tmp_path:
     assert [one.step for one in records_of(world.job.store)][:-1] == [4]
 
 
+class Dying:
+    """A loader whose workers are ended by a signal to the whole job, and which then is as good as new."""
+
+    def __init__(self, loader, at: int) -> None:
+        self.loader, self.at = loader, at
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        for count, batch in enumerate(self.loader):
+            if count == self.at:
+                self.at = -1
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly")
+            yield batch
+
+
+def over_epochs(job: Job) -> str:
+    """A script with a loop of its own around that of a library."""
+    model, optimizer, loader, ckpt = begun(job)
+    rank, dying = dist.get_rank(), Dying(loader, 5)
+    with ckpt:
+        for epoch in range(3):
+            for step, (batch,) in ckpt.batches(dying, epochs=epoch + 1):
+                job.notes_of(rank).add("at", step)
+                one_step(job.how, model, optimizer, step, batch)
+    assert ckpt.preempted is not None
+    job.notes_of(rank).add("preempted", ckpt.preempted.step, ckpt.preempted.record.step, ckpt.preempted.durable)
+    return digest(model, optimizer, local)
+
+
+def test_ranks_whose_workers_have_ended_begin_no_other_loop(tmp_path: Path) -> None:
+    """Only this rank's signal was noted, and not that all of them stop."""
+    job = job_in(tmp_path, lambda *_: None, stage=None)
+    world = launched(tmp_path, job, work=over_epochs).wait().check()
+    world.family.await_savers_end()
+    assert [world.steps(rank) for rank in (0, 1)] == [[0, 1, 2, 3, 4]] * 2
+    assert ends_of(world) == [["5", "5", "True"]] * 2
+    assert is_durable(world), world.text
+
+
 def test_ranks_that_get_no_further_after_a_signal_have_their_reserve_saved(tmp_path: Path) -> None:
     """What a reserve is for: a collective that never ends, or a step that takes longer than the time that is left."""
 

@@ -302,6 +302,7 @@ def test_a_sweep_spares_the_writers_of_other_processes(processes, tmp_path):
     process = processes.Process(target=hold_open, args=(str(tmp_path), ready, leave))
     process.start()
     assert ready.wait(300)
+    assert storage.unfinished() == 5
     assert storage.sweep_unfinished() == 5
     assert len(unfinished(tmp_path)) == 1
     leave.set()
@@ -315,6 +316,7 @@ def test_a_sweep_counts_only_bytes_that_become_free(tmp_path):
     storage = LocalStorage(tmp_path)
     create(storage)
     (tmp_path / unfinished_name()).hardlink_to(tmp_path / NAME)
+    assert storage.unfinished() == 0
     assert storage.sweep_unfinished() == 0
     assert unfinished(tmp_path) == []
     assert storage.read(NAME) == DATA
@@ -327,6 +329,7 @@ def test_a_sweep_leaves_the_files_of_other_hosts(tmp_path, caplog):
     for path in foreign:
         path.write_bytes(b"another host is writing this")
     (tmp_path / unfinished_name()).write_bytes(b"12345")
+    assert (storage.unfinished(), len(unfinished(tmp_path))) == (5, 3)
     assert storage.sweep_unfinished() == 5
     assert sorted(unfinished(tmp_path)) == sorted(foreign)
     assert "2 unfinished files" in caplog.text

@@ -58,3 +58,7 @@ class Keeps:
     def sweep_unfinished(self) -> int:
         """As ``inner``."""
         return self.inner.sweep_unfinished()
+
+    def unfinished(self) -> int:
+        """As ``inner``."""
+        return self.inner.unfinished()

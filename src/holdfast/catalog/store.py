@@ -25,7 +25,15 @@ from holdfast.catalog.readers import reading
 from holdfast.catalog.runs import Run
 from holdfast.catalog.waiting import Waiter
 from holdfast.clock import utc_now
-from holdfast.errors import Missing, NotFound, ObjectExists, ObjectMissing, StorageUnavailable, UnknownReference
+from holdfast.errors import (
+    Missing,
+    NameTaken,
+    NotFound,
+    ObjectExists,
+    ObjectMissing,
+    StorageUnavailable,
+    UnknownReference,
+)
 from holdfast.ids import ObjectName, RecordAddress, RunName, RunNumber, nonce
 from holdfast.packs.index import Footers
 from holdfast.records import Mark, Owner, RunInfo, StoreInfo, Target
@@ -84,6 +92,10 @@ class Store:
         """
         return sorted(RunNumber(int(one)) for one in folders(self.storage, layout.RUNS) if _RUN.fullmatch(one))
 
+    def free(self) -> RunNumber:
+        """The number that a new run gets, unless somebody else makes one before."""
+        return RunNumber(max(self.claimed(), default=0) + 1)
+
     def runs(self) -> list[RunInfo]:
         """All runs by number; a damaged one is left out here and found in `damaged`."""
         return self._infos(self.numbers())[0]
@@ -130,11 +142,15 @@ class Store:
         config_digest: str | None = None,
         forked_from: RecordAddress | None = None,
         job: str | None = None,
+        number: RunNumber | None = None,
     ) -> Run:
         """A new run under the next free number: claimed atomically, durable, safe against others who do the same.
 
+        With ``number`` under that one, or not at all.
+
         Raises:
             InvalidName: ``name`` cannot be a run name.
+            NameTaken: somebody else has made a run of this ``number``.
             BeingDeleted: a sweep is about to delete ``forked_from``.
             Missing: ``forked_from`` is not there.
         """
@@ -150,16 +166,20 @@ class Store:
         )
         # The parent is held until run.json names it, so that no sweep falls in between.
         with reading(self, [] if forked_from is None else [forked_from]):
-            return self._claim(info)
+            return self._claim(info, number)
 
-    def _claim(self, info: RunInfo) -> Run:
-        number = max(self.claimed(), default=0) + 1
+    def _claim(self, info: RunInfo, only: RunNumber | None) -> Run:
+        number = self.free() if only is None else only
         while True:
-            info = msgspec.structs.replace(info, number=number)
+            info = msgspec.structs.replace(info, number=int(number))
             try:
-                create_once(self.storage, layout.run_info(RunNumber(number)), info)
+                create_once(self.storage, layout.run_info(number), info)
             except ObjectExists:
-                number += 1
+                if only is not None:
+                    raise NameTaken(
+                        f"{only} was made by somebody else just now; start again to go on with it"
+                    ) from None
+                number = RunNumber(number + 1)
             else:
                 return Run(self, info)
 
@@ -172,8 +192,14 @@ def _lost_run(number: RunNumber) -> DamagedObject:
     return DamagedObject(name, Missing(f"{name} is not there, but other objects of {number} are; copy it back"))
 
 
-def open_store(url: str | Path, *, create: bool = False, visibility: float = 0.0) -> Store:
+def open_store(url: str | Path, *, create: bool = False, visibility: float = 0.0, hint: bool = True) -> Store:
     """The store at ``url``; with ``create`` it is made if it is not there, also when several do so at once.
+
+    Args:
+        url: where it is.
+        create: make it.
+        visibility: as in `Store`.
+        hint: whether the error names stores nearby, for which it looks into the folders around.
 
     Raises:
         NotFound: no store here, and ``create`` was not asked for.
@@ -186,24 +212,25 @@ def open_store(url: str | Path, *, create: bool = False, visibility: float = 0.0
     except (StorageUnavailable, ObjectMissing) as error:
         if create or not _is_absent(url):
             raise
-        raise NotFound(f"no store at {url}: there is no such folder{_nearby(str(url))}") from error
-    store = create_store(storage) if create else existing_store(storage)
+        raise NotFound(f"no store at {url}: there is no such folder{_nearby(str(url)) if hint else ''}") from error
+    store = create_store(storage) if create else existing_store(storage, hint=hint)
     return replace(store, visibility=visibility)
 
 
-def existing_store(storage: Storage) -> Store:
-    """The store in ``storage``; errors as in `open_store`."""
+def existing_store(storage: Storage, *, hint: bool = True) -> Store:
+    """The store in ``storage``; ``hint`` and errors as in `open_store`."""
     try:
         return Store(storage=storage, info=load(storage, layout.STORE, StoreInfo))
     except ObjectMissing:
         _refuse_orphans(storage)
-        raise NotFound(f"no store at {storage.url}: it has no {layout.STORE}{_nearby(storage.url)}") from None
+        nearby = _nearby(storage.url) if hint else ""
+        raise NotFound(f"no store at {storage.url}: it has no {layout.STORE}{nearby}") from None
 
 
 def create_store(storage: Storage) -> Store:
     """The store in ``storage``, made if there is none; errors as in `open_store`."""
     try:
-        return existing_store(storage)
+        return existing_store(storage, hint=False)
     except NotFound:
         info = StoreInfo(id=nonce(), created=utc_now())
     try:
@@ -228,15 +255,26 @@ def _has_any(storage: Storage, prefix: str) -> bool:
 
 
 def _is_absent(url: str | Path) -> bool:
-    return "://" not in str(url) and not Path(url).exists()
+    try:
+        return "://" not in str(url) and not Path(url).exists()
+    except OSError:
+        return False  # nobody here can tell
 
 
 def _nearby(url: str) -> str:
     """A hint at stores around a local path, or nothing."""
     if "://" in url:
         return ""
-    stores = sorted(str(place) for place in _places(Path(url)) if (place / layout.STORE).is_file())
+    stores = sorted(str(place) for place in _places(Path(url)) if _is_store(place))
     return f"; did you mean {' or '.join(stores[:3])}?" if stores else "; is the path right, and is it mounted?"
+
+
+def _is_store(place: Path) -> bool:
+    # Python 3.11 lets EACCES, ESTALE and EIO through: the folder of somebody else is none that was meant.
+    try:
+        return (place / layout.STORE).is_file()
+    except OSError:
+        return False
 
 
 def _places(path: Path) -> Iterable[Path]:

@@ -7,11 +7,13 @@ import json
 import os
 import sys
 from io import TextIOWrapper
+from typing import Annotated, Any
 
 import typer
 
+from holdfast import __version__
 from holdfast.cli import demo, fork, gc, log, ls, plan, recode, rm, runs, show, tag, verify, why
-from holdfast.cli.output import PipeClosed, explain
+from holdfast.cli.output import PipeClosed, explain, say
 from holdfast.errors import HoldfastError
 
 CANCELLED = 130
@@ -19,6 +21,12 @@ CANCELLED = 130
 
 PIPE_CLOSED = 141
 """Exit code when whoever read our output has gone, as shells have it."""
+
+USAGE = "usage"
+"""What stands for the kind of the error where the command line itself was wrong."""
+
+_WRONG_CALL: Any = typer.BadParameter.__mro__[1]
+"""UsageError; newer versions of typer carry a copy of click of their own."""
 
 app = typer.Typer(
     name="holdfast",
@@ -30,6 +38,21 @@ app = typer.Typer(
 )
 for module in (runs, ls, show, log, verify, why, plan, tag, fork, rm, gc, recode, demo):
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        say(f"holdfast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,27 +75,20 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
     try:
-        # Wrong calls end in SystemExit there; our errors come through.
-        app(arguments, prog_name="holdfast")
+        code = app(arguments, prog_name="holdfast", standalone_mode=False)
     except HoldfastError as error:
-        _explain(error, as_json="--json" in arguments)
+        _print_json(error.kind, str(error), error.exit_code) if as_json else explain(str(error), error.kind)
         return error.exit_code
-    except SystemExit as end:
-        return _code(end)
-    return 0
+    except _WRONG_CALL as error:
+        _print_json(USAGE, error.format_message(), error.exit_code) if as_json else error.show()
+        return int(error.exit_code)
+    return code or 0  # commands give None; that of typer.Exit comes through
 
 
-def _code(end: SystemExit) -> int:
-    return end.code if isinstance(end.code, int) else int(end.code is not None)
-
-
-def _explain(error: HoldfastError, *, as_json: bool) -> None:
-    if as_json:
-        document = {"error": error.kind, "message": str(error), "exit_code": error.exit_code}
-        sys.stderr.write(json.dumps(document) + "\n")
-    else:
-        explain(str(error), error.kind)
+def _print_json(kind: str, message: str, code: int) -> None:
+    sys.stderr.write(json.dumps({"error": kind, "message": message, "exit_code": code}) + "\n")
 
 
 def _prepare() -> None:

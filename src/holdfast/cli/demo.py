@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from holdfast.cli import output
 from holdfast.cli.demo_plan import SAVE_STEPS, Kill, Outcome, differences, plan
 from holdfast.cli.demo_supervisor import Ledger, Supervisor
-from holdfast.errors import RestoreFailed
+from holdfast.errors import InvalidInput, RestoreFailed
+from holdfast.storage.files import reported
 
 Show = Callable[[int, Kill | None], None]
 
@@ -35,8 +36,7 @@ def command(
 ) -> None:
     """Train a small GPT twice, once with kills, and compare the results bit for bit."""
     if find_spec("torch") is None:
-        output.say("the demo trains a model and needs torch: pip install 'holdfast[torch]'")
-        raise typer.Exit(1)
+        raise InvalidInput("the demo trains a model and needs torch: pip install 'holdfast[torch]'")
     if not as_json:
         output.say(
             f"a GPT learns to write Python: {steps} steps, a checkpoint every {SAVE_STEPS}, {kills} times SIGKILL"
@@ -54,10 +54,16 @@ def _workplace(folder: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="holdfast-demo-") as temporary:
             yield Path(temporary)
     else:
-        if folder.exists() and any(folder.iterdir()):
-            raise typer.BadParameter(f"{folder} is not empty", param_hint="--folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        with reported("use", folder):
+            _refuse_used(folder)
+            folder.mkdir(parents=True, exist_ok=True)
         yield folder
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "not empty" if folder.is_dir() else "a file"
+        raise typer.BadParameter(f"{folder} is {what}", param_hint="--folder")
 
 
 def _train_twice(place: Path, kills: int, steps: int, seed: int, *, quiet: bool) -> tuple[Outcome, Outcome]:

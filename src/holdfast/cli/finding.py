@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from holdfast.catalog.naming.references import named_run, resolve
+from holdfast.catalog.naming.references import named_run, newest_run, resolve
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store, open_store
-from holdfast.errors import Damaged, UnknownReference
-from holdfast.ids import RecordAddress, RunNumber
+from holdfast.errors import Damaged
+from holdfast.ids import RecordAddress
 from holdfast.records import Record
 
 _NUMBER = re.compile(r"run-(\d{1,9})")  # as in references; longer ones are none
@@ -25,9 +25,10 @@ def find_run(store: Store, text: str | None) -> Run:
     Raises:
         UnknownReference: no such run; near misses are named.
         InvalidReference: it is neither, nor a reference.
+        AmbiguousReference: a newer run cannot be read, and may be the one that is meant.
     """
     if text is None:
-        return store.run(_newest(store))
+        return newest_run(store)
     number = _NUMBER.fullmatch(text)
     if number:
         return store.run(int(number[1]))
@@ -38,8 +39,7 @@ def find_run(store: Store, text: str | None) -> Run:
 
 def find_record(store: Store, text: str) -> Record:
     """The record that a reference means; ``@500`` and the like are taken in the newest run."""
-    numbers = store.numbers()
-    return resolve(store, text, default_run=numbers[-1] if numbers else None)
+    return resolve(store, text)
 
 
 def find_address(store: Store, text: str) -> RecordAddress:
@@ -56,10 +56,3 @@ def find_address(store: Store, text: str) -> RecordAddress:
 
 def _names(address: RecordAddress) -> set[str]:
     return {f"{address.run}@{address.order.step}", *(address.id[:length] for length in range(6, 17))}
-
-
-def _newest(store: Store) -> RunNumber:
-    numbers = store.numbers()
-    if not numbers:
-        raise UnknownReference(f"no runs in {store.url} yet")
-    return numbers[-1]

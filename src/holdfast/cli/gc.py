@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import typer
 
 from holdfast.catalog.deleting.sweeps import SweepPlan, execute, plan_sweep, standing_holds
-from holdfast.catalog.repacking.repack import RepackPlan, execute_repack, plan_repack
+from holdfast.catalog.repacking.repack import Repacked, RepackPlan, execute_repack, foreseen, plan_repack
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.cli.finding import find_run, opened
@@ -17,7 +18,7 @@ from holdfast.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, StoreO
 from holdfast.cli.output import bar, count, print_json, say, size, warn
 from holdfast.cli.rm import WAIT, document, print_plan, say_waiting
 from holdfast.errors import InvalidInput
-from holdfast.ids import ObjectName, RecordAddress
+from holdfast.ids import ObjectName, RecordAddress, RunNumber
 
 
 def command(
@@ -34,47 +35,60 @@ def command(
     """Delete what retention does not keep and what nothing needs, then repack packs that are under half live."""
     if keep is not None and run is None:
         raise InvalidInput("--keep needs a run: one policy for all runs would delete what others want to keep")
-    found = opened(store)
+    found, said = opened(store), _Warnings()
     infos, damaged = ([], []) if run is not None else found.run_infos()
     for one in damaged:
-        warn(f"left alone: {one.error}")
+        said.warn(f"left alone: {one.error}")
     runs = [find_run(found, run)] if run is not None else [Run(found, info) for info in infos]
-    sweeps = list(_sweeps(found, runs, keep, dry_run, with_shared=run is None))
+    sweeps = list(_sweeps(found, runs, keep, dry_run, said, with_shared=run is None))
     gone = frozenset(name for plan in sweeps for name in plan.names)
     scopes = (*runs, *([None] if run is None else []))
-    repacks = [(one, _repack(found, one, gone, dry_run=dry_run, quiet=json)) for one in scopes]
-    unfinished = 0 if dry_run else found.storage.sweep_unfinished()
+    repacks = [_repack(found, one, gone, dry_run=dry_run) for one in scopes]
+    unfinished = found.storage.unfinished() if dry_run else found.storage.sweep_unfinished()
     if json:
         print_json(
             {
-                "sweeps": [document(plan, dry_run) for plan in sweeps],
-                "repacked": [_repack_document(plan) for _, plan in repacks],
+                "sweeps": [{"scope": _scope(plan.run), **document(plan, dry_run)} for plan in sweeps],
+                "repacked": [repack.document() for repack in repacks],
                 "unfinished_bytes": unfinished,
+                "warnings": said.texts,
             }
         )
         return
     for plan in sweeps:
         print_plan(plan, dry_run)
-    for scope, repack in repacks:
-        if repack.packs:
-            verb = "would repack" if dry_run else "repacked"
-            where = scope.number if scope else "shared"
-            say(f"{where}: {verb} {count(len(repack.packs), 'pack')}, {size(repack.freed)} freed")
+    for repack in repacks:
+        repack.say(dry_run)
     if unfinished:
-        say(f"removed {size(unfinished)} of unfinished files of dead processes")
+        say(f"{'would remove' if dry_run else 'removed'} {size(unfinished)} of unfinished files of dead processes")
+
+
+@dataclass(slots=True)
+class _Warnings:
+    """What is said on standard error; it is a part of the JSON, too."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        self.texts.append(text)
+        warn(text)
+
+
+def _scope(run: RunNumber | None) -> str:
+    return "shared" if run is None else str(run)
 
 
 def _sweeps(
-    store: Store, runs: list[Run], keep: str | None, dry_run: bool, *, with_shared: bool
+    store: Store, runs: list[Run], keep: str | None, dry_run: bool, said: _Warnings, *, with_shared: bool
 ) -> Iterator[SweepPlan]:
     gone: list[RecordAddress] = []
     for run in runs:
         found = retention_if_readable(run) if with_shared else retention(run, keep)
         if found.unreadable:
-            warn(f"{run.number}: no checkpoint is deleted, the keep policy is not known: {found.source}")
+            said.warn(f"{run.number}: no checkpoint is deleted, the keep policy is not known: {found.source}")
         kept = found.plan
         if kept and kept.room and kept.room.kept > kept.room.limit:
-            warn(f"{run.number}: {room_text(kept.room)}")
+            said.warn(f"{run.number}: {room_text(kept.room)}")
         done = _sweep(store, run, kept.delete if kept else (), dry_run)
         gone += [*done.records, *done.given_up]
         yield done
@@ -94,14 +108,40 @@ def _without(gone: list[RecordAddress], plan: SweepPlan) -> SweepPlan:
     return replace(plan, requested=frozenset(), records=(), given_up=given_up)
 
 
-def _repack(store: Store, run: Run | None, gone: Collection[ObjectName], *, dry_run: bool, quiet: bool) -> RepackPlan:
+class _Repack(NamedTuple):
+    """A repack, done or only planned."""
+
+    plan: RepackPlan
+    result: Repacked
+
+    def document(self) -> dict[str, Any]:
+        plan, result = self
+        return {
+            "scope": _scope(plan.run),
+            "packs": list(map(str, plan.packs)),
+            "live_bytes": plan.live_bytes,
+            "freed_bytes": result.freed,
+            "deleted": list(map(str, result.deleted)),
+            "kept": [{"name": str(name), "why": why} for name, why in result.kept],
+            "unclear": plan.unclear,
+        }
+
+    def say(self, dry_run: bool) -> None:
+        plan, result = self
+        if not plan.packs:
+            return
+        there = count(len(plan.packs), "pack")
+        packs = f"{len(result.deleted)} of {there}" if result.kept else there
+        freed = f"{size(result.freed)} freed" if result.freed >= 0 else f"{size(-result.freed)} more until the next gc"
+        say(f"{_scope(plan.run)}: {'would repack' if dry_run else 'repacked'} {packs}, {freed}")
+        for name, why in result.kept:
+            say(f"    stays: {name}: {why}")
+
+
+def _repack(store: Store, run: Run | None, gone: Collection[ObjectName], *, dry_run: bool) -> _Repack:
     plan = plan_repack(store, run, gone)
     if dry_run or not plan.packs:
-        return plan
+        return _Repack(plan, foreseen(store, plan, run))
     with bar("repacking", plan.live_bytes) as progress:
-        execute_repack(store, plan, run=run, progress=progress)
-    return plan
-
-
-def _repack_document(plan: RepackPlan) -> dict[str, object]:
-    return {"packs": [str(name) for name in plan.packs], "live_bytes": plan.live_bytes, "freed_bytes": plan.freed}
+        done = execute_repack(store, plan, run=run, seconds=WAIT, report=say_waiting, progress=progress)
+    return _Repack(plan, done)

@@ -12,12 +12,13 @@ import typer
 from holdfast.catalog.journal.accounts import Account
 from holdfast.catalog.journal.events import PROGRESS
 from holdfast.catalog.journal.gathering import Gathered, gather
-from holdfast.catalog.journal.timeline import SAVE, Moment, Timeline, timeline_of
+from holdfast.catalog.journal.timeline import KINDS, SAVE, Moment, Timeline, timeline_of
+from holdfast.catalog.naming.selecting import near_misses
 from holdfast.catalog.runs import Run
 from holdfast.cli.finding import find_run, opened
-from holdfast.cli.life import MEANING, picture, shares
+from holdfast.cli.life import MEANING, WIDTH, picture, shares
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
-from holdfast.cli.output import print_json, say, size, table, warn
+from holdfast.cli.output import columns, print_json, say, size, table, warn
 from holdfast.errors import InvalidInput
 
 QUIET = (PROGRESS,)
@@ -39,14 +40,18 @@ def command(
     _check_launch(timeline, launch)
     moments = _chosen(timeline, launch, _kinds(timeline, only), tail)
     accounts = [one for one in timeline.accounts if launch in (None, one.launch)]
-    if json:
+    if json:  # with all launches: nothing drowns in a document
         print_json(_document(chosen, timeline, gathered, moments, accounts))
         return
     if not timeline.moments:
         say("nothing has happened yet")
     else:
-        _print_moments(moments, stacks=only is not None)
-        _print_summary(chosen, timeline, accounts, whole=launch is None)
+        if tail != 0:
+            _print_moments(moments, gathered.history.now, stacks=only is not None)
+        shown = accounts if tail is None else _latest(accounts, moments)
+        _print_summary(shown, gathered.history.now, more=len(accounts) - len(shown))
+        if launch is None:
+            _print_total(chosen, timeline)
     _print_doubts(timeline, gathered)
 
 
@@ -61,8 +66,9 @@ def _kinds(timeline: Timeline, only: str | None) -> Collection[str] | None:
         return None
     wanted = [kind.strip() for kind in only.split(",") if kind.strip()]
     there = sorted({moment.kind for moment in timeline.moments})
-    if unknown := [kind for kind in wanted if kind not in there]:
-        raise InvalidInput(f"--only {unknown[0]!r}: nothing of this kind has happened; there is {', '.join(there)}")
+    if unknown := [kind for kind in wanted if kind not in KINDS and kind not in there]:
+        near = near_misses(unknown[0], [*there, *KINDS])
+        raise InvalidInput(f"--only {unknown[0]!r}: no such kind{near}; there is {', '.join(there)}")
     return wanted
 
 
@@ -73,6 +79,12 @@ def _chosen(timeline: Timeline, launch: int | None, kinds: Collection[str] | Non
         if launch in (None, moment.launch) and (moment.kind in kinds if kinds is not None else moment.kind not in QUIET)
     ]
     return found if tail is None else found[len(found) - min(tail, len(found)) :]
+
+
+def _latest(accounts: Sequence[Account], moments: Sequence[Moment]) -> Sequence[Account]:
+    """Those of the launches that the lines are of, and the newest one."""
+    shown = {moment.launch for moment in moments} | {account.launch for account in accounts[-1:]}
+    return [account for account in accounts if account.launch in shown]
 
 
 def _document(
@@ -99,14 +111,25 @@ def _account(account: Account) -> dict[str, Any]:
     return {**asdict(account), **times, **more}
 
 
-def _print_moments(moments: Sequence[Moment], *, stacks: bool) -> None:
+def _print_moments(moments: Sequence[Moment], now: str, *, stacks: bool) -> None:
     """One line for each, and below it the stacks that it has, for whoever has asked for its kind."""
-    rows = [row for one in moments for row in (_line(one), *(_stacks(one) if stacks else ()))]
-    table(("time", "what", "event"), rows)
+    if not moments:
+        say("nothing of that has happened")
+        return
+    times = _times([moment.time[:19] for moment in moments], now)
+    lines = zip(moments, times, strict=True)
+    rows = [row for one, time in lines for row in (_line(one, time), *(_stacks(one) if stacks else ()))]
+    table(("time (UTC)", "what", "event"), rows)
 
 
-def _line(one: Moment) -> tuple[str, str, str]:
-    return one.time[5:19], one.kind, one.text + _cost(one)
+def _times(times: Sequence[str], now: str) -> list[str]:
+    """As they are shown: with their year, unless all are of this one."""
+    this_year = all(time[:4] in (now[:4], "") for time in times)
+    return [(time[5:] if this_year else time).replace("T", " ") for time in times]
+
+
+def _line(one: Moment, time: str) -> tuple[str, str, str]:
+    return time, one.kind, one.text + _cost(one)
 
 
 def _stacks(one: Moment) -> list[tuple[str, str, str]]:
@@ -120,35 +143,35 @@ def _cost(moment: Moment) -> str:
     return f"; {size(new)} new, the loop waited {stall:.2f} s, durable after {durable:.2f} s"
 
 
-def _print_summary(run: Run, timeline: Timeline, accounts: Sequence[Account], *, whole: bool) -> None:
+def _print_summary(accounts: Sequence[Account], now: str, *, more: int) -> None:
     say()
-    columns = ("launch", "began", "lasted", "steps", "useful", "lost", "goodput", "ended by")
+    names = ("launch", "began (UTC)", "lasted", "steps", "useful", "lost", "goodput", "ended by")
     right = ("launch", "lasted", "steps", "useful", "lost", "goodput")
-    table(columns, [_row(account) for account in accounts], right=right)
-    if whole:
-        say()
-        _print_total(run, timeline)
+    began = _times([(_utc(account.began) or "")[:16] for account in accounts], now)
+    table(names, [_row(account, time) for account, time in zip(accounts, began, strict=True)], right=right)
+    if more:
+        say(f"and {more} more launch{'' if more == 1 else 'es'}; --launch N shows one")
 
 
 def _print_total(run: Run, timeline: Timeline) -> None:
+    say()
     total, launches = timeline.total, timeline.accounts
     share = _share(total.goodput, estimated=total.estimated)
     steps = f"{total.useful} steps useful, {'at least ' if total.at_least else ''}{total.lost} lost"
     say(f"{run.number}: {steps}" + (f", goodput {share} over {lasting(total.wall)}" if share else ""))
-    if drawn := picture(launches):
+    if drawn := picture(launches, min(WIDTH, columns() - 2)):
         say(drawn)
         spent = [(letter, lasting(seconds), seconds) for letter, seconds in shares(launches).items()]
         rows = [(letter, text, f"{seconds / total.wall:.0%}", MEANING[letter]) for letter, text, seconds in spent]
         table(("", "time", "share", "spent on"), rows, right=("time", "share"))
 
 
-def _row(one: Account) -> tuple[object, ...]:
-    began = _utc(one.began)
+def _row(one: Account, began: str) -> tuple[object, ...]:
     ended = str(one.ending) + (f": {one.why}" if one.why else "")
     lost = f"{one.lost}+" if one.at_least else one.lost
     steps = f"{one.done}+" if one.at_least else one.done
     share = _share(one.goodput, estimated=one.estimated and one.done > 0)
-    return one.launch, began[5:16] if began else "", lasting(one.wall), steps, one.useful, lost, share, ended
+    return one.launch, began, lasting(one.wall), steps, one.useful, lost, share, ended
 
 
 def _share(share: float | None, *, estimated: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -14,7 +15,7 @@ from holdfast.catalog.store import Store
 from holdfast.cli.finding import find_run, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import ago, metrics_text, print_json, say, size, table
-from holdfast.ids import RecordId
+from holdfast.ids import RecordId, RunNumber
 from holdfast.records import Record
 
 
@@ -26,13 +27,16 @@ def command(
     """List the checkpoints of a run, newest first."""
     found = opened(store)
     chosen = find_run(found, run)
-    published = chosen.published()
-    rows = list(_rows(found, chosen, published.records))
-    damaged = [{"name": str(one.name), "error": str(one.error)} for one in published.damaged]
+    published, (starts, bad_starts) = chosen.published(), chosen.read_starts()
+    lineage = Lineage.of(published.records, starts, chosen.info.forked_from, unreadable=bad_starts)
+    rows = list(_rows(found, chosen.number, lineage))
+    damaged = [{"name": str(one.name), "error": str(one.error)} for one in (*published.damaged, *bad_starts)]
     if json:
         print_json({"run": str(chosen.number), "name": chosen.info.name, "checkpoints": rows, "damaged": damaged})
         return
     _print(chosen, rows, damaged)
+    if lineage.hidden is not None:
+        say(f"where the run stands only {lineage.hidden.name} says")
 
 
 def _print(run: Run, rows: list[dict[str, Any]], damaged: list[dict[str, str]]) -> None:
@@ -45,20 +49,19 @@ def _print(run: Run, rows: list[dict[str, Any]], damaged: list[dict[str, str]]) 
         return
     columns = ("", "step", "id", "kind", "new", "saved", "marks, tags, metrics")
     table(columns, map(_cells, rows), right=("step", "new"))
-    if not all(row["on_line"] for row in rows):
+    if any(row["on_line"] is False for row in rows):
         say("x: left behind by a rollback or a fresh start; ask for it by its id")
 
 
-def _rows(store: Store, run: Run, records: list[Record]) -> list[dict[str, Any]]:
-    marks, tags = read_marks(store, run.number), read_tags(store).by_record()
-    lineage = Lineage.of(records, run.starts(), run.info.forked_from)
+def _rows(store: Store, run: RunNumber, lineage: Lineage) -> Iterator[dict[str, Any]]:
+    marks, tags = read_marks(store, run), read_tags(store).by_record()
     line = {target.id for target in lineage.line()}
     head = lineage.head.id if lineage.head else None
-    return [
-        _row(record, marks.get(RecordId(record.id), NO_MARKS), tags.get(record.id, []))
-        | {"head": record.id == head, "on_line": record.id in line}
-        for record in reversed(records)
-    ]
+    for record in reversed(lineage.order):
+        # Nobody knows while the newest start cannot be read: it may have gone back.
+        known = lineage.hidden is None
+        place = {"head": record.id == head if known else None, "on_line": record.id in line if known else None}
+        yield _row(record, marks.get(RecordId(record.id), NO_MARKS), tags.get(record.id, [])) | place
 
 
 def _row(record: Record, marks: RecordMarks, tags: list[str]) -> dict[str, Any]:
@@ -84,6 +87,6 @@ def _row(record: Record, marks: RecordMarks, tags: list[str]) -> dict[str, Any]:
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:
     # An abandoned checkpoint is one that a rollback has left behind.
-    place = "*" if row["head"] else " " if row["on_line"] else "x"
+    place = "*" if row["head"] else "x" if row["on_line"] is False else " "
     more = [*row["marks"], *(f"tag:{name}" for name in row["tags"]), metrics_text(row["metrics"], 2)]
     return place, row["step"], row["id"][:8], row["kind"], size(row["new_bytes"]), ago(row["created"]), " ".join(more)

@@ -94,12 +94,17 @@ def print_json(value: object) -> None:
     write(msgspec.json.format(json.dumps(_plain(value), allow_nan=False), indent=2) + "\n")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+def columns() -> int:
+    """So wide is what is printed; a table on fewer than 40 could not be read."""
+    return max(shutil.get_terminal_size((WIDTH, 24)).columns, 40)
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
     """A table that fits the width; what is too long for its column goes on below, and nothing is cut off."""
     cells = [[plain(str(cell)) for cell in row] for row in rows]
-    widths = _widths([list(columns), *cells], max(shutil.get_terminal_size((WIDTH, 24)).columns, 40))
-    to_right = [name in right for name in columns]
-    head = _lines(columns, widths, to_right)
+    widths = _widths([list(names), *cells], columns())
+    to_right = [name in right for name in names]
+    head = _lines(names, widths, to_right)
     write("\n".join(map(_bold, head) if _has_colour(sys.stdout) else head) + "\n")
     write("".join(f"{line}\n" for row in cells for line in _lines(row, widths, to_right)))
 
@@ -185,7 +190,9 @@ def _widths(rows: list[list[str]], total: int) -> list[int]:
     room = total - len(GAP) * (len(widths) - 1)
     while len(widths) > 1 and sum(widths[:-1]) + min(NARROW, widths[-1]) > room and max(widths[:-1]) > NARROW // 2:
         widths[widths.index(max(widths[:-1]))] -= 1
-    widths[-1] = max(min(widths[-1], room - sum(widths[:-1])), NARROW // 2)
+    widths[-1] = max(min(widths[-1], room - sum(widths[:-1])), min(widths[-1], NARROW // 2))
+    while sum(widths) > room and max(widths) > 2:  # a letter may take two cells
+        widths[widths.index(max(widths))] -= 1
     return widths
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
+from holdfast.catalog.deleting.protections import read_retention_facts
 from holdfast.catalog.journal.gathering import gather
 from holdfast.catalog.runs import Run
 from holdfast.cli.finding import find_run, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import count, print_json, say, size, table, warn
 from holdfast.errors import InvalidInput, InvalidPolicy
+from holdfast.ids import RecordId
 from holdfast.policy import for_keeping, for_saving, parse
 from holdfast.policy.past import Past, past_of
 from holdfast.policy.replay import Outcome, Replay, replay
@@ -49,10 +52,30 @@ def command(
         warn(f"left out: {problem}")
     past = past_of(gathered.history)
     found = replay(past, *policies)
+    found = replace(found, notes=(*found.notes, *_not_replayed(run)))
     if json:
-        print_json({"run": str(run.number), "policies": texts, **_document(found)})
+        left_out = {"warnings": [f"left out: {problem}" for problem in gathered.problems]}
+        print_json({"run": str(run.number), "policies": texts, **_document(found), **left_out})
         return
     _print(run, texts, past, found)
+
+
+def _not_replayed(run: Run) -> Iterator[str]:
+    """What protects checkpoints of the run and is no part of a replay."""
+    facts = read_retention_facts(run)
+    marks = [one for record in facts.lineage.order if (one := facts.marks.get(RecordId(record.id)))]
+    ids = {record.id for record in facts.lineage.order}
+    there = {
+        "tag": sum(len(names) for id_, names in facts.tags.items() if id_ in ids),
+        "pinned checkpoint": sum(one.pinned for one in marks),
+        "good checkpoint": sum(one.good for one in marks),
+        "quarantined checkpoint": sum(one.quarantined for one in marks),
+        "fork": sum(len(runs) for id_, runs in facts.forks.items() if id_ in ids),
+    }
+    if said := ", ".join(count(number, noun) for noun, number in there.items() if number):
+        yield f"{said}: the run has these, a replay has not; 'holdfast why' says what they keep"
+    if facts.good_after is not None:
+        yield f"what may become good after {facts.good_after} steps is kept until then; a replay does not do that"
 
 
 def _own(run: Run, which: str) -> str:

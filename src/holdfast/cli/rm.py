@@ -7,10 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.catalog.deleting.sweeps import OnNeed, SweepPlan, execute, plan_sweep, standing_holds
+from holdfast.catalog.naming.references import moves
+from holdfast.catalog.store import Store
 from holdfast.cli.finding import find_address, opened
 from holdfast.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, StoreOption
 from holdfast.cli.output import count, print_json, say, size, warn
 from holdfast.errors import InvalidInput
+from holdfast.ids import RecordAddress
 
 WAIT = 10.0
 """Seconds that saves and readers at work are given to finish."""
@@ -24,7 +27,7 @@ def command(
 ) -> None:
     """Delete checkpoints and what only they need. Refused while a tag, a pin, a fork or a reader needs one."""
     found = opened(store)
-    records = [find_address(found, reference) for reference in references]
+    records = [_found(found, reference) for reference in references]
     runs = {record.run for record in records}
     if len(runs) != 1:
         raise InvalidInput(f"rm takes checkpoints of one run at a time, not of {len(runs)}")
@@ -33,6 +36,20 @@ def command(
     plan = plan_sweep(found, run, records, on_need=OnNeed.REFUSE, standing=standing)
     done = plan if dry_run else execute(found, plan, run=run, seconds=WAIT, report=say_waiting)
     print_json(document(done, dry_run)) if json else print_plan(done, dry_run)
+
+
+def _found(store: Store, reference: str) -> RecordAddress:
+    """What a reference means, if it goes on meaning that: typed once more it would delete another checkpoint.
+
+    Raises:
+        InvalidInput: it is the name of a run, ``@last``, ``@best:loss`` or the like.
+    """
+    found = find_address(store, reference)
+    if moves(store, reference):
+        which = "its newest checkpoint" if "@" not in reference else f"which {reference} may not mean for long"
+        place = f"{found.run}@{found.order.step}"
+        raise InvalidInput(f"{reference}: this is {place}, {which}; write {place} to remove that one")
+    return found
 
 
 def say_waiting(text: str) -> None:

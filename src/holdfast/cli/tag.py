@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
+from holdfast.catalog.marks import unpin as lift_pins
 from holdfast.catalog.naming.tags import create_tag, delete_tag, read_tags
-from holdfast.cli.finding import find_record, opened
+from holdfast.catalog.store import Store
+from holdfast.cli.finding import find_address, find_record, opened
 from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import ago, print_json, say, table
 from holdfast.errors import InvalidInput
-from holdfast.ids import ObjectName, TagName
+from holdfast.ids import ObjectName, RecordAddress, TagName
+from holdfast.records import Tag
 
 
 def command(
@@ -17,12 +22,15 @@ def command(
     name: str | None = typer.Argument(None, help="The tag."),
     note: str = typer.Option("", "--note", help="A few words to keep with the tag."),
     delete: str | None = typer.Option(None, "--delete", metavar="NAME", help="Remove this tag; the checkpoint stays."),
+    unpin: str | None = typer.Option(None, "--unpin", metavar="REFERENCE", help="Lift the pins of this checkpoint."),
     store: StoreOption = DEFAULT_STORE,
     json: JsonOption = False,
 ) -> None:
     """Name a checkpoint, list the tags, or remove one. A tagged checkpoint is never deleted by retention."""
     found = opened(store)
-    if delete is not None:
+    if unpin is not None:
+        _unpin(found, find_address(found, unpin), json)
+    elif delete is not None:
         delete_tag(found, TagName(delete))
         _done({"deleted": delete}, f"tag {delete} is gone", json)
     elif reference is None:
@@ -34,15 +42,20 @@ def command(
         _done({"tag": name, "target": str(made.target.address)}, f"{name} is {made.target.address}", json)
 
 
+def _unpin(store: Store, address: RecordAddress, json: bool) -> None:
+    lifted = lift_pins(store, address, by="user") is not None
+    text = "is not pinned any more" if lifted else "has no pin"
+    _done({"unpinned": str(address), "lifted": lifted}, f"{address} {text}", json)
+
+
 def _list(store: str, json: bool) -> None:
     found = read_tags(opened(store))
-    rows = [(one.tag, str(one.target.address), ago(one.created), one.note) for one in found.tags]
     if json:
-        keys = ("tag", "target", "created", "note")
         damaged = [{"name": str(one.name), "error": str(one.error)} for one in found.damaged]
-        print_json({"tags": [dict(zip(keys, row, strict=True)) for row in rows], "damaged": damaged})
+        print_json({"tags": [_row(one) for one in found.tags], "damaged": damaged})
         return
-    if rows:
+    if found.tags:
+        rows = [(one.tag, one.target.address, ago(one.created), one.note) for one in found.tags]
         table(("tag", "checkpoint", "made", "note"), rows)
     elif not found.damaged:
         say("no tags yet")
@@ -50,9 +63,13 @@ def _list(store: str, json: bool) -> None:
         say(f"damaged: {one.error}; make it again: holdfast tag --delete {_label(one.name)}, then holdfast tag")
 
 
+def _row(one: Tag) -> dict[str, str]:
+    return {"tag": one.tag, "target": str(one.target.address), "created": one.created, "note": one.note}
+
+
 def _label(name: ObjectName) -> str:
     return name.leaf.removesuffix(".json")
 
 
-def _done(document: dict[str, str], text: str, json: bool) -> None:
+def _done(document: dict[str, Any], text: str, json: bool) -> None:
     print_json(document) if json else say(text)

@@ -21,12 +21,9 @@ def command(
 ) -> None:
     """Check seals, digests and what names what; exits with the code of 'damaged' if anything is wrong."""
     found = opened(store)
-    numbers = found.numbers()
     total = sum(one.size for one in found.storage.list("data/")) if deep and reference is None else None
     with bar("reading", total) as progress:
-        report = verify(
-            found, reference=reference, default_run=numbers[-1] if numbers else None, deep=deep, progress=progress
-        )
+        report = verify(found, reference=reference, deep=deep, progress=progress)
     print_json(_document(report)) if json else _print(report)
     if not report.ok:
         raise typer.Exit(Damaged.exit_code)

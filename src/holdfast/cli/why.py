@@ -14,6 +14,7 @@ from holdfast.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 from holdfast.cli.output import print_json, say, table
 from holdfast.ids import RecordId
 from holdfast.records import Record
+from holdfast.recovery.launching.crash_loops import CrashLoops, next_loops
 from holdfast.recovery.launching.resume import Rejected, candidates
 
 
@@ -28,20 +29,33 @@ def command(
     """Explain what resume would choose in a run and what retention would keep."""
     found = opened(store)
     chosen = find_run(found, run)
-    best, rejected = _choice(found, chosen)
+    loops = next_loops(chosen)
+    best, rejected = _choice(found, chosen, loops)
+    restart = _restart(loops)
     kept = retention(chosen, keep)
     if json:
-        print_json(_document(chosen, best, rejected, kept))
+        print_json(_document(chosen, best, rejected, kept) | {"restart": restart})
         return
     _print_choice(chosen, best, rejected)
+    if restart:
+        say(f"    {restart}")
     _print_retention(chosen, kept)
 
 
-def _choice(store: Store, run: Run) -> tuple[Record | None, list[str]]:
+def _choice(store: Store, run: Run, loops: CrashLoops) -> tuple[Record | None, list[str]]:
     """What resume would try first; that its bytes are whole is only known when they are read ('verify --deep')."""
     rejected = Rejected()
-    best = next(candidates(store, run, rejected), None)
+    best = next(candidates(store, run, rejected, loops.begin()), None)
     return best, rejected.reasons
+
+
+def _restart(loops: CrashLoops) -> str | None:
+    """Where its launcher would choose otherwise than a person who starts it."""
+    job, verdict = loops.foreseen()
+    if verdict.stop:
+        return f"a restart of job {job} would be refused: {verdict.stop}"
+    passed = verdict.suspect
+    return f"a restart of job {job} passes {passed.address} over: {verdict.why}" if passed else None
 
 
 def _document(run: Run, best: Record | None, rejected: list[str], kept: Retention) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
+from typing import NamedTuple
 
 from holdfast.catalog.naming.metrics import measured
 from holdfast.errors import InvalidPolicy
@@ -31,6 +32,15 @@ class Then(StrEnum):
     """The stacks of all threads go to the journal; nothing else."""
     END = "end"
     """That, and at ``end_after`` seconds the training is ended, so that its launcher starts it again."""
+
+
+class Limits(NamedTuple):
+    """Seconds without a step; 0: never."""
+
+    hung: float
+    """After which the stacks are written."""
+    end: float
+    """After which the training is ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,27 +93,23 @@ class Watchdog:
             return None
         return max(self.minimum, self.factor * median(known), 2 * max(known))
 
-    def due(self, silent: float, step_seconds: Sequence[float], *, armed: bool, dumped: bool) -> Then | None:
-        """What to do now; None: nothing.
+    def limits(self, step_seconds: Sequence[float]) -> Limits:
+        """What a silence is measured by: nothing is ended before it counts as hung.
+
+        Before a limit can be derived, ``end_after`` is both.
 
         Args:
-            silent: seconds since the last boundary in which it could have gone on: not asleep, not stopped.
             step_seconds: see `limit`.
-            armed: whether a step is under way: between two boundaries, not paused, not under a debugger.
-            dumped: whether this silence was dumped already.
 
         Example:
-            >>> dog = watchdog(hung=60.0, then="end", end_after=300.0)
-            >>> [dog.due(s, [], armed=True, dumped=s > 61) for s in (59.0, 61.0, 200.0, 301.0)]
-            [None, <Then.DUMP: 'dump'>, None, <Then.END: 'end'>]
+            >>> dog = watchdog(then="end", end_after=900.0)
+            >>> [tuple(dog.limits(took)) for took in ([], [0.2] * 100, [0.2] * 99 + [700.0])]
+            [(900.0, 900.0), (600.0, 900.0), (1400.0, 1400.0)]
+            >>> tuple(watchdog().limits([0.2] * 100))
+            (600.0, 0.0)
         """
-        limit = self.limit(step_seconds)
-        if not armed or limit is None or silent < limit:
-            return None
-        if not dumped:
-            return Then.DUMP
-        over = self.then is Then.END and self.end_after is not None and silent >= max(limit, self.end_after)
-        return Then.END if over else None
+        hung = self.limit(step_seconds) or self.end_after or 0.0
+        return Limits(hung, 0.0 if self.end_after is None else max(hung, self.end_after))
 
     def __str__(self) -> str:
         return written("watchdog", self)
@@ -124,7 +130,8 @@ def watchdog(
         factor: so many median steps, where it is derived.
         minimum: seconds that a derived limit never falls below.
         then: ``"dump"`` has the stacks of all threads written to the journal; ``"end"`` also ends the training.
-        end_after: seconds without a step after which it is ended; wanted with ``then="end"``, and only there.
+        end_after: seconds without a step after which it is ended, but not before it counts as hung; wanted with
+            ``then="end"``, and only there.
 
     Raises:
         InvalidPolicy: an argument makes no sense, or the time after which to end is not given.

@@ -82,6 +82,8 @@ def best(metric: str, n: int = 1, *, mode: str = "min", min_delta: float = 0.0) 
         >>> print(best("accuracy", 2, mode="max"))
         best("accuracy", 2, mode="max")
     """
+    if str(n) in tuple(Mode):
+        raise InvalidPolicy(f"best() wants mode=: best({metric!r}, mode={n!r})")
     if mode not in tuple(Mode):
         raise InvalidPolicy(f"best(mode=) wants 'min' or 'max', not {mode!r}")
     return Best(metric, n, Mode(mode), min_delta)

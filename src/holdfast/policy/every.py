@@ -70,7 +70,9 @@ class Every(Policy):
     def _kept(self, line: Sequence[CheckpointFacts]) -> dict[RecordId, str]:
         oldest_first = line[::-1]
         if self.unit is Unit.STEPS:
-            chosen = _first_of_each((one.step // self.amount, one) for one in oldest_first if one.step >= self.amount)
+            # Step 0 is a multiple, too. The first one after it is none: each run would keep its first one for ever.
+            groups = ((one.step // self.amount, one) for one in oldest_first)
+            chosen = _first_of_each((group, one) for group, one in groups if group or not one.step)
         elif self.unit is Unit.EPOCHS:
             chosen = _first_of_each((one.epoch // self.amount, one) for one in line if one.epoch is not None)
         else:
@@ -93,7 +95,7 @@ def every(
 
     As ``save=``: due at each multiple, or at the first boundary after one that had none; by time, due
     once so much has passed since the last save, by the monotonic clock. As ``keep=``: for steps the
-    first checkpoint at or after each multiple; for epochs the last one of each group of so many
+    first checkpoint at or after each multiple, and one of step 0; for epochs the last one of each group of so many
     epochs; for time the first in each span of so much on the clock (``hours=6``: from 0, 6, 12 and 18 o'clock UTC), by
     the creation times of the checkpoints.
 

@@ -41,6 +41,9 @@ from holdfast.policy.shelf import Made, Shelf
 MOST = 100_000
 """Boundaries at which a replay asks a policy; more would take hours."""
 
+MOST_LOOKS = 50_000_000
+"""Looks at checkpoints that are kept, as one that is made looks at all: a minute or two; 10,000 can be kept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
@@ -103,11 +106,14 @@ def replay(past: Past, save: Policy, keep: Policy) -> Replay:
     """Replays two policies on the facts of a run. Deterministic.
 
     Raises:
-        InvalidPolicy: a policy that cannot serve ``save`` or ``keep``, or one that would have to be asked too often.
+        InvalidPolicy: a policy that cannot serve ``save`` or ``keep``, or one that would have to be asked too often, or
+            about too many checkpoints.
     """
     asked = sum(1 for stretch in past.stretches for _ in _boundaries(stretch, save))
     if asked > MOST:
-        raise InvalidPolicy(f"{save} has to be asked at {asked} steps of this run; a replay asks at most {MOST} times")
+        raise InvalidPolicy(
+            f"{save} has to be asked at more than {MOST} steps of this run; a replay asks at most {MOST} times"
+        )
     return Replay(real=real(past), planned=_Replaying(past, save, keep).outcome(), notes=tuple(_notes(past, save)))
 
 
@@ -302,6 +308,11 @@ class _Replaying:
             own=self.shelf.own(cost.stored, stretch.place, step),
         )
         self.shelf.add(made, self.keep)
+        if self.shelf.looks > MOST_LOOKS:
+            raise InvalidPolicy(
+                f"{self.keep} keeps {len(self.shelf)} checkpoints after {self.saves} saves of this run, and with more "
+                "of them a replay would take hours; save less often, or keep less"
+            )
 
 
 def _typical(saves: Sequence[KnownSave]) -> KnownSave:

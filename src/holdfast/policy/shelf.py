@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from holdfast.catalog.deleting.retention import RetentionFacts, plan_retention
+from holdfast.catalog.deleting.retention import Candidate, RetentionFacts, plan_retention
 from holdfast.catalog.journal.history import Place
 from holdfast.catalog.lineage import Lineage
 from holdfast.catalog.marks import RecordMarks
@@ -19,6 +19,9 @@ from holdfast.records import Kind, Mark, MarkKind, Owner, Record, Sizes, StartIn
 _RUN = RunNumber(1)
 _NOBODY = Owner(host="", boot="", pid=0, started="")
 _BASE = "base"
+
+PLAN = 20
+"""How many looks at each checkpoint a plan of retention takes the time of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,16 @@ class Made:
     metrics: Mapping[str, Any]
     own: int
     """Bytes that only it needs."""
+
+
+class _Seen(NamedTuple):
+    """A checkpoint as policies see it: that of a `Candidate`, looked up once."""
+
+    id: RecordId
+    step: int
+    epoch: int | None
+    seconds: float
+    metrics: Mapping[str, Any]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +68,13 @@ class Shelf:
     _starts: list[StartInfo] = field(default_factory=list)
     _parent: Record | None = None
     _reasons: dict[RecordId, str] = field(default_factory=dict)
+    _keep: Policy | None = None
+    """The policy by which `_reasons` are to be found anew; None: they are as of the newest plan."""
+    _line: list[_Seen] = field(default_factory=list)
+    """What is on the line of the head, oldest first."""
+    _metrics: dict[str, list[Any]] | None = None
+    looks: int = 0
+    """How often a checkpoint was looked at, as a measure of the time that all this has taken."""
 
     @classmethod
     def of(cls, past: Past) -> Shelf:
@@ -68,6 +88,9 @@ class Shelf:
         """Of what a save has stored, the bytes that go with it."""
         return stored - self.base if (place, step) == self.first else stored
 
+    def __len__(self) -> int:
+        return len(self._records)
+
     @property
     def bytes(self) -> int:
         """Of what is there now."""
@@ -75,6 +98,9 @@ class Shelf:
 
     def begin(self, place: Place, origin: Record | None) -> None:
         """A stretch begins, from a checkpoint that is there or from zero."""
+        self._explain()
+        at = -1 if origin is None else next(n for n, one in enumerate(self._line) if one.id == origin.id)
+        del self._line[at + 1 :]
         self._place, self._parent = place, origin
         launch, timeline = place
         self._starts.append(
@@ -96,14 +122,16 @@ class Shelf:
 
     def metrics(self) -> dict[str, Sequence[Any]]:
         """Per metric, its values in what is there."""
-        found: dict[str, Sequence[Any]] = {}
-        for made in self._made.values():
-            for name, value in made.metrics.items():
-                found[name] = [*found.get(name, ()), value]
-        return dict(found)
+        if self._metrics is None:
+            self._metrics = {}
+            for made in self._made.values():
+                for name, value in made.metrics.items():
+                    self._metrics.setdefault(name, []).append(value)
+        return dict(self._metrics)
 
     def kept(self) -> tuple[tuple[int, str], ...]:
         """Steps of what is there, oldest first, and why, as of the newest plan."""
+        self._explain()
         return tuple((self._made[id_].step, why) for id_, why in self._reasons.items())
 
     def add(self, made: Made, keep: Policy) -> None:
@@ -111,12 +139,43 @@ class Shelf:
         record = _record(self._place, made, self._parent, self.base)
         id_ = RecordId(record.id)
         self._records[id_], self._made[id_], self._marks[id_] = record, made, _verified(record)
-        self._parent, self.peak = record, max(self.peak, self.bytes)
-        plan = plan_retention(keep.kept, self._facts(), keep.limit)
-        for address in plan.delete:
-            for kept in (self._records, self._made, self._marks):
-                kept.pop(address.id)
+        self._line.append(_seen(id_, record, self._marks[id_]))
+        bytes_ = self.bytes
+        self._parent, self._metrics, self.peak = record, None, max(self.peak, bytes_)
+        self._keep = keep
+        limit = keep.limit
+        if len(self._line) == len(self._records) and (limit is None or bytes_ <= limit.bytes):
+            self.looks += len(self._line)
+            self._drop(self._unwanted(keep))
+        else:
+            self._explain()
+
+    def _unwanted(self, keep: Policy) -> set[RecordId]:
+        """What retention deletes where all is verified and on one line, and no limit is reached: a plan takes longer.
+
+        The test that this is what a plan deletes is in tests/policy/test_replay.py.
+        """
+        origin = self._starts[-1].resumed_from if self._starts else None
+        always = {self._line[-1].id, *([] if origin is None else [origin.id])}
+        wanted = keep.kept(self._line[::-1])
+        return {one.id for one in self._line if one.id not in wanted and one.id not in always}
+
+    def _explain(self) -> None:
+        """Plans what is there, deletes what the plan does, and knows the reasons for the rest."""
+        if self._keep is None:
+            return
+        self.looks += PLAN * len(self._records)
+        plan = plan_retention(self._keep.kept, self._facts(), self._keep.limit)
+        self._drop({address.id for address in plan.delete})
         self._reasons = {one: "; ".join(why) for one, why in plan.keep.items()}
+        self._keep = None
+
+    def _drop(self, gone: Collection[RecordId]) -> None:
+        for id_ in gone:
+            for kept in (self._records, self._made, self._marks):
+                kept.pop(id_)
+        if gone:
+            self._line = [one for one in self._line if one.id not in gone]
 
     def _facts(self) -> RetentionFacts:
         packs = {pack: self._made[id_].own for id_, one in self._records.items() for pack in one.packs if pack != _BASE}
@@ -151,6 +210,11 @@ def _record(place: Place, made: Made, parent: Record | None, base: int) -> Recor
         owner=_NOBODY,
         attempt="",
     )
+
+
+def _seen(id_: RecordId, record: Record, marks: RecordMarks) -> _Seen:
+    one = Candidate(id=id_, record=record, marks=marks)
+    return _Seen(id_, one.step, one.epoch, one.seconds, one.metrics)
 
 
 def _verified(record: Record) -> RecordMarks:

@@ -66,6 +66,36 @@ def check_names(verb: Callable[..., Any], call: ast.Call) -> None:
             )
 
 
+def check_arguments(verb: Callable[..., Any], call: ast.Call, like: str) -> None:
+    """Refuses arguments without the names that ``verb`` wants, too many of them, and too few.
+
+    Raises:
+        Mistyped: with how it is written; ``like`` is an example.
+    """
+    if any(isinstance(one, ast.Starred) for one in call.args):
+        return  # which is refused for what it is
+    parameters = list(inspect.signature(verb).parameters.values())
+    nameless = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+    named = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    if call.args and not nameless:
+        raise Mistyped(_with_a_name(verb.__name__, call.args, named))
+    if len(call.args) > len(nameless):
+        raise Mistyped(
+            f"{verb.__name__}() takes only {' and '.join(nameless)} without names; it is written like {like}"
+        )
+    given = {*nameless[: len(call.args)], *(one.arg for one in call.keywords)}
+    if missing := [one.name for one in parameters if one.default is one.empty and one.name not in given]:
+        raise Mistyped(f"{verb.__name__}() wants {missing[0]}, such as {like}")
+
+
+def _with_a_name(verb: str, args: list[ast.expr], names: list[str]) -> str:
+    if not names:
+        return f"{verb}() takes nothing"
+    value = ast.unparse(args[0] if len(args) == 1 or len(names) > 1 else ast.List(args, ast.Load()))[:200]
+    others = f", or {', '.join(f'{name}=' for name in names[1:])}" if names[1:] else ""
+    return f"{verb}() wants names: {verb}({names[0]}={value}){others}"
+
+
 def check_verb(name: str, verbs: Iterable[str]) -> None:
     """Refuses a name that is none of ``verbs``.
 
@@ -102,10 +132,11 @@ def _nameless(node: ast.expr) -> bool:
 
 
 def _rewritten(call: ast.Call) -> str:
-    named = [f"{one.arg}={_quoted(one.value)}" for one in call.keywords]
-    return f"{ast.unparse(call.func)}({', '.join([*map(_quoted, call.args), *named])})"
+    named = [f"{one.arg}={quoted(one.value)}" for one in call.keywords]
+    return f"{ast.unparse(call.func)}({', '.join([*map(quoted, call.args), *named])})"
 
 
-def _quoted(node: ast.expr) -> str:
+def quoted(node: ast.expr) -> str:
+    """An argument as it is written, in quotes if it is a name."""
     said = ast.unparse(node)
     return said if _nameless(node) else json.dumps(said.replace(" ", ""), ensure_ascii=False)

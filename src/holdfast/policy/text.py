@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 
+from holdfast.catalog.naming.metrics import Mode
 from holdfast.errors import InvalidPolicy
 from holdfast.policy.at import at
 from holdfast.policy.at_most import at_most
@@ -15,7 +16,7 @@ from holdfast.policy.every import every
 from holdfast.policy.latest import latest
 from holdfast.policy.never import never
 from holdfast.policy.newer import newer
-from holdfast.policy.slips import Mistyped, check_names, check_verb, expression, literal
+from holdfast.policy.slips import Mistyped, check_arguments, check_names, check_verb, expression, literal, quoted
 
 LONGEST = 32 * 1024
 """Bytes of UTF-8; more is no policy but an accident, and would not fit into a message to the saver as well."""
@@ -35,6 +36,12 @@ _VERBS: dict[str, Callable[..., Policy]] = {
     "latest": latest,
     "never": never,
     "newer": newer,
+}
+_LIKE = {
+    "at": "at(steps=[100, 1000])",
+    "at_most": 'at_most("500GB")',
+    "best": 'best("val_loss")',
+    "latest": "latest(3)",
 }
 
 
@@ -109,5 +116,16 @@ def _call(node: ast.expr) -> Policy:
     check_verb(node.func.id, _VERBS)
     verb = _VERBS[node.func.id]
     check_names(verb, node)
+    _check_mode(node)
+    check_arguments(verb, node, _LIKE.get(node.func.id, f"{node.func.id}()"))
     named = {str(keyword.arg): literal(keyword.value, node) for keyword in node.keywords}
     return verb(*(literal(one, node) for one in node.args), **named)
+
+
+def _check_mode(call: ast.Call) -> None:
+    """``best("acc", max)``: the second one is how many."""
+    for one in call.args[1:]:
+        said = one.id if isinstance(one, ast.Name) else one.value if isinstance(one, ast.Constant) else None
+        if said in tuple(Mode) and ast.unparse(call.func) == "best":
+            others = ", ".join(quoted(other) for other in call.args if other is not one)
+            raise Mistyped(f"best() wants mode=: best({others}, mode={str(said)!r})")

@@ -134,6 +134,10 @@ class BallastedStorage:
         """As ``inner``."""
         return self.inner.sweep_unfinished()
 
+    def unfinished(self) -> int:
+        """As ``inner``."""
+        return self.inner.unfinished()
+
     def _again(self, call: Callable[[], T]) -> T:
         try:
             return call()

@@ -100,9 +100,7 @@ class Channel:
             Closed: the other side is gone, and nothing of it is left.
         """
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(
-                LONGEST, socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary = self._next()
         except BlockingIOError:
             return None
         except OSError as error:
@@ -111,6 +109,17 @@ class Channel:
         if not data:
             raise Closed("the other side has closed the socket")
         return decode(data), descriptors
+
+    def _next(self) -> tuple[bytes, list[tuple[int, int, bytes]]]:
+        try:
+            return self._take()
+        except ConnectionResetError:
+            # Linux says so once if a process has died before it had read everything, and before what it had to say.
+            return self._take()
+
+    def _take(self) -> tuple[bytes, list[tuple[int, int, bytes]]]:
+        rights = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
+        return self._socket.recvmsg(LONGEST, rights, socket.MSG_CMSG_CLOEXEC)[:2]
 
     def wait(self, seconds: float) -> bool:
         """Whether there is something to receive, or the other side is gone, within ``seconds``."""

@@ -55,7 +55,11 @@ class SaverProcess:
     _channel: Channel | None = None
     _errors: IO[bytes] | None = None
     _wake: tuple[int, int] | None = None
+    _other: socket.socket | None = None
+    """The end of a saver that is just being started."""
     _deaths: int = 0
+    _newest: int = 0
+    """The newest generation that was committed: another saver tells of it again, and has done nothing for it."""
 
     def __post_init__(self) -> None:
         self.control = Control(Slab.make(LENGTH))
@@ -98,12 +102,13 @@ class SaverProcess:
     def _start(self, channel: Channel, other: socket.socket) -> None:
         assert self._errors is not None
         try:
+            self._other = other
             with other:
                 self._process = starting.start(other.fileno(), self._errors)
-            self._channel = channel
+            self._other, self._channel = None, channel
             self._introduce()
         except BaseException:
-            self._channel = None
+            self._other = self._channel = None
             channel.close()
             raise
 
@@ -126,22 +131,42 @@ class SaverProcess:
         """What the saver has said since; a dead one is replaced."""
         found: list[messages.Message] = []
         while self._channel is not None:
-            try:
-                message = self._channel.receive()
-            except Closed:
+            assert self._process is not None
+            # Not by its socket alone, of which a forked child may hold the other end; first, to miss no last word.
+            over = self._process.poll() is not None
+            message = self._heard()
+            if message is not None:
+                found.append(message)
+                self._take(message)
+            elif over or self._channel is None:
                 self._died()
-                continue
-            if message is None:
-                with contextlib.suppress(Closed):
-                    self._channel.flush()
+            else:
+                self._flush()
                 break
-            found.append(message[0])
-            self.ready = self.ready or isinstance(message[0], messages.Ready)
-            if isinstance(message[0], messages.Committed):
-                self._deaths = 0
-            elif isinstance(message[0], messages.Chosen):
-                self.codec = message[0].codec
         return found
+
+    def _heard(self) -> messages.Message | None:
+        """The next thing that the saver has said; without a channel afterwards: it will say nothing more."""
+        assert self._channel is not None
+        try:
+            received = self._channel.receive()
+        except Closed:
+            self._channel.close()
+            self._channel = None
+            return None
+        return None if received is None else received[0]
+
+    def _take(self, message: messages.Message) -> None:
+        self.ready = self.ready or isinstance(message, messages.Ready)
+        if isinstance(message, messages.Committed) and message.generation > self._newest:
+            self._newest, self._deaths = message.generation, 0
+        elif isinstance(message, messages.Chosen):
+            self.codec = message.codec
+
+    def _flush(self) -> None:
+        if self._channel is not None:
+            with contextlib.suppress(Closed):  # it is noticed once everything that it has said is heard
+                self._channel.flush()
 
     def wait(self, seconds: float) -> None:
         """Until the saver has something to say, or has ended."""
@@ -183,7 +208,7 @@ class SaverProcess:
         assert self._process is not None
         with contextlib.suppress(Closed):
             while self._channel is not None and time.monotonic() < end:
-                self._channel.flush()
+                self._flush()
                 if self._channel.wait(0.2) and (message := self._channel.receive()) is not None:
                     heard(message[0])
         try:
@@ -212,10 +237,10 @@ class SaverProcess:
         """See `holdfast.saver.forks`."""
         for slab in (*self.slabs.values(), self.control.slab):
             slab.left_behind()
-        files = (self._channel, self._errors, None if self.stacks.closed else self.stacks)
+        files = (self._channel, self._other, self._errors, None if self.stacks.closed else self.stacks)
         mine = [*(self._wake or ()), *(one.fileno() for one in files if one is not None)]
         blind(mine)
-        self._channel = self._process = None
+        self._channel = self._other = self._process = None
 
     def _forget_errors(self) -> None:
         if self._errors is not None:
@@ -250,10 +275,10 @@ class SaverProcess:
 
     def _died(self) -> None:
         """Says it, and starts another one, which finishes what is sealed."""
-        assert self._channel is not None
         assert self._process is not None
-        self._channel.close()
-        self._channel = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         self._deaths += 1

@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -37,6 +38,8 @@ from holdfast.saver.saving import Saving
 from holdfast.saver.watching import Watching
 from holdfast.saver.worker import Worker
 
+FORGOTTEN_SECONDS = 60.0
+"""How long after the end of its socket a trainer that is still there counts as one that ends: drivers take a while."""
 HELLO_SECONDS = 30.0
 
 
@@ -186,7 +189,7 @@ class _Listener:
         self._watched = watched
         self._channel, self._orders, self._slabs = channel, orders, slabs
         self._pidfd, self._wake, self._signals = pidfd, wake, signals
-        self._open = True
+        self._open, self._closed_at = True, 0.0
 
     def run(self) -> None:
         """Until the trainer is gone."""
@@ -202,11 +205,20 @@ class _Listener:
                     self._orders.hurry.set()
                 elif descriptor == self._channel.fileno() and not self._hear():
                     poll.unregister(descriptor)
+            if not self._open and time.monotonic() > self._closed_at + FORGOTTEN_SECONDS:
+                self._end_too()
         while self._open and self._hear():  # what it said last
             pass
         self._orders.orphaned = True
         self._orders.hurry.set()
         self._orders.notify()
+
+    def _end_too(self) -> None:
+        """The trainer goes on and has let its end go: a Checkpointer that nobody has closed was collected."""
+        if not self._orders.over:
+            self._orders.over = True
+            self._orders.hurry.set()
+            self._orders.notify()
 
     def _gone(self) -> bool:
         """The trainer has ended. Not the end of the socket: forked children of the trainer may hold that open."""
@@ -218,12 +230,13 @@ class _Listener:
         """Takes one message; False: there is none, and there will be none."""
         try:
             received = self._channel.receive()
-            if received is not None:
-                self._take(*received)
-            self._channel.flush()
         except Closed:
-            self._open = False
+            self._open, self._closed_at = False, time.monotonic()
             return False
+        if received is not None:
+            self._take(*received)
+        with contextlib.suppress(Closed):  # first everything that it has said is heard
+            self._channel.flush()
         self._orders.notify()
         return received is not None or not self._gone()
 

@@ -75,6 +75,8 @@ class Worker:
     """Announces this saver, after one that has died perhaps."""
     pause_when_full: bool
     unfollowed: deque[tuple[int, Record]] = field(default_factory=deque)
+    unfound: list[Row] = field(default_factory=list)
+    """What an earlier saver was through with, and could not be read yet."""
     trying: Trying = field(init=False)
     rescuing: Rescuing = field(init=False)
     committed: int = 0
@@ -115,8 +117,8 @@ class Worker:
 
     def run(self) -> None:
         """Until nothing more can come."""
-        self.stand()
         self._find_unfollowed()
+        self.stand()  # whoever hears that it stands by knows that it has told of all that it found
         # What is sealed is looked at after the orders: what was sealed before the end came is not overlooked.
         while self._step(self.orders.ending, self.orders.orphaned, len(self.orders.asides)):
             self.channel_flush(0.0)
@@ -134,6 +136,9 @@ class Worker:
             self._follow(*self.unfollowed.popleft())
         elif self.orders.free_space:
             self._free_space()
+        elif self.unfound and not ending:
+            self.unfound = [row for row in self.unfound if not self._found(row)]
+            self.orders.wait(1.0 if self.unfound else 0.0)
         elif ending:
             return False
         elif not self._reread():
@@ -158,17 +163,25 @@ class Worker:
 
     def _find_unfollowed(self) -> None:
         """What an earlier saver had just saved when it was killed: nobody knows what of the rest was done."""
-        for row in self.control.rows():
-            if row.pending or row.slab not in self.slabs:
-                continue
-            try:
-                record = self.saving.finished(self._read(row)[0])
-            except (Damaged, SaveFailed, StorageError):
-                continue  # the trainer fills the slot anew, or it is found out when somebody reads it
-            if record is not None:
-                self._committed(row, record)
-            else:
-                self._tell_given_up(row, "save-failed", "an earlier saver gave it up, and died before it could say why")
+        rows = [row for row in self.control.rows() if not row.pending and row.slab in self.slabs]
+        self.unfound = [row for row in rows if not self._found(row)]
+
+    def _found(self, row: Row) -> bool:
+        """Tells what has become of it; False: storage does not answer now, and is asked again."""
+        try:
+            record = self.saving.finished(self._read(row)[0])
+        except SaveFailed:
+            return True  # the trainer fills the slot anew, and finds out by itself
+        except StorageError:
+            return False
+        except Damaged as error:
+            self._tell_given_up(row, error.kind, str(error))
+            return True
+        if record is not None:
+            self._committed(row, record)
+        else:
+            self._tell_given_up(row, "save-failed", "an earlier saver gave it up, and died before it could say why")
+        return True
 
     def _next(self) -> Row | None:
         """The next generation to save: what was asked for in order; in need, also what was kept in reserve."""
@@ -216,15 +229,14 @@ class Worker:
 
         self.saving.progress = progress
         record = self.trying.save(request, shape, content)
-        self._committed(row, record)
         self.journal.add("saved", f"{record.address}: {record.reason}", **figures(record))
+        self._committed(row, record)  # the trainer may note what follows from it
         for name in request.tags:
             self._aside(messages.AddTag(target=Target.of(record.address), tag=name))
 
     def _committed(self, row: Row, record: Record) -> None:
         sealed = seal(record.name, record)
-        fits = len(sealed) < LONGEST // 2
-        self.tell(messages.Committed(generation=row.generation, record=sealed if fits else b""))
+        self.tell(messages.Committed(generation=row.generation, record=sealed if len(sealed) < LONGEST // 2 else b""))
         self.committed = max(self.committed, row.generation)
         self.unfollowed.append((row.generation, record))
 

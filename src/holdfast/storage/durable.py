@@ -243,6 +243,18 @@ def sweep(files: Files, path: Path) -> int:
         os.close(descriptor)
 
 
+def left_over(path: Path) -> int:
+    """The bytes that `sweep` would free; none of what cannot be opened, for that cannot be removed either."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return _freed(os.fstat(descriptor)) if _is_dead(descriptor) else 0
+    finally:
+        os.close(descriptor)
+
+
 def write_all(files: Files, descriptor: int, data: memoryview, offset: int) -> None:
     """Write until nothing is left: one call may write less than it is given."""
     while data:
@@ -265,6 +277,10 @@ def _remove(files: Files, path: Path, facts: os.stat_result) -> int:
         files.unlink(path)
     except FileNotFoundError:
         return 0
+    return _freed(facts)
+
+
+def _freed(facts: os.stat_result) -> int:
     return facts.st_size if facts.st_nlink == 1 else 0
 
 

@@ -163,6 +163,11 @@ class FaultyStorage:
         with self.strike("sweep_unfinished", ""):
             return self._inner.sweep_unfinished()
 
+    def unfinished(self) -> int:
+        """See `Storage.unfinished`."""
+        with self.strike("unfinished", ""):
+            return self._inner.unfinished()
+
     def strike(self, verb: str, name: str) -> _Struck:
         """Count one operation and say which faults strike it."""
         struck = []

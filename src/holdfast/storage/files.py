@@ -129,7 +129,7 @@ def storage_error(error: OSError, doing: str, path: Path) -> StorageError:
     if error.errno in _FULL:
         return StorageFull(f"{said}; free some space or raise the quota, then save again", errno=error.errno)
     if error.errno in _READ_ONLY:
-        return StorageReadOnly(f"{said}; check how it is mounted and who may write there", errno=error.errno)
+        return StorageReadOnly(f"{said}; check how it is mounted and who may read or write there", errno=error.errno)
     return StorageUnavailable(f"{said}; check that the disk or mount is there and healthy", errno=error.errno)
 
 

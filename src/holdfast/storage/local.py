@@ -14,7 +14,7 @@ from pathlib import Path
 from holdfast.errors import InvalidName, ObjectMissing, StorageUnavailable
 from holdfast.ids import Buffer, ObjectName
 from holdfast.storage.direct import FileSink, FileSource
-from holdfast.storage.durable import PREFIX, DurableWriter, Publishing, made_here, sweep
+from holdfast.storage.durable import PREFIX, DurableWriter, Publishing, left_over, made_here, sweep
 from holdfast.storage.files import Files, reported, storage_error
 from holdfast.storage.protocol import Listed, Sink, Source
 
@@ -150,6 +150,12 @@ class LocalStorage:
                     *(len(foreign), self._root, foreign[0]),
                 )
             return sum(sweep(self._files, path) for path in found if path not in set(foreign))
+
+    def unfinished(self) -> int:
+        """See `Storage.unfinished`; of what other hosts left, nothing counts."""
+        with reported("look at", self._root):
+            self._check_root()
+            return sum(left_over(path) for path in _unfinished(self._root) if made_here(path))
 
     def _path(self, name: ObjectName) -> Path:
         return self._root / ObjectName(name)

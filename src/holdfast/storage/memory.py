@@ -71,6 +71,10 @@ class MemoryStorage:
         """See `Storage.sweep_unfinished`: there is never anything."""
         return 0
 
+    def unfinished(self) -> int:
+        """See `Storage.unfinished`."""
+        return 0
+
     def _get(self, name: ObjectName) -> Any:
         try:
             return self._store.get(ObjectName(name))

@@ -149,3 +149,6 @@ class Storage(Protocol):
 
         Never touches what a living writer is writing.
         """
+
+    def unfinished(self) -> int:
+        """The bytes that `sweep_unfinished` would free now; nothing is changed."""

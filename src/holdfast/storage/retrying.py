@@ -2,8 +2,8 @@
 
 What is repeated, and why it may be:
 
-- `read`, `size`, `list`, `delete`, `source` and `sweep_unfinished` change nothing that a repetition would change
-  again. A listing goes on after the last name that it gave.
+- `read`, `size`, `list`, `delete`, `source`, `unfinished` and `sweep_unfinished` change nothing that a repetition would
+  change again. A listing goes on after the last name that it gave.
 - `create` after a lost answer finds its own object: `ObjectExists`, and the caller reads back whose it is.
 - `sink` begins anew. A `write` puts the same bytes into the same place.
 - `commit` is asked again, but a sink that had begun to commit is over and refuses; then the first error stands.
@@ -178,6 +178,10 @@ class RetryingStorage:
     def sweep_unfinished(self) -> int:
         """See `Storage.sweep_unfinished`; of repeated sweeps, what the last one freed."""
         return self.again("clean up", "", self._inner.sweep_unfinished)
+
+    def unfinished(self) -> int:
+        """See `Storage.unfinished`."""
+        return self.again("look for leftovers in", "", self._inner.unfinished)
 
     def again(self, verb: str, name: str, call: Callable[[], T]) -> T:
         """What ``call`` returns in the end.

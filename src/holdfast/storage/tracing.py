@@ -18,7 +18,8 @@ class Operation:
     """One call that has ended."""
 
     verb: str
-    """create, read, size, list, delete, sink, write, commit, abort, source, read_into, sweep_unfinished."""
+    """create, read, size, list, delete, sink, write, commit, abort, source, read_into, sweep_unfinished,
+    unfinished."""
     name: str
     """The object, or the prefix of a listing; empty for a sweep. A deletion of three objects is three operations."""
     size: int = 0
@@ -98,6 +99,11 @@ class TracingStorage:
         """See `Storage.sweep_unfinished`."""
         with self.noted("sweep_unfinished", ""):
             return self._inner.sweep_unfinished()
+
+    def unfinished(self) -> int:
+        """See `Storage.unfinished`."""
+        with self.noted("unfinished", ""):
+            return self._inner.unfinished()
 
     @contextmanager
     def noted(self, verb: str, name: str, size: int = 0) -> Iterator[None]:

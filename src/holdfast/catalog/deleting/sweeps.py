@@ -162,13 +162,17 @@ def _delete(store: Store, plan: SweepPlan) -> None:
     store.storage.delete([pack.name for pack in plan.packs])
 
 
+_WAYS = {"a pin": "with 'holdfast tag --unpin REFERENCE'", "tag ": "with 'holdfast tag --delete NAME'"}
+
+
 def _refuse(plan: SweepPlan) -> None:
     if plan.on_need is not OnNeed.REFUSE:
         return
     names = {str(address) for address in plan.requested}
     needed = [f"{kept.name}: {kept.why}" for kept in plan.kept if kept.name in names]
     if needed:
-        raise StillNeeded(f"nothing was deleted: {'; '.join(needed)}; let go of it first")
+        ways = [way for what, way in _WAYS.items() if any(f": {what}" in text for text in needed)]
+        raise StillNeeded(f"nothing was deleted: {'; '.join(needed)}; {', '.join(['let go of it first', *ways])}")
 
 
 @contextmanager

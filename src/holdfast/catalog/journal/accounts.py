@@ -42,6 +42,10 @@ from holdfast.catalog.marks import NO_MARKS
 from holdfast.ids import RecordId
 from holdfast.records import Kind
 
+NO_WORD = "no word of it"
+MAY_RUN = "no word of it; it may still run"
+"""Why a launch counts as killed, or as one of which nobody knows."""
+
 SLACK = 5.0
 """Seconds by which clocks may disagree before that is said; times are noted in whole seconds."""
 
@@ -184,20 +188,32 @@ class _Life:
     wall: float
     late: float | None
     """The last that the training process itself has noted."""
+    newest: bool
 
 
 def _life(history: History, number: int, mine: History, *, newest: bool) -> _Life:
     signs, own = _times(mine)
     began = next(_readable(one.created for one in mine.launches), min(signs, default=None))
     exit_, at = _exit(mine, number)
-    ending, why = _ending(history, mine, exit_, newest=newest)
+    ending, why = _ending(history, mine, exit_, number, newest=newest)
     ended = at if at is not None else max(signs, default=began)
-    if ending is Ending.RUNNING and (now := seconds_of(history.now)) is not None:
+    # What an older one still does is lost: another launch has the run. Its time ends with what was heard of it.
+    if newest and ending is Ending.RUNNING and (now := seconds_of(history.now)) is not None:
         ended = now
     lasted = 0.0 if began is None or ended is None else max(0.0, ended - began)
     wall = lasted if exit_ is None else exit_.wall_seconds
     late = at if at is not None else max(own, default=None)
-    return _Life(launch=number, began=began, ended=ended, ending=ending, why=why, exit=exit_, wall=wall, late=late)
+    return _Life(
+        launch=number,
+        began=began,
+        ended=ended,
+        ending=ending,
+        why=why,
+        exit=exit_,
+        wall=wall,
+        late=late,
+        newest=newest,
+    )
 
 
 def _times(mine: History) -> tuple[list[float], list[float]]:
@@ -220,7 +236,7 @@ def _exit(mine: History, number: int) -> tuple[Exit | None, float | None]:
     return min(found, key=lambda pair: pair[0].rank, default=(None, None))
 
 
-def _ending(history: History, mine: History, exit_: Exit | None, *, newest: bool) -> tuple[Ending, str]:
+def _ending(history: History, mine: History, exit_: Exit | None, number: int, *, newest: bool) -> tuple[Ending, str]:
     if exit_ is not None:
         return exit_.how, _cause(mine) if exit_.how is Ending.FAILED else ""
     inferred = _inferred(history, mine)
@@ -228,9 +244,11 @@ def _ending(history: History, mine: History, exit_: Exit | None, *, newest: bool
         return inferred
     if (silent := hung_last(mine.entries)) and silent[-1].event.kind == ENDED:
         return Ending.KILLED, silent[-1].event.message
-    if newest and history.alive is not False:
-        return (Ending.RUNNING, "") if history.alive else (Ending.UNKNOWN, "no word of it; it may still run")
-    return Ending.KILLED, "no word of it"
+    alive = history.alive.get(number)
+    if alive:
+        return Ending.RUNNING, "" if newest else "a newer launch has the run"
+    # That another launch has begun tells that it is gone, where its process cannot be looked for.
+    return (Ending.UNKNOWN, MAY_RUN) if newest and alive is None else (Ending.KILLED, NO_WORD)
 
 
 def _cause(mine: History) -> str:
@@ -247,8 +265,8 @@ def _inferred(history: History, mine: History) -> tuple[Ending, str] | None:
         return Ending.COMPLETED, ""
     if last is not None and last.kind is Kind.PREEMPTED and not last.reason.startswith("the trainer was killed"):
         return Ending.PREEMPTED, ""
-    failed = [entry.event.message for entry in mine.entries if entry.event.kind == "failed"]
-    return (Ending.FAILED, failed[-1]) if failed else None
+    told = [entry.event for entry in mine.entries if entry.event.kind in (Ending.FAILED, Ending.LEFT)]
+    return (Ending(told[-1].kind), told[-1].message) if told else None
 
 
 def _stalls(history: History) -> dict[int, float]:
@@ -329,7 +347,7 @@ def _jumps(life: _Life) -> list[str]:
 
 def _said_all(life: _Life, mine: Sequence[Stretch]) -> bool:
     """Whether no step can be missing: each stretch has told its end, or the last checkpoint was the end."""
-    calm = life.ending in (Ending.COMPLETED, Ending.PREEMPTED, Ending.RUNNING)
+    calm = life.ending in (Ending.COMPLETED, Ending.PREEMPTED) or (life.newest and life.ending is Ending.RUNNING)
     last = max((stretch.place for stretch in mine), default=None)
     return all(stretch.exact or (calm and stretch.place == last) for stretch in mine)
 

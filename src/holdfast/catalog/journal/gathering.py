@@ -36,15 +36,13 @@ def gather(run: Run) -> Gathered:
         aborted=published.aborted,
         entries=journal.entries,
         marks=read_marks(run.store, run.number),
-        alive=_alive(run, launches),
+        alive={launch.number: _alive(run, launch) for launch in launches},
         now=utc_now(),
     )
     return Gathered(history, (*problems, *(f"launch {number} cannot be read" for number in sorted(lost))))
 
 
-def _alive(run: Run, launches: list[LaunchInfo]) -> bool | None:
-    """Whether the process of the newest launch is there, as far as can be told from here."""
-    if not launches:
-        return None
-    found = run.store.liveness(max(launches, key=lambda one: one.number).owner)
+def _alive(run: Run, launch: LaunchInfo) -> bool | None:
+    """Whether the process of a launch is there, as far as can be told from here."""
+    found = run.store.liveness(launch.owner)
     return {Liveness.ALIVE: True, Liveness.DEAD: False, Liveness.REBOOTED: False}.get(found)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, TypeVar
 
-from holdfast.catalog.journal.events import ENDED, HUNG, RECOVERED, SPARED, Exit, Progress, read_event
+from holdfast.catalog.journal.events import ENDED, HUNG, RECOVERED, SPARED, Ending, Exit, Progress, read_event
 from holdfast.catalog.journal.journal import Entry
 from holdfast.catalog.marks import RecordMarks
 from holdfast.ids import Order, RecordId, RunNumber
@@ -41,8 +41,8 @@ class History:
     entries: Sequence[Entry] = ()
     """By writer, and for each in its own order."""
     marks: Mapping[RecordId, RecordMarks] = field(default_factory=dict)
-    alive: bool | None = None
-    """Whether the process of the newest launch is there; None: nobody here can tell."""
+    alive: Mapping[int, bool | None] = field(default_factory=dict)
+    """By launch, whether its process is there; None, or not there: nobody here can tell."""
     now: str = ""
     """The time at which all this was read; empty: nothing lasts until now."""
 
@@ -256,7 +256,7 @@ def _failures(history: History) -> Iterator[tuple[Place, int]]:
     places = _places_by_launch(history)
     for entry in history.entries:
         launch, match = launch_of(entry), _FAILED.search(entry.event.message)
-        if entry.event.kind == "failed" and match and launch in places:
+        if entry.event.kind in (Ending.FAILED, Ending.LEFT) and match and launch in places:
             yield (launch, places[launch][-1]), int(match[1])
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from holdfast.catalog.journal.accounts import Account, Total, accounts_of, total_of
-from holdfast.catalog.journal.attempts import LOADING
-from holdfast.catalog.journal.events import EXIT, Ending
+from holdfast.catalog.journal.accounts import MAY_RUN, NO_WORD, Account, Total, accounts_of, total_of
+from holdfast.catalog.journal.attempts import CRASH_LOOP, LOAD_FAILED, LOADING, MISMATCH, PASSED_OVER
+from holdfast.catalog.journal.events import ENDED, EXIT, HUNG, PROGRESS, RECOVERED, SPARED, Ending
 from holdfast.catalog.journal.history import History, is_trainer, launch_of, saves_told, seconds_of
 from holdfast.records import MarkKind, StartInfo
 
@@ -29,6 +29,14 @@ _NOT_TOLD = ("saved", "resumed")
 """Kinds of events that say what a record or a start says, too."""
 FAILED_SAVE = "save failed"
 _MARKS = (MarkKind.GOOD, MarkKind.QUARANTINED, MarkKind.PINNED, MarkKind.UNPINNED, MarkKind.NOTE)
+
+_WATCHED = (EXIT, PROGRESS, HUNG, RECOVERED, SPARED, ENDED)
+_LOADED = (LOADING, LOAD_FAILED, PASSED_OVER, MISMATCH, CRASH_LOOP)
+_SAVED = ("anomaly", "codec", "damaged", "failed", "left", "not noted", "not saved", FAILED_SAVE, "saver", "skipped")
+_CARED = ("check-failed", "not told", "notify", "passed", "rate-set-back", "remedy", "used-up", "verdict")
+_OWN = (LAUNCH, START, RESUME, ROLLBACK, SAVE, GIVEN_UP, SILENCE, *map(str, _MARKS))
+KINDS = frozenset((*_OWN, *_WATCHED, *_LOADED, *_SAVED, *_CARED, "dropped", "preempted", "resharded", "stopped"))
+"""All that a timeline of this version may have; a later one may have more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +225,8 @@ def _silences(accounts: Iterable[Account]) -> Iterator[Moment]:
     """Where a launch was last heard of that has not said how it ended."""
     for one in accounts:
         if one.ending in (Ending.KILLED, Ending.UNKNOWN) and one.ended is not None:
-            text = f"launch {one.launch} was last heard of: {one.why}; {one.done} steps are known of"
+            why = {NO_WORD: "", MAY_RUN: "; it may still run"}.get(one.why, f": {one.why}")
+            text = f"nothing more was heard of launch {one.launch}{why}; {one.done} steps are known of"
             time = datetime.fromtimestamp(one.ended, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             yield Moment(time=time, kind=SILENCE, text=text, launch=one.launch)
 

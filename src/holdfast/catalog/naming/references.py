@@ -16,7 +16,7 @@ from holdfast.records import Record
 if TYPE_CHECKING:
     from holdfast.catalog.store import Store
 
-__all__ = ["Reference", "ancestor_line", "moves", "named_run", "parse", "resolve"]
+__all__ = ["Reference", "ancestor_line", "moves", "named_run", "newest_run", "parse", "resolve"]
 
 
 def resolve(store: Store, reference: Reference | str, default_run: RunNumber | None = None) -> Record:
@@ -61,8 +61,17 @@ def _run(store: Store, run: RunNumber | RunName | None, default: RunNumber | Non
     if isinstance(run, RunName):
         return named_run(store, run)
     wanted = run or default
-    if wanted is not None:
-        return store.run(wanted)
+    return newest_run(store) if wanted is None else store.run(wanted)
+
+
+def newest_run(store: Store) -> Run:
+    """The newest run.
+
+    Raises:
+        UnknownReference: there is none.
+        AmbiguousReference: the ``run.json`` of a newer one is lost.
+        Damaged: it cannot be read.
+    """
     number = max(store.numbers(), default=None)
     if number is None:
         raise UnknownReference(f"{store.url} has no runs yet")

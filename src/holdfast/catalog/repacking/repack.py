@@ -23,7 +23,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from holdfast.catalog import layout
-from holdfast.catalog.deleting.sweeps import working
+from holdfast.catalog.deleting.sweeps import standing_holds, working
 from holdfast.catalog.holds import Report, find_holds, settle
 from holdfast.catalog.keeping import Keeps
 from holdfast.catalog.objects import create_once, exists
@@ -44,7 +44,7 @@ from holdfast.packs.verify import verify_pack
 from holdfast.packs.writer import write_segments
 from holdfast.records import Sweep
 
-__all__ = ["RepackPlan", "Repacked", "execute_repack", "plan_repack"]
+__all__ = ["RepackPlan", "Repacked", "execute_repack", "foreseen", "plan_repack"]
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ class Repacked:
     deleted: tuple[ObjectName, ...] = ()
     kept: tuple[tuple[ObjectName, str], ...] = ()
     """Packs of the plan that stayed, and why."""
+    freed: int = 0
+    """About how many bytes; below zero where there are copies and what they were made from stays, until the next."""
 
 
 def plan_repack(store: Store, run: Run | None, gone: Collection[ObjectName] = frozenset()) -> RepackPlan:
@@ -230,8 +232,18 @@ def _replace(
         deleted = tuple(name for name in names if name not in kept)
         store.storage.delete(deleted)  # after an error here a delete may still be under way: the tombstones stay
         store.storage.delete([layout.sweep(id_)])
+    freed = sum(footer.size for footer in copies.old if footer.name not in kept)
+    freed -= sum(store.footers.get(name).stored_bytes for name in copies.written)
     store.footers.forget(deleted)
-    return Repacked(written=tuple(copies.written), deleted=deleted, kept=tuple(kept.items()))
+    return Repacked(written=tuple(copies.written), deleted=deleted, kept=tuple(kept.items()), freed=freed)
+
+
+def foreseen(store: Store, plan: RepackPlan, run: Run | None) -> Repacked:
+    """What `execute_repack` would come to now if nobody finished meanwhile: for a plan that is only shown."""
+    obstacle = f"{standing[0]} may need it" if plan.packs and (standing := standing_holds(store, run)) else None
+    if obstacle is None:
+        return Repacked(deleted=plan.packs, freed=plan.freed)
+    return Repacked(kept=tuple((name, obstacle) for name in plan.packs), freed=-plan.live_bytes)
 
 
 def _standing(store: Store, plan: RepackPlan, seconds: float, report: Report) -> str | None:

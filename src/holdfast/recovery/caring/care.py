@@ -8,10 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from holdfast.errors import InvalidInput
-from holdfast.health import GOOD_AFTER, GoodMarks, Rollback, Rule, SaveNow, Watch, Watchdog, rules_of, watchdog
+from holdfast.health import (
+    GOOD_AFTER,
+    GoodMarks,
+    Judgement,
+    Rollback,
+    Rule,
+    SaveNow,
+    Watch,
+    Watchdog,
+    rules_of,
+    watchdog,
+)
 from holdfast.health.rules import Rules
 from holdfast.ids import RecordAddress
 from holdfast.records import Record
@@ -99,9 +111,11 @@ class Care:
         go_back: Callable[[RecordAddress, str], None],
     ) -> None:
         history = _history(session, caring.rules)
-        watch, rank = Watch(caring.rules, history.spent), session.group.rank
+        watch, self._rank = Watch(caring.rules, history.spent), session.group.rank
         self.beating = beating
         self._checkpoints, self._objects, self._note = checkpoints, list(objects.values()), after.note
+        self.sees_skips = session.group.size == 1 or any(map(_skips, self._objects))
+        """Whether it looks where no step is made for long: several ranks do if a loss scaler says that they all are."""
         self._last: Record | None = None
         self._needed: Needs | None = None
         self._world = session.group.size
@@ -112,7 +126,7 @@ class Care:
             Vitals(_folder(session)),
             Prober(_Parameters(objects)),
             self._needs,
-            rank=rank,
+            rank=self._rank,
         )
         self._tending = Tending(session.group, watch, GoodMarks(caring.good_after), observing, checkpoints, after.note)
         self._remedying = Remedying(
@@ -179,11 +193,31 @@ class Care:
             The record that the training has gone back to, or that it is to end, or neither.
         """
         anybody, self._anybody = anybody or self._anybody, False
-        judgement = self._tending.decide(anybody)
+        return self._done(self._tending.decide(anybody), step)
+
+    def stuck(self, step: int, metrics: Mapping[str, Any]) -> Record | Stopped | None:
+        """As `look` and `treat`, after many batches without a step: all ranks hear at once, and nothing is saved.
+
+        Buffers and the place in the data are not those of the boundary any more.
+
+        Args:
+            step: completed optimizer steps.
+            metrics: what was logged since the last look.
+        """
+        judgement = self._tending.decide(self._tending.at_once(self.look(step, metrics)))
+        return None if judgement is None else self._done(self._unsaved(judgement, step, "a step is under way"), step)
+
+    def _done(self, judgement: Judgement | None, step: int) -> Record | Stopped | None:
         if judgement is None or not judgement.actions:
             return None
         self.beating.rest()  # a restore takes its time
         return self._remedying.do(judgement, step)
+
+    def _unsaved(self, judgement: Judgement, step: int, why: str) -> Judgement:
+        others = tuple(due for due in judgement.actions if not isinstance(due.action, SaveNow))
+        if len(others) < len(judgement.actions) and self._rank == 0:
+            self._note("not saved", f"step {step} was not saved for its health: {why}")
+        return replace(judgement, actions=others)
 
     def survived(self, step: int, said: str, back: Callable[[], str | None]) -> bool:
         """A device had no memory left for a step, and nothing has changed: whether batches were made smaller for it.
@@ -198,9 +232,7 @@ class Care:
             return False
         saves = any(isinstance(due.action, SaveNow) for due in judgement.actions)
         if saves and (why := back()) is not None:
-            self._note("not saved", f"step {step} was not saved for want of memory: {why}")
-            others = tuple(due for due in judgement.actions if not isinstance(due.action, SaveNow))
-            judgement = replace(judgement, actions=others)
+            judgement = self._unsaved(judgement, step, why)
         self._remedying.do(judgement, step)
         return True
 
@@ -235,6 +267,10 @@ class _Parameters:
             self._found = list(named_parameters(self._objects))
         self._asked += 1
         return self._found
+
+
+def _skips(value: object) -> bool:
+    return isinstance(value, torch.amp.GradScaler) and value.is_enabled()
 
 
 def _history(session: Session, rules: Iterable[Rule]) -> History:

@@ -197,7 +197,7 @@ class Remedying:
 
     def _last(self, why: Iterable[Verdict]) -> Record:
         """The newest one from before what was found: known a boundary or more later, it may be in a save by then."""
-        found = min(verdict.step + (verdict.severity is Severity.WARNING) for verdict in why)
+        found = min(verdict.last + (verdict.severity is Severity.WARNING) for verdict in why)
         last = self.session.newest_of(lambda one: one.step < found and not one.has_nan)
         if last is None:
             raise NotFound(f"there is no checkpoint without NaN from before step {found}")

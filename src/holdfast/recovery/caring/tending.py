@@ -115,6 +115,18 @@ class Tending:
         self._then, self._seconds = self._seconds, observations[-1].seconds if observations else self._seconds
         return any(one.verdicts for one in self._looked)
 
+    def at_once(self, found: bool) -> bool:
+        """Where no boundary is near: whether any rank has found anything by now, which `decide` is about then.
+
+        Args:
+            found: what `look` gave on this rank.
+        """
+        if self._group.size == 1:
+            return found
+        self._waiting, self._looked = [*self._waiting, *self._looked], []
+        mine = any(one.verdicts for one in self._waiting)
+        return self._group.everywhere(bytes([not mine]), "whether nobody has found anything") == b"\0"
+
     def decide(self, anybody: bool) -> Judgement | None:
         """What is to be done at this boundary; the same on all ranks.
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from holdfast.catalog.naming.grammar import BestBy, InRun
 from holdfast.errors import InvalidInput, InvalidPolicy
-from holdfast.policy import Policy, best, every, latest, never
+from holdfast.policy import Best, best, every, latest, never
 from holdfast.recovery.configuring.files import Settings
 from holdfast.recovery.launching.session import MODES
 
@@ -55,8 +56,10 @@ def _count(value: Any) -> bool:
     return whole and not isinstance(value, bool) and value >= 1
 
 
-def _plain(value: Any) -> Any:
-    """A count that was written as a whole float, as tools that write JSON do, is a count."""
+def _plain(key: str, value: Any) -> Any:
+    """What a tool has made of what was written: a whole float of a count, false of the word ``no`` (YAML 1.1)."""
+    if key == "save_strategy" and value is False:
+        return "no"
     return int(value) if isinstance(value, float) else value
 
 
@@ -73,7 +76,7 @@ ALIASES: dict[str, Want] = {
     "output_dir": _TEXT,
     "run_name": _TEXT,
     "overwrite_output_dir": _FLAG,
-    "save_strategy": Want(lambda value: value in _STRATEGIES, "no, steps, epoch or best"),
+    "save_strategy": Want(lambda value: value in _STRATEGIES or value is False, "no, steps, epoch or best"),
     "save_steps": Want(_count, "an integer above 0 (a share of all steps is not known beforehand)"),
     "save_total_limit": Want(_count, "an integer above 0 (to keep all, write keep: every(steps=1))"),
     "metric_for_best_model": _TEXT,
@@ -182,7 +185,7 @@ class _Given:
         for key, value in values.items():
             if not ALIASES[key].kind(value):
                 raise InvalidInput(f"{given.named(key)}: wants {ALIASES[key].words}, not {value!r}")
-        return replace(given, values={key: _plain(value) for key, value in values.items()})
+        return replace(given, values={key: _plain(key, value) for key, value in values.items()})
 
     def without(self, keys: Collection[str]) -> _Given:
         """As if ``keys`` were not there."""
@@ -281,7 +284,7 @@ def _loads_best(given: _Given) -> bool:
     return given.get("load_best_model_at_end") is True
 
 
-def _best(given: _Given, asks: str) -> tuple[Policy, tuple[str, ...]]:
+def _best(given: _Given, asks: str) -> tuple[Best, tuple[str, ...]]:
     """The policy, and the aliases that say it."""
     metrics = given.there("metric_for_best_model", "monitor")
     if not metrics:
@@ -351,8 +354,10 @@ def _notes(given: _Given) -> Iterator[str]:
     if given.get("save_safetensors"):
         yield f"{given.named('save_safetensors')} changes nothing: holdfast's format is no pickle anyway"
     if _loads_best(given):
-        metric = given.get(given.there("metric_for_best_model", "monitor")[0])
+        policy, _ = _best(given, "load_best_model_at_end")
+        # Without its direction a reference means the least.
+        best_one = InRun(None, BestBy(policy.metric, policy.mode))
         yield (
             f"{given.named('load_best_model_at_end')} keeps the best checkpoint; to load it behind the loop, "
-            f"call ckpt.restore('@best:{metric}', only=['model'])"
+            f"call ckpt.restore('{best_one}', only=['model'])"
         )

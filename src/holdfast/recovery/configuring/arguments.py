@@ -21,7 +21,7 @@ from holdfast.recovery.configuring.aliases import ALIASES, Part, Translated, res
 from holdfast.recovery.configuring.files import Settings, read_settings
 from holdfast.recovery.configuring.parts import names_of
 from holdfast.recovery.configuring.paths import reference_of
-from holdfast.recovery.launching.choice import NewRun, new_run, wanted
+from holdfast.recovery.launching.choice import NewRun, NumberedRun, new_run, wanted
 from holdfast.recovery.launching.keys import KEYS, Unfit
 from holdfast.recovery.launching.settings import names_in
 
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 STORE = "checkpoints"
 """Where a `Checkpointer` is that is told nothing."""
+
+NUMBERED = "run_number"
+"""The alias that numbers a run, which need not be there yet."""
 
 PATHLIKE = "resume_from_checkpoint"
 """The alias whose value may be a path."""
@@ -58,6 +61,8 @@ def arguments_of(source: str | Path | Mapping[str, Any], overrides: Mapping[str,
     told = _together(_own(file), own, aliases)
     if aliases.new_run:
         told["run"] = _new_run(told)
+    elif "run" in told:
+        told["run"] = _numbered(told["run"], aliases)
     arguments = {key: one.value for key, one in told.items()}
     if not isinstance(state, Mapping):
         return arguments if state is None else {**arguments, "state": state}
@@ -117,6 +122,11 @@ def _check_known(settings: Settings) -> None:
     if not unknown:
         return
     said = []
+    if "state" in unknown:
+        raise InvalidInput(
+            f"'state'{settings.where('state')}: its objects are given in Python, "
+            "such as Checkpointer.from_config(..., state={'model': model})"
+        )
     for key in unknown:
         near = get_close_matches(key, known, n=1, cutoff=0.6)
         said.append(f"{key!r}{settings.where(key)}" + (f", did you mean {near[0]!r}?" if near else ""))
@@ -164,6 +174,14 @@ def _new_run(told: Mapping[str, _Told]) -> _Told:
     if resume is not None and resume.value == "must":
         raise InvalidInput(f"overwrite_output_dir means a new run, and {resume.by} means 'must'; leave one out")
     return _Told(new_run(run.value), run.by)
+
+
+def _numbered(run: _Told, aliases: Translated) -> _Told:
+    """The run of a ``run_number``, which may be the one that is to be made."""
+    meant = aliases.arguments.get("run")
+    if meant is None or meant.by != (NUMBERED,) or run.by != f"{NUMBERED}{aliases.places[NUMBERED]}":
+        return run
+    return _Told(NumberedRun(RunNumber(run.value), run.by), run.by)
 
 
 def _kept(state: Mapping[str, object], aliases: Translated) -> dict[str, object]:

@@ -57,6 +57,8 @@ class StopRequests:
 
     def _forget(self) -> None:
         self._asked: str | None = None
+        self._came: int | None = None
+        """The signal that was the first to ask, if it was one."""
         self._asked_at = 0.0
         self._ends: float | None = None
         self.grace: Grace | None = None
@@ -117,9 +119,8 @@ class StopRequests:
         _put_back({number for loop in _loops if loop is not self for number in loop.watched})
         _loops.remove(self)
         _shield()
-        came = signal.Signals.__members__.get(self._asked or "")
-        if asked is None and came is not None:
-            signal.raise_signal(came)  # while the loop was ending: it is the program's
+        if asked is None and self._came is not None:
+            signal.raise_signal(self._came)  # while the loop was ending: it is the program's
 
     def _wake_others(self) -> None:
         if self.wake is None:
@@ -174,6 +175,7 @@ def _handler(number: int, frame: FrameType | None) -> None:
     again = any(loop.asked for loop in _loops)
     for loop in tuple(_loops):
         if number in loop.watched:
+            loop._came = number if loop.asked is None else loop._came
             loop.ask(name_of(number))
     earlier: Callable[[int, FrameType | None], object] | Any = _earlier.get(number)
     if callable(earlier) and (again or earlier is not signal.default_int_handler):

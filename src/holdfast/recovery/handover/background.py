@@ -17,7 +17,7 @@ from holdfast.errors import Damaged, SaveFailed, StorageError, error_of
 from holdfast.records import Record, Target
 from holdfast.recovery.handover.asides import Asides
 from holdfast.recovery.handover.bars import Bar
-from holdfast.recovery.handover.in_flight import InFlight, forget_unfollowed, record_of
+from holdfast.recovery.handover.in_flight import InFlight, newest_save, record_of, unheard
 from holdfast.recovery.handover.inline import shape_of
 from holdfast.recovery.handover.outcomes import Committed, Followed, GivenUp, Outcome, Saves
 from holdfast.recovery.handover.patience import SLOT_SECONDS, Patience
@@ -64,6 +64,10 @@ class BackgroundSaves:
     _unread: list[messages.Message] = field(default_factory=list)
     """Of checkpoints whose records could not be read yet."""
     _starts: int = 0
+    _before: int = 0
+    """The newest generation that an earlier saver may have been through with."""
+    _told: set[int] = field(default_factory=set)
+    """Those that the saver that runs now has told of."""
     _awaited: int = 0
     """The saver, by number, that was waited for until it stood by."""
     _closed: bool = False
@@ -75,7 +79,7 @@ class BackgroundSaves:
     """The newest generation that is a checkpoint: an older reserve is of no use."""
 
     def __post_init__(self) -> None:
-        self.asides = Asides(self.process.send, lambda: self._generation)
+        self.asides = Asides(self.process.send, lambda: newest_save(self._flying))
 
     def prepare(self, snapshot: Snapshot) -> None:
         """Makes the slots for this structure, if there are none for it yet, and touches their memory."""
@@ -167,10 +171,10 @@ class BackgroundSaves:
         """
         if done():
             return
-        self.process.send(messages.Hurry(on=True))
         began = time.monotonic()
         try:
             while not done():
+                self.process.send(messages.Hurry(on=True))  # again: it may be another saver by now
                 if self.process.lost:
                     raise SaveFailed("there is no saver process any more; see what was said when it died")
                 heard, gets_on = max(began, self._heard), max(began, self._gets_on)
@@ -300,14 +304,19 @@ class BackgroundSaves:
         for message in self.process.received():
             self._hear(message)
         if self.process.starts != self._starts:
-            self._starts = self.process.starts
-            # A saver that died after a commit has told nobody what followed; the next one does what it still finds.
-            forget_unfollowed(self._flying, self.process.control.rows())
+            self._before, self._starts = self._generation if self._starts else 0, self.process.starts
+            self._told.clear()
             self._ask_again()
         if self.process.lost and not self._closed and (self._flying or self.asides.waiting):
             self._lose_all()
         self._landed()
         self.slots.give_back()
+
+    def _settle(self) -> None:
+        """Another saver stands by: what it has not told of it did not find, for the slot was used again."""
+        there = self._told | {row.generation for row in self.process.control.rows()}
+        lost = [one for one in self._flying if one <= self._before and one not in there]
+        self._outcomes += unheard([self._flying.pop(one) for one in lost], self.read)
 
     def _ask_again(self) -> None:
         """The saver that died may have heard what was asked for, and done nothing of it."""
@@ -319,7 +328,11 @@ class BackgroundSaves:
         self._heard = time.monotonic()
         if not isinstance(message, messages.Said):
             self._gets_on = self._heard
-        if isinstance(message, messages.Committed):
+        if isinstance(message, messages.Committed | messages.GivenUp):
+            self._told.add(message.generation)
+        if isinstance(message, messages.Ready):
+            self._settle()
+        elif isinstance(message, messages.Committed):
             self._committed(message)
         elif isinstance(message, messages.GivenUp):
             self._given_up(message)

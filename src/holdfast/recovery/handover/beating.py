@@ -40,7 +40,7 @@ class Beating:
         self._beats: Beats | None = None
         self._number = 0
         self._took: deque[float] = deque(maxlen=STEPS)
-        self._hung = 0.0
+        self._hung = self._end = 0.0
         self._steps = 0
         self._step = 0
         self._began: float | None = None
@@ -99,8 +99,8 @@ class Beating:
             self._beats.rest()  # a person steps through it
             return
         if self._steps % _LIMIT_EVERY == 0 or not self._hung:
-            self._hung = self._watchdog.limit(self._took) or self._watchdog.end_after or 0.0
-        self._beats.beat(self._step, self._hung, self._watchdog.end_after or 0.0)
+            self._hung, self._end = self._watchdog.limits(self._took)
+        self._beats.beat(self._step, self._hung, self._end)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from holdfast.ids import RecordAddress, RunNumber, nonce
 from holdfast.records import Kind, LaunchInfo, Target
 from holdfast.recovery.environment.code import code_digest
 from holdfast.recovery.environment.launcher import command_line, environment_facts
-from holdfast.recovery.launching.choice import KnownRun, NewRun, RunChoice, choose_run
+from holdfast.recovery.launching.choice import KnownRun, NewRun, NumberedRun, RunChoice, choose_run
 from holdfast.recovery.launching.config_changes import ConfigDecision, decide_changes
 from holdfast.recovery.launching.crash_loops import facts_of_launch
 from holdfast.recovery.launching.fresh import restart_evidence
@@ -136,6 +136,7 @@ def _open_first(
         _known(store, plan),
         restarts=plan.facts.restarts,
         moves=source is not None and moves(store, plan.resume),
+        free=store.free() if isinstance(plan.want, NumberedRun) else None,
     )
     evidence = restart_evidence(plan.facts, store_is_new=is_new, launches=_launches(store, choice))
     if evidence and source is None:
@@ -165,7 +166,7 @@ def _mode_meant(reference: str) -> str:
 
 def _open(plan: Plan) -> tuple[Store, bool]:
     try:
-        return open_store(plan.url), False
+        return open_store(plan.url, hint=plan.resume not in ("auto", "never")), False
     except NotFound as error:
         if plan.resume not in ("auto", "never"):
             raise NothingToResume(f"resume={plan.resume!r}, but {error}{_mode_meant(plan.resume)}") from error
@@ -177,7 +178,7 @@ def _open(plan: Plan) -> tuple[Store, bool]:
 
 def _refuse_unknown(store: Store, choice: RunChoice, plan: Plan) -> None:
     """A run that cannot be read may be the one that is meant; only who asks for a new one gets a new one."""
-    if choice.number is not None or isinstance(plan.want, NewRun) or choice.forked_from is not None:
+    if choice.number is not None or isinstance(plan.want, NewRun | NumberedRun) or choice.forked_from is not None:
         return
     damaged = store.damaged()
     if damaged:
@@ -189,7 +190,7 @@ def _refuse_unknown(store: Store, choice: RunChoice, plan: Plan) -> None:
 
 def _refuse_older(store: Store, choice: RunChoice, plan: Plan) -> None:
     """The newest run of a name is meant: where a newer one cannot be read, an older one is not taken in its place."""
-    if choice.number is None or isinstance(plan.want, NewRun | RunNumber):
+    if choice.number is None or isinstance(plan.want, NewRun | NumberedRun | RunNumber):
         return
     hidden = store.unreadable_after(choice.number)
     if hidden is not None:
@@ -247,6 +248,7 @@ def _run(store: Store, choice: RunChoice, plan: Plan) -> Run:
         config_digest=config_digest(plan.config),
         forked_from=choice.forked_from,
         job=plan.facts.job,
+        number=choice.claims,
     )
 
 

@@ -38,13 +38,29 @@ def new_run(name: str | None = None) -> NewRun:
     return NewRun(None if name is None else RunName(name))
 
 
-def wanted(run: str | int | NewRun | None) -> NewRun | RunName | RunNumber | None:
+@dataclass(frozen=True, slots=True)
+class NumberedRun:
+    """Asks for the run of a number, to be made if it is the next one: as configurations do that number their runs."""
+
+    number: RunNumber
+    said: str
+    """Which key says so, with its place."""
+
+    def __str__(self) -> str:
+        return str(int(self.number))
+
+
+Wanted = NewRun | NumberedRun | RunName | RunNumber | None
+"""What ``run=`` asks for."""
+
+
+def wanted(run: str | int | NewRun | NumberedRun | None) -> Wanted:
     """What ``run=`` asks for: a name, a number (also as ``run-003``), a new run, or nothing.
 
     Raises:
         InvalidName: it can be neither.
     """
-    if run is None or isinstance(run, NewRun):
+    if run is None or isinstance(run, NewRun | NumberedRun):
         return run
     if isinstance(run, int):
         return RunNumber(run)
@@ -72,16 +88,19 @@ class RunChoice:
     name: RunName | None
     forked_from: RecordAddress | None
     why: str
+    claims: RunNumber | None = None
+    """The number that the new run must get; None: any."""
 
 
 def choose_run(
-    want: NewRun | RunName | RunNumber | None,
+    want: Wanted,
     resume: str,
     source: RecordAddress | None,
     known: Sequence[KnownRun],
     *,
     restarts: int = 0,
     moves: bool = False,
+    free: RunNumber | None = None,
 ) -> RunChoice:
     """The run that this launch works on. Pure.
 
@@ -92,6 +111,7 @@ def choose_run(
         known: all readable runs of the store, by number.
         restarts: how often the launcher has restarted the job.
         moves: whether the reference means another record once its run has gone on.
+        free: the number that a new run would get.
 
     Raises:
         NothingToResume: "must", and there is no run to continue.
@@ -100,7 +120,9 @@ def choose_run(
         InvalidInput: the run of this number goes on from something else than ``source``.
     """
     if isinstance(want, RunNumber):
-        return _of_number(want, source, known, moves=moves)
+        return _of_number(want, f"run={int(want)}", source, known, moves=moves)
+    if isinstance(want, NumberedRun):
+        return _of_numbered(want, resume, source, known, free, moves=moves)
     name = want.name if isinstance(want, NewRun) else want
     mine = [run for run in known if run.info.name == name]
     new = isinstance(want, NewRun) or resume == "never"
@@ -115,22 +137,49 @@ def choose_run(
     return _continued(name, mine, resume, known)
 
 
-def _of_number(number: RunNumber, source: RecordAddress | None, known: Sequence[KnownRun], *, moves: bool) -> RunChoice:
+def _of_number(
+    number: RunNumber, said: str, source: RecordAddress | None, known: Sequence[KnownRun], *, moves: bool
+) -> RunChoice:
     run = _numbered(number, known)
+    if run is None:
+        raise UnknownReference(f"{said}: there is no {number} that can be read; there is: {_newest(known)}")
     if source is not None and _goes_on_from(run, source, moves=moves) is None:
         raise InvalidInput(
-            f"run={int(number)} with resume=: {number} does not go on from {source}; leave run= out, or give a name, "
+            f"{said} with resume=: {number} does not go on from {source}; leave run= out, or give a name, "
             f"to begin a run there, or leave resume= out to go on with {number}"
         )
-    return _existing(run, f"run={int(number)}")
+    return _existing(run, said)
 
 
-def _numbered(number: RunNumber, known: Sequence[KnownRun]) -> KnownRun:
-    found = next((run for run in known if run.info.number == number), None)
-    if found is None:
-        there = ", ".join(str(RunNumber(run.info.number)) for run in known[-5:]) or "no runs yet"
-        raise UnknownReference(f"run={int(number)}: there is no {number} that can be read; there is: {there}")
-    return found
+def _of_numbered(
+    want: NumberedRun,
+    resume: str,
+    source: RecordAddress | None,
+    known: Sequence[KnownRun],
+    free: RunNumber | None,
+    *,
+    moves: bool,
+) -> RunChoice:
+    """The run of that number, or a new one if the number is the next one; any other number is a slip."""
+    number, said = want.number, f"{want.said}: {int(want.number)}"
+    if _numbered(number, known) is not None:
+        return _of_number(number, said, source, known, moves=moves)
+    if number != free:
+        raise UnknownReference(
+            f"{said}: there is no {number} that can be read; there is: {_newest(known)}; say {int(free or 1)} for a "
+            "new run, or leave run_number out: runs get their numbers by themselves"
+        )
+    if resume == "must":
+        raise NothingToResume(f"resume='must', but there is no {number} yet ({said}); check the store's path")
+    return RunChoice(number=None, name=None, forked_from=source, why=f"{said} is the next one", claims=number)
+
+
+def _numbered(number: RunNumber, known: Sequence[KnownRun]) -> KnownRun | None:
+    return next((run for run in known if run.info.number == number), None)
+
+
+def _newest(known: Sequence[KnownRun]) -> str:
+    return ", ".join(str(RunNumber(run.info.number)) for run in known[-5:]) or "no runs yet"
 
 
 def _from_reference(name: RunName | None, mine: Sequence[KnownRun], source: RecordAddress, *, moves: bool) -> RunChoice:
@@ -161,8 +210,19 @@ def _continued(name: RunName | None, mine: Sequence[KnownRun], resume: str, know
         return _existing(run, "the newest unfinished run of this name" if unfinished else "all runs are finished")
     if resume == "must":
         raise NothingToResume(f"resume='must', but there is no run {_said(name)}; check run= and the store's path")
+    _refuse_numbers(name, known)
     _refuse_slips(name, known)
     return RunChoice(number=None, name=name, forked_from=None, why=f"there was no run {_said(name)}")
+
+
+def _refuse_numbers(name: RunName | None, known: Sequence[KnownRun]) -> None:
+    """A number that a shell or a file has made text: it would begin a run of this name beside the one that is meant."""
+    number = next((run.info.number for run in known if name and name.isdecimal() and run.info.number == int(name)), 0)
+    if number:
+        raise RefusedFresh(
+            f"there is no run named {name!r}, but there is {RunNumber(number)}; say run={number} to continue it, "
+            f"or run=holdfast.new_run({name!r}) if a new run is meant"
+        )
 
 
 def _refuse_slips(name: RunName | None, known: Sequence[KnownRun]) -> None:

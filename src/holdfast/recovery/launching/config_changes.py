@@ -125,7 +125,8 @@ class ConfigChange:
         return ".".join(self.path)
 
     def __str__(self) -> str:
-        ends = {OnChange.OVERRIDE: "", OnChange.KEEP: "  (kept as it was)", OnChange.REFUSE: "  (refused)"}
+        kept = "  (kept as it was: ckpt.config has it)"
+        ends = {OnChange.OVERRIDE: "", OnChange.KEEP: kept, OnChange.REFUSE: "  (refused)"}
         return f"{self.key}: {_shown(self.before)} -> {_shown(self.after)}{ends[self.decision]}"
 
 
@@ -183,7 +184,7 @@ def decide_changes(before: Mapping[str, Any], after: Mapping[str, Any], rules: C
         >>> rules = change_rules({"batch_size": "keep"})
         >>> decision = decide_changes({"lr": 0.1, "batch_size": 8}, {"lr": 0.2, "batch_size": 16}, rules)
         >>> print(decision)
-        batch_size: 8 -> 16  (kept as it was)
+        batch_size: 8 -> 16  (kept as it was: ckpt.config has it)
         lr: 0.1 -> 0.2
         >>> decision.config
         {'lr': 0.2, 'batch_size': 8}

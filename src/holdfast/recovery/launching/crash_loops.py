@@ -100,6 +100,19 @@ class CrashLoops:
             raise CrashLoop(f"{self._run.number} is not resumed once more: {verdict.stop}; {_REMEDY}")
         return verdict
 
+    def foreseen(self) -> tuple[str, Verdict]:
+        """What a restart of the newest launch by its job would decide, and the name of the job; empty: of none.
+
+        Raises:
+            StorageError: how launches ended cannot be read.
+        """
+        infos = {info.number: info for info in self._run.launches()}
+        last = infos.get(self._launch - 1)
+        if last is None or last.job is None:
+            return "", Verdict()
+        asker = Asker(same=_same(last))
+        return last.job, decide(asker, list(self._lives(asker, infos)))
+
     def ordered(self, found: Iterable[Record], verdict: Verdict) -> Iterator[Record]:
         """The candidates, one that is suspect behind those of the same run."""
         held: Record | None = None
@@ -156,6 +169,12 @@ class CrashLoops:
             steps=max([0, *(one.step - (origin.step if origin else 0) for one in said)]),
             stopped=notes.stopped,
         )
+
+
+def next_loops(run: Run) -> CrashLoops:
+    """As a launch that begins now would see them; nothing is written."""
+    number = run.newest_launch() + 1
+    return CrashLoops(run, number, Attempts(run.store, run.number, number), Rejected())
 
 
 def noted(write: Callable[[], object]) -> None:

@@ -46,7 +46,7 @@ def await_store(url: str | Path, joining: Joining, rank: int, seconds: float) ->
     end = time.monotonic() + seconds
     while True:
         try:
-            store = open_store(url)
+            store = open_store(url, hint=False)  # it is looked at again and again
             if store.info.id != joining.store:
                 raise InvalidInput(_apart(rank, f"{store.url} is another store there"))
             if exists(store.storage, layout.launch(store.run(joining.run).number, joining.launch)):

@@ -20,7 +20,7 @@ from holdfast.policy import Policy, any_of, for_keeping, for_saving, parse
 from holdfast.policy.sizes import parse_size
 from holdfast.policy.tolerance import tolerance_of
 from holdfast.recovery.environment.signal_names import signal_numbers
-from holdfast.recovery.launching.choice import NewRun, wanted
+from holdfast.recovery.launching.choice import NewRun, NumberedRun, wanted
 from holdfast.recovery.launching.config_changes import ChangeRules, change_rules
 from holdfast.recovery.launching.session import MODES
 
@@ -46,7 +46,7 @@ def _path(value: Any) -> str | Path:
 
 
 def _run(value: Any) -> Any:
-    if isinstance(value, NewRun):
+    if isinstance(value, NewRun | NumberedRun):
         return value
     found = value if isinstance(value, str) else _integer(value)
     wanted(found)  # refuses what is no name and no number of a run

@@ -17,11 +17,11 @@ from holdfast.catalog.readers import reading
 from holdfast.catalog.runs import Run
 from holdfast.catalog.store import Store
 from holdfast.errors import Damaged, NothingToResume, RefusedFresh
-from holdfast.ids import Order, RecordAddress, RecordId, RunName, RunNumber
+from holdfast.ids import Order, RecordAddress, RecordId
 from holdfast.policy import Policy
 from holdfast.records import Record
 from holdfast.recovery.environment.launcher import LauncherFacts
-from holdfast.recovery.launching.choice import NewRun
+from holdfast.recovery.launching.choice import Wanted
 from holdfast.recovery.launching.config_changes import ChangeRules, ConfigDecision
 from holdfast.recovery.launching.crash_loops import CrashLoops, noted
 from holdfast.recovery.launching.proving import condemn, proof_of, repeats
@@ -38,7 +38,7 @@ class Plan:
     """What the user asked for, checked."""
 
     url: str | Path
-    want: NewRun | RunName | RunNumber | None
+    want: Wanted
     resume: str
     config: Mapping[str, Any]
     save: Policy

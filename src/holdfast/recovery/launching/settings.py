@@ -9,16 +9,16 @@ from typing import Any
 from holdfast.catalog.config import plain_config
 from holdfast.catalog.naming.selecting import near_misses
 from holdfast.errors import InvalidInput
-from holdfast.policy import Policy, every, for_keeping, for_saving, latest
+from holdfast.policy import At, Best, Policy, any_of, best, every, for_keeping, for_saving, latest
 from holdfast.policy.text import readable
-from holdfast.recovery.launching.choice import NewRun, wanted
+from holdfast.recovery.launching.choice import NewRun, NumberedRun, wanted
 from holdfast.recovery.launching.config_changes import change_rules
 from holdfast.recovery.launching.keys import fit, fit_or_none
 
 
 def checked(
     store: str | Path,
-    run: str | int | NewRun | None,
+    run: str | int | NewRun | NumberedRun | None,
     resume: str,
     config: object,
     save: Policy | None,
@@ -40,13 +40,30 @@ def checked(
         "want": wanted(fit_or_none("run", run)),
         "resume": fit("resume", resume),
         "config": plain_config(config),
-        "save": readable("save", for_saving(save if save is not None else every(minutes=15))),
-        "keep": readable("keep", for_keeping(keep if keep is not None else latest(3))),
+        "save": (when := readable("save", for_saving(save if save is not None else every(minutes=15)))),
+        "keep": readable("keep", for_keeping(keep if keep is not None else kept_beside(when))),
         "stage": None if stage is None else for_saving(stage, "stage"),
         "patience": fit("peer_timeout", peer_timeout),
         "on_config_change": change_rules(on_config_change),
         "not_restored": _left(state, not_restored),
     }
+
+
+def kept_beside(save: Policy) -> Policy:
+    """What is kept where nobody says what: the newest three, and what ``save`` makes for more than its being new.
+
+    Else three later checkpoints would be the end of the best one and of each milestone.
+
+    Example:
+        >>> print(kept_beside(every(steps=500) | best("acc", 2, mode="max")))
+        latest(3) | best("acc", mode="max")
+    """
+    more = [
+        best(part.metric, mode=part.mode) if isinstance(part, Best) else part
+        for part in save.parts
+        if isinstance(part, Best | At)
+    ]
+    return any_of(latest(3), *more) if more else latest(3)
 
 
 def _check_state(state: object) -> None:

@@ -281,7 +281,7 @@ class Checkpoints:
             by: what has ended it.
             step: at which step.
             dropped: what was not done because of it, for the log.
-            kind: of the checkpoint that a reserve becomes.
+            kind: of the checkpoint that a reserve becomes; FAILED unless somebody wanted this end.
             left: how long it may be waited for.
             traceback: for the journal.
         """
@@ -292,7 +292,11 @@ class Checkpoints:
             logger.error("%s", error)
         stands = f"the last checkpoint is {self.last.address}" if self.last else "there is no checkpoint yet"
         logger.warning("the training ended with %s at step %d; %s%s", by, step, stands, dropped)
-        self._after.note("failed", f"{by} at step {step}{dropped}", **({"traceback": traceback} if traceback else {}))
+        if kind is Kind.FAILED:
+            more = {"traceback": traceback} if traceback else {}
+            self._after.note("failed", f"{by} at step {step}{dropped}", **more)
+        else:
+            self._after.note("left", f"{by} at step {step}{dropped}")
 
     def close(self, seconds: float) -> None:
         """Lets the saver go; what it says last is said, for nobody waits for it any more."""

@@ -119,7 +119,12 @@ class Decisions:
         self.forget()
 
     def forget(self) -> None:
-        """The training goes on from another checkpoint: what was wished for is void."""
+        """The training goes on from another checkpoint: what was wished for is void, whoever was told of it."""
+        self._void = self._group.size > 1
+        """Whether what was said at the last boundary was of a line that was left."""
+        self._heeded()
+
+    def _heeded(self) -> None:
         self._wish: tuple[str, dict[str, Any]] | None = None
         self._said = False
         """Whether the others are about to hear of it."""
@@ -183,10 +188,11 @@ class Decisions:
         stop, wished = self._stops.asked is not None, self._wished(moment, metrics)
         agreed = self._exchange.at(moment.step, stop=stop, save=wished, saves=saves, lacks=lacks, ill=ill)
         self._take(agreed)
-        if not agreed.save:
+        void, self._void = self._void, False
+        if void or not agreed.save:
             return reason
         wish, measured = self._wish or ("rank 0 has asked for it", {})
-        self.forget()
+        self._heeded()
         for name, value in measured.items():
             metrics.setdefault(name, value)
         return "; ".join(filter(None, (reason, wish)))

@@ -131,6 +131,8 @@ class End:
         self._hurried = self._hurried or isinstance(error, KeyboardInterrupt)
         if cause_of(error) is not Cause.ON_PURPOSE:
             self._how, self._error = Ending.FAILED, error
+        elif (why := self._preempting.ailing) is not None:  # its exit code makes no good end of it
+            self._how, self._error = Ending.FAILED, self._error or self._unhealthy(why)
         elif self._preempting.facts is not None and self._how is Ending.LEFT:
             self._how = Ending.PREEMPTED
 
@@ -210,6 +212,7 @@ class End:
     def _worker_exited(self, error: BaseException) -> None:
         """A signal to the whole job has ended a loader's worker: no failure, and no batch comes any more."""
         stop = self._stops.asked or "a signal"
+        self._decisions.stop_all(stop)  # another loop of the script would wait for its workers, and train on
         logger.warning("%s came to the loader's workers too (%s): the training ends here", stop, error)
         self._after.note("preempted", f"{stop} has ended a worker of the loader", traceback=traced(error))
         lacks = self._preempting.lacks()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from holdfast.records import Kind
 from holdfast.recovery.environment.signals import StopRequests
@@ -37,6 +37,7 @@ class Failing:
         saves: of the boundary.
         checkpoints: what is durable.
         stops: whether there is a time by which all has to be done.
+        torn: whether the live state may be half of one checkpoint and half of another.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class Failing:
         saves: BoundarySaves,
         checkpoints: Checkpoints,
         stops: StopRequests,
+        torn: Callable[[], bool],
     ) -> None:
-        self._objects, self._group = objects, group
+        self._objects, self._group, self._torn = objects, group, torn
         self._progress, self._place, self._saves = progress, place, saves
         self._checkpoints, self._stops = checkpoints, stops
 
@@ -122,6 +124,8 @@ class Failing:
 
     def back(self) -> str | None:
         """Makes the live state that of the boundary again, as far as it is not; else why not."""
+        if self._torn():
+            return "a restore has failed in its middle, so the state may be half of another checkpoint"
         if self._progress.in_body and not self._place.told:
             return "the loader cannot say where it was before the batch at hand"
         if self._place.lost:
@@ -140,7 +144,10 @@ class Failing:
         here, group = f"at step {self._progress.step}", self._group
         if group.size == 1:
             return why
-        said = group.at_the_end(f"{here}: {why}" if why else here, 0.0 if why else self._patience)
+        patience = self._patience
+        if why is None and patience <= 0:
+            why = "there is no time left"
+        said = group.at_the_end(f"{here}: {why}" if why else here, 0.0 if why else patience)
         if why is not None:
             return why
         if said is None:

@@ -119,6 +119,7 @@ class Training:
             saves=self._saves,
             checkpoints=self._checkpoints,
             stops=self._stops,
+            torn=lambda: self.restoring.torn,
         )
         return End(
             completed=self._completed,
@@ -258,8 +259,7 @@ class Training:
 
     def enter(self) -> None:
         """The body begins."""
-        self.turned = False
-        self._place.epoch_ended = False
+        self.turned = self._place.epoch_ended = False
         self.beating.alive()
         self.progress.enter()
 
@@ -269,8 +269,8 @@ class Training:
             self._asking.counted()
         if self.progress.clean or self.progress.overdue or self.decisions.pressed(self._preempting.lacks):
             self._boundary(epoch_ended)
-        elif self.progress.stuck and self._group.size == 1:
-            self._heed(self._care.treat(self.step, self._care.look(self.step, self._asking.logged())))
+        elif self.progress.stuck and self._care.sees_skips:
+            self._heed(self._care.stuck(self.step, self._asking.logged()))
             self._go()
 
     def epoch_over(self) -> None:
@@ -351,6 +351,7 @@ class Training:
         if isinstance(outcome, Stopped):
             self._preempting.ails(outcome.why, "the state is not worth saving" if outcome.broken else None)
             self.decisions.stop_all(f"health: {outcome.why}")
+            self._stopped = self._stopped or self._group.size > 1  # all of them are here, and no clock may part them
 
     def log(self, metrics: Mapping[str, Any], reduce: str | None) -> None:
         """See `Checkpointer.log`."""

@@ -1,0 +1,45 @@
+"""What ranks have said at a boundary, and what has become of it when they hear it at the next one."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.recovery.environment.signals import StopRequests
+from holdfast.recovery.ranks.group import Alone
+from holdfast.recovery.saving.triggers import Moment
+from holdfast.recovery.stopping.decisions import Decisions
+
+
+class OfTwo(Alone):
+    """Rank 0 of two, whose other one has nothing to say."""
+
+    size = 2
+
+
+class Clock:
+    """A policy of time, which only rank 0 asks; due at step 3."""
+
+    def due(self, moment, metrics, *, by_step=None):
+        return "the clock" if by_step is False and moment.step == 3 else None
+
+
+@pytest.fixture
+def at():
+    decisions = Decisions(OfTwo(), StopRequests(), Clock())
+
+    def at(step: int, *, forget: bool = False) -> str | None:
+        if forget:
+            decisions.forget()
+        return decisions.due(Moment(step, 0, False), {}, 0)
+
+    return at
+
+
+def test_what_rank_0_wants_is_done_when_all_have_heard_of_it(at) -> None:
+    assert [at(step) for step in (1, 2, 3, 4, 5)] == [None, None, None, "the clock", None]
+
+
+def test_what_was_wished_for_before_a_rollback_is_not_done_after_it(at) -> None:
+    """The word was on its way: a checkpoint that nobody had asked for was made right after the restore."""
+    assert [at(step) for step in (1, 2, 3)] == [None] * 3
+    assert [at(2, forget=True), at(3), at(4), at(5)] == [None, None, "the clock", None]
