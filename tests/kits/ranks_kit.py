@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from ranks_training import Job, train
 from staged_kit import Family, heard, saver_of
-from toy_training import forked
+from toy_training import ask, forked
 from worlds import free_port
 
 import holdfast
@@ -26,7 +26,7 @@ from holdfast.catalog.verifying.verify import verify
 from holdfast.records import Record
 from holdfast.saver import starting
 
-OUTER = 60.0
+OUTER = 120.0
 """Seconds after which a rank that has not ended by itself hangs."""
 
 
@@ -65,6 +65,8 @@ class Ranks:
         while not done():
             if time.monotonic() > end:
                 hanging = self.alive()
+                for rank in hanging:
+                    ask(self.pids[rank])
                 self.stop()
                 raise AssertionError(f"{what}: not within {seconds:.0f} s; rank {hanging} had not ended\n{self.text}")
             time.sleep(0.003)

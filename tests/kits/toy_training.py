@@ -127,11 +127,16 @@ def ended(pid: int) -> int:
         if found:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
+    ask(pid)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def ask(pid: int) -> None:
+    """Has a forked child and its children say where they are."""
     for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         print(_state_of(one), file=sys.stderr)
         with suppress(OSError):  # it has ended meanwhile
             _tell(one.pid)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _tell(pid: int) -> None:

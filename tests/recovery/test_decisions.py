@@ -24,9 +24,12 @@ class Clock:
 
 
 @pytest.fixture
-def at():
-    decisions = Decisions(OfTwo(), StopRequests(), Clock())
+def decisions() -> Decisions:
+    return Decisions(OfTwo(), StopRequests(), Clock())
 
+
+@pytest.fixture
+def at(decisions: Decisions):
     def at(step: int, *, forget: bool = False) -> str | None:
         if forget:
             decisions.forget()
@@ -43,3 +46,25 @@ def test_what_was_wished_for_before_a_rollback_is_not_done_after_it(at) -> None:
     """The word was on its way: a checkpoint that nobody had asked for was made right after the restore."""
     assert [at(step) for step in (1, 2, 3)] == [None] * 3
     assert [at(2, forget=True), at(3), at(4), at(5)] == [None, None, "the clock", None]
+
+
+def test_what_is_wished_for_at_the_last_boundary_of_a_loop_is_said_again_in_the_next_one(at, decisions) -> None:
+    """Never said again, it would have kept all that is wished for later from being said, too."""
+    assert [at(step) for step in (1, 2, 3)] == [None] * 3
+    decisions.end()
+    assert [at(4), at(5), at(6)] == [None, "the clock", None]
+    assert [at(3), at(4)] == [None, "the clock"]
+
+
+def test_a_rank_that_can_train_no_more_still_makes_the_calls_that_all_make(decisions, monkeypatch) -> None:
+    asked = []
+
+    def gathered(group: Alone, mine: bytes, what: str) -> list[bytes]:
+        asked.append(what)
+        return [mine, mine]
+
+    monkeypatch.setattr(OfTwo, "gathered", gathered)
+    decisions.stop_here("a dead loader")
+    assert decisions.stop_anywhere(lambda: float("-inf"))
+    assert asked
+    assert decisions.stop == "a dead loader"

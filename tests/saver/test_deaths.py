@@ -35,17 +35,17 @@ saving.Saving.write = dying
 """
 TELLS_NOTHING = """
 import os, signal, time
-from holdfast.saver import channel, messages, worker
+from holdfast.saver import channel, inheriting, messages, worker
 try:
     os.close(os.open({once!r}, os.O_CREAT | os.O_EXCL))
 except FileExistsError:
-    find = worker.Worker._find_unfollowed
+    find = inheriting.Inheriting.find
     def late(self):
         end = time.monotonic() + 60
         while not os.path.exists({used!r}) and time.monotonic() < end:
             time.sleep(0.01)
         find(self)
-    worker.Worker._find_unfollowed = late
+    inheriting.Inheriting.find = late
 else:
     send = channel.Channel.send
     def dropping(self, message, descriptors=None):

@@ -311,7 +311,7 @@ class _Replaying:
         if self.shelf.looks > MOST_LOOKS:
             raise InvalidPolicy(
                 f"{self.keep} keeps {len(self.shelf)} checkpoints after {self.saves} saves of this run, and with more "
-                "of them a replay would take hours; save less often, or keep less"
+                "of them a replay would take many minutes; save less often, or keep less"
             )
 
 

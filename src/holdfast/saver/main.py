@@ -38,7 +38,7 @@ from holdfast.saver.saving import Saving
 from holdfast.saver.watching import Watching
 from holdfast.saver.worker import Worker
 
-FORGOTTEN_SECONDS = 60.0
+FORGOTTEN_SECONDS = 600.0
 """How long after the end of its socket a trainer that is still there counts as one that ends: drivers take a while."""
 HELLO_SECONDS = 30.0
 

@@ -37,6 +37,7 @@ from holdfast.saver.channel import LONGEST, Channel, Closed
 from holdfast.saver.control import Control, Intent, Row
 from holdfast.saver.figures import figures
 from holdfast.saver.following import Followed, Following
+from holdfast.saver.inheriting import Inheriting
 from holdfast.saver.jobs import Content, Job, SaveRequest, Shape, decode_job
 from holdfast.saver.memory import Slab
 from holdfast.saver.orders import Orders
@@ -75,8 +76,7 @@ class Worker:
     """Announces this saver, after one that has died perhaps."""
     pause_when_full: bool
     unfollowed: deque[tuple[int, Record]] = field(default_factory=deque)
-    unfound: list[Row] = field(default_factory=list)
-    """What an earlier saver was through with, and could not be read yet."""
+    inheriting: Inheriting = field(init=False)
     trying: Trying = field(init=False)
     rescuing: Rescuing = field(init=False)
     committed: int = 0
@@ -89,6 +89,13 @@ class Worker:
     def __post_init__(self) -> None:
         self.following.progress = self.rereading.progress = self._alive
         self.rescuing = Rescuing(orders=self.orders, control=self.control)
+        self.inheriting = Inheriting(
+            control=self.control,
+            slabs=self.slabs,
+            finished=lambda row: self.saving.finished(self._read(row)[0]),
+            committed=self._committed,
+            given_up=self._tell_given_up,
+        )
         together = self.saving.together
         together.orphaned, together.alive = lambda: self.orders.orphaned, self._alive
         together.unsure, together.overtaken = self.rescuing.unsure, self.rescuing.overtaken
@@ -117,7 +124,7 @@ class Worker:
 
     def run(self) -> None:
         """Until nothing more can come."""
-        self._find_unfollowed()
+        self.inheriting.find()
         self.stand()  # whoever hears that it stands by knows that it has told of all that it found
         # What is sealed is looked at after the orders: what was sealed before the end came is not overlooked.
         while self._step(self.orders.ending, self.orders.orphaned, len(self.orders.asides)):
@@ -136,9 +143,11 @@ class Worker:
             self._follow(*self.unfollowed.popleft())
         elif self.orders.free_space:
             self._free_space()
-        elif self.unfound and not ending:
-            self.unfound = [row for row in self.unfound if not self._found(row)]
-            self.orders.wait(1.0 if self.unfound else 0.0)
+        elif self.inheriting.unread and not ending:
+            self.stand()
+            if self.inheriting.again() and self.saving.standing is not None:
+                self.tell(messages.Ready(pid=os.getpid()))
+            self.orders.wait(1.0)
         elif ending:
             return False
         elif not self._reread():
@@ -160,28 +169,6 @@ class Worker:
         self.channel_flush(1.0)
 
     # What is staged
-
-    def _find_unfollowed(self) -> None:
-        """What an earlier saver had just saved when it was killed: nobody knows what of the rest was done."""
-        rows = [row for row in self.control.rows() if not row.pending and row.slab in self.slabs]
-        self.unfound = [row for row in rows if not self._found(row)]
-
-    def _found(self, row: Row) -> bool:
-        """Tells what has become of it; False: storage does not answer now, and is asked again."""
-        try:
-            record = self.saving.finished(self._read(row)[0])
-        except SaveFailed:
-            return True  # the trainer fills the slot anew, and finds out by itself
-        except StorageError:
-            return False
-        except Damaged as error:
-            self._tell_given_up(row, error.kind, str(error))
-            return True
-        if record is not None:
-            self._committed(row, record)
-        else:
-            self._tell_given_up(row, "save-failed", "an earlier saver gave it up, and died before it could say why")
-        return True
 
     def _next(self) -> Row | None:
         """The next generation to save: what was asked for in order; in need, also what was kept in reserve."""

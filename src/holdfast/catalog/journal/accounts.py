@@ -266,6 +266,8 @@ def _inferred(history: History, mine: History) -> tuple[Ending, str] | None:
     if last is not None and last.kind is Kind.PREEMPTED and not last.reason.startswith("the trainer was killed"):
         return Ending.PREEMPTED, ""
     told = [entry.event for entry in mine.entries if entry.event.kind in (Ending.FAILED, Ending.LEFT)]
+    # Of several ranks one has failed, and the others were told to end.
+    told = [one for one in told if one.kind == Ending.FAILED] or told
     return (Ending(told[-1].kind), told[-1].message) if told else None
 
 

@@ -114,8 +114,7 @@ class Care:
         watch, self._rank = Watch(caring.rules, history.spent), session.group.rank
         self.beating = beating
         self._checkpoints, self._objects, self._note = checkpoints, list(objects.values()), after.note
-        self.sees_skips = session.group.size == 1 or any(map(_skips, self._objects))
-        """Whether it looks where no step is made for long: several ranks do if a loss scaler says that they all are."""
+        self._scaled = _everywhere(session, any(map(_scales, self._objects)))
         self._last: Record | None = None
         self._needed: Needs | None = None
         self._world = session.group.size
@@ -142,6 +141,11 @@ class Care:
             good_after=caring.good_after,
             go_back=go_back,
         )
+
+    @property
+    def sees_skips(self) -> bool:
+        """Whether to look where no step is made for long: several ranks if scalers of losses skip steps, alike."""
+        return self._world == 1 or (self._scaled and any(map(_skips, self._objects)))
 
     def resumed(self, record: Record | None) -> None:
         """The training begins, or goes on from a checkpoint."""
@@ -269,8 +273,17 @@ class _Parameters:
         return self._found
 
 
-def _skips(value: object) -> bool:
+def _everywhere(session: Session, here: bool) -> bool:
+    return session.group.everywhere(bytes([here]), "whether losses are scaled") == b"\1"
+
+
+def _scales(value: object) -> bool:
     return isinstance(value, torch.amp.GradScaler) and value.is_enabled()
+
+
+def _skips(value: object) -> bool:
+    """Whether its last step was skipped, as far as it can tell: it counts those since then."""
+    return _scales(value) and value.state_dict().get("_growth_tracker") == 0  # type: ignore[attr-defined]
 
 
 def _history(session: Session, rules: Iterable[Rule]) -> History:

@@ -169,7 +169,7 @@ def _new_run(told: Mapping[str, _Told]) -> _Told:
         return run
     if isinstance(wanted(run.value), RunNumber):
         raise InvalidInput(
-            f"overwrite_output_dir means a new run, and {run.by} is {run.value}, which is there; leave one out"
+            f"overwrite_output_dir means a new run, and {run.by} is {run.value}, which is one run; leave one out"
         )
     if resume is not None and resume.value == "must":
         raise InvalidInput(f"overwrite_output_dir means a new run, and {resume.by} means 'must'; leave one out")

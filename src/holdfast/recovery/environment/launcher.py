@@ -16,7 +16,6 @@ from pathlib import Path
 
 from holdfast.catalog.owners import process_named
 from holdfast.recovery.environment.grace import KILL_WAIT, KillFacts
-from holdfast.saver.survival import Survival, probe
 
 NAMELESS = "torchrun:none"
 """How the job begins that a torchrun runs to which nobody gave an id."""
@@ -35,11 +34,6 @@ class LauncherFacts:
     """How often the launcher has restarted the job: evidence of earlier work."""
     rank: int
     world: int
-
-
-def staged_survival() -> Survival:
-    """What a state that is staged in memory survives here, as far as the launcher and the kernel tell."""
-    return probe(environ=os.environ)
 
 
 def launcher_facts(environ: Mapping[str, str] | None = None) -> LauncherFacts:

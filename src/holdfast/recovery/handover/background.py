@@ -304,7 +304,8 @@ class BackgroundSaves:
         for message in self.process.received():
             self._hear(message)
         if self.process.starts != self._starts:
-            self._before, self._starts = self._generation if self._starts else 0, self.process.starts
+            under_way = not self.slots.stager.settle(0)  # no saver is through with that copy
+            self._before, self._starts = self._generation - under_way if self._starts else 0, self.process.starts
             self._told.clear()
             self._ask_again()
         if self.process.lost and not self._closed and (self._flying or self.asides.waiting):

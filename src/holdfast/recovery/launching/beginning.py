@@ -129,6 +129,7 @@ def _open_first(
     store, is_new = _open(plan)
     source = None if plan.resume in MODES else _named(store, plan.resume)
     mode = plan.resume if source is None else "reference"
+    free = store.free() if isinstance(plan.want, NumberedRun) else None  # first: who makes it meanwhile is known then
     choice = choose_run(
         plan.want,
         mode,
@@ -136,7 +137,7 @@ def _open_first(
         _known(store, plan),
         restarts=plan.facts.restarts,
         moves=source is not None and moves(store, plan.resume),
-        free=store.free() if isinstance(plan.want, NumberedRun) else None,
+        free=free,
     )
     evidence = restart_evidence(plan.facts, store_is_new=is_new, launches=_launches(store, choice))
     if evidence and source is None:

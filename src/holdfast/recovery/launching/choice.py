@@ -217,8 +217,9 @@ def _continued(name: RunName | None, mine: Sequence[KnownRun], resume: str, know
 
 def _refuse_numbers(name: RunName | None, known: Sequence[KnownRun]) -> None:
     """A number that a shell or a file has made text: it would begin a run of this name beside the one that is meant."""
-    number = next((run.info.number for run in known if name and name.isdecimal() and run.info.number == int(name)), 0)
-    if number:
+    if name is None or not name.isdecimal() or any((run.info.name or "").isdecimal() for run in known):
+        return  # whoever names runs by digits, by a seed perhaps, means names
+    if number := next((run.info.number for run in known if run.info.number == int(name)), 0):
         raise RefusedFresh(
             f"there is no run named {name!r}, but there is {RunNumber(number)}; say run={number} to continue it, "
             f"or run=holdfast.new_run({name!r}) if a new run is meant"

@@ -10,6 +10,7 @@ import msgspec
 
 from holdfast.catalog.journal.attempts import Attempts, Noted, read_attempts, read_ends
 from holdfast.catalog.journal.events import Ending, Exit, Progress
+from holdfast.catalog.owners import Liveness
 from holdfast.catalog.runs import Run
 from holdfast.errors import BeingDeleted, CrashLoop, Damaged, PeerLost, StorageError
 from holdfast.ids import RecordAddress
@@ -108,8 +109,8 @@ class CrashLoops:
         """
         infos = {info.number: info for info in self._run.launches()}
         last = infos.get(self._launch - 1)
-        if last is None or last.job is None:
-            return "", Verdict()
+        if last is None or last.job is None or self._run.store.liveness(last.owner) is Liveness.ALIVE:
+            return "", Verdict()  # nothing has ended that would be started again
         asker = Asker(same=_same(last))
         return last.job, decide(asker, list(self._lives(asker, infos)))
 

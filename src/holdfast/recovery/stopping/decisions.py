@@ -112,6 +112,7 @@ class Decisions:
         self._group, self._stops, self._trigger = group, stops, trigger
         self._exchange = Exchange(group)
         self._agreed_stop: str | None = None
+        self._ended_here: str | None = None
         self.lacks = float("-inf")
         """See `Agreed.lacks`, as of the last boundary."""
         self.ill = False
@@ -139,7 +140,13 @@ class Decisions:
     @property
     def stop(self) -> str | None:
         """What has asked the training to stop; of several ranks, as far as all of them have heard of it."""
-        return self._stops.asked if self._group.size == 1 else self._agreed_stop
+        return self._stops.asked if self._group.size == 1 else self._agreed_stop or self._ended_here
+
+    def stop_here(self, why: str) -> None:
+        """This rank can train no more; what the others do they hear otherwise, so all still make the same calls."""
+        if self._group.size == 1:
+            self.stop_all(why)
+        self._ended_here = why
 
     def pressed(self, lacks: Callable[[], float]) -> bool:
         """Whether a request to stop cannot wait for the end of the step at hand.
@@ -159,7 +166,7 @@ class Decisions:
         Args:
             lacks: see `Agreed.lacks`, for this rank.
         """
-        if self.stop is None and self._group.size > 1:
+        if self._agreed_stop is None and self._group.size > 1:
             mine = _SAID.pack(self._stops.asked is not None, lacks())
             said = [_SAID.unpack(one) for one in self._group.gathered(mine, "whether somebody was asked to stop")]
             stop, most = (max(words) for words in zip(*said, strict=True))
@@ -228,6 +235,7 @@ class Decisions:
     def end(self) -> None:
         """The loop has ended: what was said at the last boundary is heard; errors as of `Exchange.at`."""
         self._take(self._exchange.last())
+        self._said = False  # what is wished for still is said again where the next loop begins
 
     def _take(self, agreed: Agreed) -> None:
         self.ill = agreed.ill

@@ -212,7 +212,7 @@ class End:
     def _worker_exited(self, error: BaseException) -> None:
         """A signal to the whole job has ended a loader's worker: no failure, and no batch comes any more."""
         stop = self._stops.asked or "a signal"
-        self._decisions.stop_all(stop)  # another loop of the script would wait for its workers, and train on
+        self._decisions.stop_here(stop)  # another loop of the script would wait for its workers, and train on
         logger.warning("%s came to the loader's workers too (%s): the training ends here", stop, error)
         self._after.note("preempted", f"{stop} has ended a worker of the loader", traceback=traced(error))
         lacks = self._preempting.lacks()
