@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -29,13 +28,13 @@ def answers() -> dict[int, object]:
 
 
 @pytest.fixture
-def inheriting(rows, told, answers) -> Iterator[Inheriting]:
+def inheriting(rows, told, answers) -> Inheriting:
     def finished(row: Row):
         if isinstance(answer := answers[row.generation], Exception):
             raise answer
         return answer
 
-    yield Inheriting(
+    return Inheriting(
         control=SimpleNamespace(rows=lambda: list(rows)),
         slabs={1: SimpleNamespace()},
         finished=finished,
