@@ -149,14 +149,24 @@ def has_died(process: psutil.Process) -> bool:
 
 
 def staging_memory(pid: int) -> list[str]:
-    """What a process has of staging memory: mappings and descriptors; nothing, if it has ended."""
-    found: list[str] = []
+    """What a process has of staging memory: mappings and descriptors; nothing, if it has ended.
+
+    Of a forked process not what other tests have left in the one that runs the tests, which all its children have.
+    """
+    left = set() if pid == os.getpid() else {inode for inode, _ in _staging(os.getpid())}
+    return [what for inode, what in _staging(pid) if inode not in left]
+
+
+def _staging(pid: int) -> Iterator[tuple[int, str]]:
+    """By the number of the file."""
     with suppress(OSError):
-        found += [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if _STAGING in line]
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            if _STAGING in line:
+                yield int(line.split()[4]), line
     for link in [*Path(f"/proc/{pid}/fd").glob("*")]:
         with suppress(OSError):
-            found += [where] if _STAGING in (where := os.readlink(link)) else []
-    return found
+            if _STAGING in (where := os.readlink(link)):
+                yield link.stat().st_ino, where
 
 
 # What is left in the store

@@ -94,6 +94,8 @@ class Trainer:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
         self.beats.release()
+        self.slab.close()
+        os.close(self.file)
 
 
 @pytest.fixture
