@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
-# Idle threads of OpenMP spin for a while: with a training on each core that takes most of both. Before anything imports
-# torch, and for whatever is started from here.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Before anything imports torch, and for whatever is started from here. A pool of threads that a test has started is in
+# none of the children that are forked later, and whoever then computes with it waits for ever; and three workers of
+# pytest have two cores.
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 from hypothesis import HealthCheck, settings
 

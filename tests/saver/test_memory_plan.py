@@ -28,8 +28,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture(autouse=True)
-def heard(caplog):
+def heard(caplog, monkeypatch):
     caplog.set_level(logging.INFO, "holdfast")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as users have it
 
 
 @pytest.fixture

@@ -31,6 +31,12 @@ TENSORS = {
 }
 
 
+@pytest.fixture(autouse=True, params=[1, 3], ids=["alone", "threads"])
+def threads(request, monkeypatch):
+    """On which the tensors are moved."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+
+
 def destination(tensors):
     specs = [TensorSpec(name, dtype_name(one.dtype), tuple(one.shape), Lifetime.PARAMETER) for name, one in tensors]
     layout = Layout(tuple(specs))
