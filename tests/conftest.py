@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -13,6 +14,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THR
 from hypothesis import HealthCheck, settings
 
 from holdfast import Checkpointer
+
+# What earlier tests have left to be collected is the parent's: a destructor that waits for a thread, of a store of torch's
+# perhaps, waits for ever in a forked child, which has none of the threads.
+os.register_at_fork(after_in_child=gc.freeze)
 
 # An example is not wrong because the machine was busy elsewhere while it ran.
 settings.register_profile("holdfast", deadline=None, suppress_health_check=[HealthCheck.too_slow])

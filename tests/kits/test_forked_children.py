@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -25,3 +26,7 @@ def test_a_child_that_is_late_tells_where_it_is_and_goes_on(
 def lingers(there: Path, told: int) -> None:
     there.touch()
     awaited(lambda: os.fstat(2).st_size > told + 500, "it is asked")
+
+
+def test_a_child_collects_nothing_of_what_its_parent_has_left() -> None:
+    assert ended(forked(lambda: gc.get_freeze_count() or os._exit(3))) == 0

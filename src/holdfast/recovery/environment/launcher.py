@@ -13,9 +13,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from holdfast.catalog.owners import process_named
 from holdfast.recovery.environment.grace import KILL_WAIT, KillFacts
+
+if TYPE_CHECKING:
+    from holdfast.saver.survival import Survival
 
 NAMELESS = "torchrun:none"
 """How the job begins that a torchrun runs to which nobody gave an id."""
@@ -34,6 +38,13 @@ class LauncherFacts:
     """How often the launcher has restarted the job: evidence of earlier work."""
     rank: int
     world: int
+
+
+def staged_survival() -> Survival:
+    """What a state that is staged in memory survives here, as far as the launcher and the kernel tell."""
+    from holdfast.saver.survival import probe  # with all that savers need, which the command line does without
+
+    return probe(environ=os.environ)
 
 
 def launcher_facts(environ: Mapping[str, str] | None = None) -> LauncherFacts:

@@ -16,6 +16,7 @@ from holdfast.ids import RecordAddress
 from holdfast.packs.codec import Codec, check_available
 from holdfast.policy.tolerance import Tolerance, tolerance_of
 from holdfast.records import Record, Target
+from holdfast.recovery.environment.launcher import staged_survival
 from holdfast.recovery.environment.signals import StopRequests
 from holdfast.recovery.handover.background import BackgroundSaves
 from holdfast.recovery.handover.bars import Bar, NoBar
@@ -35,7 +36,6 @@ from holdfast.saver.memory_limits import Budget, budget
 from holdfast.saver.messages import Hello
 from holdfast.saver.readback import quarantined_packs
 from holdfast.saver.rereading import Rereading
-from holdfast.saver.survival import probe
 from holdfast.state.stager import Stager
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def _process(
 def _in_process(
     process: SaverProcess, session: Session, plan: Plan, making: Making, after: Afterwards, stops: StopRequests
 ) -> Saves:
-    tell, survival = _teller(after, first=session.group.rank == 0), probe(environ=os.environ)
+    tell, survival = _teller(after, first=session.group.rank == 0), staged_survival()
     stager = Stager(process.control, making.check_staging)
     if session.group.rank == 0:
         tell(logging.INFO, f"{session.run.number}: {survival}; {making.budget.why}")
