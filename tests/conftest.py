@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 
 from holdfast import Checkpointer
 
-# What earlier tests have left to be collected is the parent's: a destructor that waits for a thread, of a store of torch's
-# perhaps, waits for ever in a forked child, which has none of the threads.
+# What earlier tests have left to be collected is the parent's: a destructor that waits for a thread, of a store of
+# torch's perhaps, waits for ever in a forked child, which has none of the threads.
 os.register_at_fork(after_in_child=gc.freeze)
 
 # An example is not wrong because the machine was busy elsewhere while it ran.
